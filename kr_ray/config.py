@@ -1,0 +1,449 @@
+"""The run's configuration: YAML in, frozen typed sections out, every mistake at once.
+
+Imports neither torch nor ray, so that a wrong key is refused within a fraction of a second. Defaults are the
+Knowledge Recycling paper's (arXiv 2407.15526; Tables 3 and 4); where the paper is silent the docstring says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """The configuration is refused. The message lists every mistake with key path, value and remedy."""
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent type conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(Section):
+    """Which real images are used. Table 5 gives the split sizes of the paper's nine sets."""
+
+    name: str
+    """`digits`, `cifar10`, `cifar100`, `fashionmnist`, a MedMNIST flag such as `pneumoniamnist`, `npz` or `folder`."""
+    root: str = "data"
+    """Folder searched before anything is downloaded: `medmnist/*.npz`, `fashionmnist/*.gz`, `cifar10/...`."""
+    path: str = ""
+    """The user's own data: an `.npz` with MedMNIST's keys (`name: npz`) or a folder of class sub-folders (`name: folder`)."""
+    image_size: int = Field(32, ge=8, le=256)
+    """Images are resized once, bilinearly and antialiased, to this height and width."""
+    download: bool = True
+    validation_share: float = Field(0.15, gt=0, lt=0.5)
+    """Share split off for validation where a set has no official one (digits, folder)."""
+    test_share: float = Field(0.15, gt=0, lt=0.5)
+    """Share split off for testing where a set has no official one (digits, folder)."""
+    split_seed: int = 0
+    max_train_images: int = Field(0, ge=0)
+    """Seeded, stratified subset of the training split, for small machines; 0 = all."""
+    max_validation_images: int = Field(0, ge=0)
+    max_test_images: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _path_fits_name(self) -> DataConfig:
+        if (self.name in ("npz", "folder")) != bool(self.path):
+            raise ValueError(
+                "`path` must be set exactly when `name` is npz or folder, but got "
+                f"name={self.name!r}, path={self.path!r}; set data.path to your file or folder, or remove it"
+            )
+        return self
+
+
+class ClassifierConfig(Section):
+    """ResNet14 (6n+2 with n = 2, widths 64/128/256) and the training recipe of Table 4.
+
+    Teacher, students and shadow models share both (section 3.1).
+    """
+
+    width: int = Field(64, ge=4)
+    """Channels of the first stage."""
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(0.5, gt=0)
+    warmup_epochs: int = Field(10, ge=0)
+    warmup_learning_rate: float = Field(1e-5, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    clip: Literal["global", "per_parameter"] = "global"
+    """The paper says `clipnorm`: Keras clips each variable by itself, most frameworks the global norm."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Applies to hard labels only."""
+    trivial_augment: bool = True
+    mixup_alpha: float = Field(0.2, ge=0)
+    horizontal_flip: bool = True
+    crop_padding: int = Field(2, ge=0)
+    precision: Literal["mixed", "full"] = "mixed"
+    min_steps: int = Field(1000, ge=0)
+    """Budgets of fewer gradient steps than this use a smaller batch (and rate); 0 = the paper's recipe unchanged."""
+
+
+class TeacherConfig(Section):
+    epochs: int = Field(500, ge=1)
+
+
+class CollapseConfig(Section):
+    """Alarm on one small generated set per checkpoint: what the teacher thinks of it and how varied it is."""
+
+    images: int = Field(256, ge=16)
+    min_agreement: float = Field(0.0, ge=0, le=1)
+    """Alarm when the teacher gives the conditioning label to a smaller share than this, as a multiple of chance
+    subtracted: 0 = at or below chance, 1 = perfect agreement required."""
+    min_diversity: float = Field(0.1, ge=0)
+    """Alarm when the within-class spread of teacher features is below this share of the real images' spread."""
+    action: Literal["record", "stop"] = "record"
+    patience: int = Field(3, ge=1)
+    """`stop` ends the training after this many alarmed checkpoints in a row."""
+
+
+class GeneratorConfig(Section):
+    """BigGAN-Deep; `preset` fills the training keys (Table 3), `architecture` the channel tables. Own keys win."""
+
+    preset: Literal["ours", "vanilla"] = "ours"
+    architecture: Literal["studiogan32", "kr41m", "small32", "small16", "tiny16"] = "studiogan32"
+    latent_dim: int = Field(128, ge=2)
+    shared_dim: int = Field(128, ge=2)
+    channels: int = Field(ge=4)
+    """The unit of the four channel tables."""
+    g_in: tuple[int, ...]
+    g_out: tuple[int, ...]
+    d_in: tuple[int, ...]
+    """Input multiples of D's stages; a leading 1 is the stem's width."""
+    d_out: tuple[int, ...]
+    depth: int = Field(2, ge=1)
+    bottleneck_ratio: int = Field(ge=1)
+    attention_resolution: int = Field(16, ge=0)
+    """Self-attention where the feature map has this side; 0 = none."""
+    loss: Literal["logistic", "hinge"]
+    output: Literal["sigmoid", "tanh"]
+    precision: Literal["mixed", "full"]
+    d_optimizer: Literal["adamw", "adam"]
+    d_weight_decay: float = Field(ge=0)
+    d_label_smoothing: float = Field(ge=0, lt=0.5)
+    d_steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=2)
+    learning_rate_g: float = Field(2e-4, gt=0)
+    learning_rate_d: float = Field(2e-4, gt=0)
+    beta1: float = Field(0.5, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    horizontal_flip: bool = False
+    """Mirror real images at random before D sees them."""
+    ema_decay: float = Field(0.9999, gt=0, lt=1)
+    """Per G step at the paper's batch; converted to a half-life in images (see training.ema)."""
+    ema_rampup: float = Field(0.05, gt=0, le=1)
+    """The half-life never exceeds this share of the images seen so far."""
+    epochs: int = Field(500, ge=1)
+    """One epoch is one pass of D over the real training images; every D step takes a fresh batch."""
+    checkpoint_every: int = Field(5, ge=1)
+    collapse: CollapseConfig = CollapseConfig()
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> GeneratorConfig:
+        if not len(self.g_in) == len(self.g_out) >= 1:
+            raise ValueError(
+                f"`len(g_in) == len(g_out) >= 1` must hold, but got g_in={self.g_in}, g_out={self.g_out}; "
+                "give one entry per doubling of the image"
+            )
+        if not len(self.d_in) == len(self.d_out) >= len(self.g_in):
+            raise ValueError(
+                f"`len(d_in) == len(d_out) >= len(g_in)` must hold, but got d_in={self.d_in}, d_out={self.d_out}; "
+                "give one entry per D stage"
+            )
+        if min(self.g_in + self.g_out + self.d_in + self.d_out) < 1:
+            raise ValueError("channel tables must hold positive multiples of `channels`; remove the zero or negative ones")
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side of the generated images: 4 px doubled once per G stage."""
+        return 4 * 2 ** len(self.g_in)
+
+
+class SynthesisConfig(Section):
+    """How a synthetic set is drawn and labelled (sections 3.4 and 3.5); tuning varies three of these."""
+
+    labelling: Literal["gkd", "gap_filler", "filter", "hard"] = "gkd"
+    class_prior: Literal["real", "uniform"] = "real"
+    latent_std: float = Field(1.0, gt=0)
+    regeneration_rate: int = Field(10, ge=1)
+    """Epochs between two regenerations of the set."""
+    cardinality_scale: int = Field(1, ge=1)
+    """Synthetic over real training images."""
+    epoch_unit: Literal["synthetic", "real"] = "synthetic"
+    """`synthetic` (the paper): an epoch is one pass over the scaled set, so the scale multiplies the work. `real`: budgets
+    count passes of real size, so that all scales are compared at equal work."""
+    confidence_threshold: float = Field(0.9, ge=0, lt=1)
+    """`gap_filler`: the least teacher probability of the kept label."""
+    batch_size: int = Field(128, ge=2)
+    standing_batches: int = Field(16, ge=1)
+    """Batches that re-estimate G's batch-norm statistics at each (checkpoint, latent std)."""
+    max_draws: int = Field(20, ge=1)
+    """Filtering strategies give up after drawing this many times the wanted number of images."""
+
+
+class CheckpointsConfig(Section):
+    search: Literal["exhaustive", "halving"] = "exhaustive"
+    epochs: int = Field(100, ge=1)
+    reduction_factor: int = Field(3, ge=2)
+    """`halving`: the best 1/f go on to a complete schedule f times as long."""
+
+
+class TuningConfig(Section):
+    """TPE with Hyperband over three generation parameters (section 3.5)."""
+
+    trials: int = Field(50, ge=1)
+    epochs: int = Field(100, ge=1)
+    searcher: Literal["optuna", "hyperopt", "random"] = "optuna"
+    latent_std: tuple[float, float] = (1.0, 2.5)
+    regeneration_rate: tuple[int, int] = (1, 10)
+    cardinality_scale: tuple[int, int] = (1, 10)
+    reduction_factor: int = Field(3, ge=2)
+    rungs: int = Field(9, ge=1)
+    """Hyperband's resource R: a trial reports after each 1/R of its largest possible number of images; the first is past the
+    learning-rate warm-up."""
+    startup_trials: int = Field(10, ge=1)
+    """Random trials before TPE models anything."""
+
+    @model_validator(mode="after")
+    def _ranges_fit(self) -> TuningConfig:
+        bad = [
+            f"`0 < low <= high` must hold, but got {key}={list(pair)}; swap or widen the two bounds"
+            for key in ("latent_std", "regeneration_rate", "cardinality_scale")
+            if not 0 < (pair := getattr(self, key))[0] <= pair[1]
+        ]
+        if bad:
+            raise ValueError("; ".join(bad))
+        return self
+
+
+class StudentConfig(Section):
+    epochs: int = Field(500, ge=1)
+    equal_compute_teacher: bool = True
+    """Also train a teacher for as many gradient steps as the student."""
+
+
+class AuditConfig(Section):
+    """Shokri-style membership inference (section 3.6)."""
+
+    shadow_models: int = Field(10, ge=2)
+    epochs: int = Field(500, ge=1)
+    attack_holdout: float = Field(0.2, gt=0, lt=0.9)
+    """Share of the shadow models whose scores only select among the attack models."""
+    max_svc_rows: int = Field(20000, ge=100)
+
+
+class Resources(Section):
+    cpu: float = Field(1.0, ge=0)
+    gpu: float = Field(0.0, ge=0)
+
+
+class ClusterConfig(Section):
+    """Where Ray runs. `local` starts an own Ray in this process, `auto` joins the one the job was submitted to."""
+
+    address: str = "auto-or-local"
+    """`auto-or-local`: join RAY_ADDRESS if set (as under `ray job submit`), else start a local Ray."""
+    train: Resources = Resources(cpu=2.0)
+    """Of one teacher, generator or final-student worker."""
+    trial: Resources = Resources(cpu=1.0)
+    """Of one student trial, shadow model or attack model; fractions of a GPU are allowed."""
+    max_retries: int = Field(3, ge=0)
+    dashboard: bool = False
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    storage: str = "runs"
+    data: DataConfig
+    classifier: ClassifierConfig = ClassifierConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    generator: GeneratorConfig
+    synthesis: SynthesisConfig = SynthesisConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    tuning: TuningConfig = TuningConfig()
+    student: StudentConfig = StudentConfig()
+    audit: AuditConfig = AuditConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Config:
+        wrong = []
+        if self.generator.image_size != self.data.image_size:
+            wrong.append(
+                f"`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got data.image_size={self.data.image_size}, "
+                f"generator.g_in={list(self.generator.g_in)} ({self.generator.image_size} px); choose the architecture for that size"
+            )
+        attention = self.generator.attention_resolution
+        if attention and attention not in _powers_of_two(8, self.data.image_size // 2):
+            wrong.append(
+                f"`generator.attention_resolution` must be a feature-map side between 8 and {self.data.image_size // 2}, "
+                f"but got {attention}; use 0 for none"
+            )
+        if self.generator.checkpoint_every > self.generator.epochs:
+            wrong.append(
+                "`generator.checkpoint_every <= generator.epochs` must hold, but got "
+                f"checkpoint_every={self.generator.checkpoint_every}, epochs={self.generator.epochs}; else there is no checkpoint"
+            )
+        if self.tuning.rungs > self.tuning.epochs:
+            wrong.append(
+                f"`tuning.rungs <= tuning.epochs` must hold, but got rungs={self.tuning.rungs}, epochs={self.tuning.epochs}; "
+                "a rung is at least one epoch long"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+def _powers_of_two(low: int, high: int) -> list[int]:
+    return [2**k for k in range(int(math.log2(low)), int(math.log2(max(high, 1))) + 1)]
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    # Table 3, column by column; "D basket size" is how many batches StudioGAN's loader preloads and changes no result.
+    "ours": {
+        "loss": "logistic", "output": "sigmoid", "precision": "mixed", "d_optimizer": "adamw",
+        "d_weight_decay": 0.004, "d_label_smoothing": 0.1, "d_steps": 4,
+    },
+    "vanilla": {
+        "loss": "hinge", "output": "tanh", "precision": "full", "d_optimizer": "adam",
+        "d_weight_decay": 0.0, "d_label_smoothing": 0.0, "d_steps": 2,
+    },
+}  # fmt: skip
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
+    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 2, 4, 4], "d_out": [2, 4, 4, 4],
+                    "bottleneck_ratio": 4},
+    # 41.01M / 39.13M: the sizes printed in Table 3.
+    "kr41m": {"channels": 128, "g_in": [8, 8, 4], "g_out": [8, 4, 4], "d_in": [1, 4, 8, 8], "d_out": [4, 8, 8, 8],
+              "bottleneck_ratio": 2},
+    # For CPUs: same blocks, fewer channels.
+    "small32": {"channels": 32, "g_in": [4, 4, 4], "g_out": [4, 4, 2], "d_in": [1, 2, 4, 4], "d_out": [2, 4, 4, 4],
+                "bottleneck_ratio": 4, "attention_resolution": 0},
+    "small16": {"channels": 32, "g_in": [4, 4], "g_out": [4, 2], "d_in": [1, 2, 4], "d_out": [2, 4, 4],
+                "bottleneck_ratio": 4, "attention_resolution": 0},
+    "tiny16": {"channels": 8, "g_in": [2, 2], "g_out": [2, 2], "d_in": [1, 2, 2], "d_out": [2, 2, 2],
+               "bottleneck_ratio": 2, "attention_resolution": 0, "depth": 1, "latent_dim": 16, "shared_dim": 16},
+}  # fmt: skip
+
+
+def expand_presets(raw: dict[str, Any]) -> dict[str, Any]:
+    """Fill the generator section from its two presets; keys the user wrote win. Unknown preset names are left to validation."""
+    section = raw.get("generator", {})
+    if not isinstance(section, dict):
+        return raw
+    preset = TRAINING_PRESETS.get(str(section.get("preset", "ours")), TRAINING_PRESETS["ours"])
+    architecture = ARCHITECTURES.get(str(section.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"])
+    return raw | {"generator": preset | architecture | section}
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-5 as a number (YAML 1.2) and refuses a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"key {key!r} is written twice{str(node.start_mark).rstrip()}; keep one")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override (`section.key=value`, value in YAML) and validate a configuration.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or any keys are wrong; the message names all of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist; see configs/ for complete examples")
+    try:
+        raw = yaml.load(path.read_text(), _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold `section: {{key: value}}` mappings, but holds {type(raw).__name__}")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Validate a plain mapping (as read from YAML).
+
+    Raises:
+        ConfigError: with every mistake in one message.
+    """
+    try:
+        # JSON mode is strict about types yet takes a list for a tuple, which is all that YAML can write.
+        return Config.model_validate_json(json.dumps(expand_presets(raw)))
+    except TypeError as error:
+        raise ConfigError(f"config holds a value that is neither text, number, list nor mapping: {error}; quote it") from error
+    except ValidationError as error:
+        raise ConfigError(_describe(error)) from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key_path, equals, text = override.partition("=")
+    keys = key_path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override!r} must read section.key=value, for example --set teacher.epochs=20")
+    for key in keys[:-1]:
+        if not isinstance(raw.setdefault(key, {}), dict):
+            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section; shorten the key path")
+        raw = raw[key]
+    try:
+        raw[keys[-1]] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    """One line per mistake: key path, value, rule, remedy."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "config"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key (value {item['input']!r}); {_suggest(item['loc'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{key}: required key is missing; add it")
+        elif item["type"] == "value_error":
+            lines += [f"{key}: {line}" for line in message.splitlines()]
+        else:
+            lines.append(f"{key}: {message}, but got {item['input']!r} ({type(item['input']).__name__}); correct the value")
+    return f"{len(lines)} mistake(s) in the configuration:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    model: Any = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return "remove it"
+        model = field.annotation
+    close = get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(model.model_fields))}"

@@ -1,0 +1,1 @@
+"""Networks: the ResNet14 classifier and the BigGAN-Deep generator and discriminator."""

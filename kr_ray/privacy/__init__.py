@@ -1,0 +1,1 @@
+"""Attacks and privacy figures, as functions of scores."""

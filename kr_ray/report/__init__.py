@@ -1,0 +1,1 @@
+"""report.json and the self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""Synthetic sets: sampling a checkpoint, labelling, regenerating."""

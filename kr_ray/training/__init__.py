@@ -1,0 +1,1 @@
+"""Training loops: one for every classifier, one for the GAN."""
