@@ -1,0 +1,193 @@
+"""The run directory: fingerprints, atomic writes, done-markers, progress, and who is working in it.
+
+<storage>/<run>/config.yaml            the resolved configuration
+<storage>/<run>/status.json            state, stage, heartbeat (read by `kr runs`)
+<storage>/<run>/<stage>/started.json   fingerprint of what the folder's partial work belongs to
+<storage>/<run>/<stage>/done.json      fingerprint and result; written last, so its presence means the stage is whole
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class ArtifactError(RuntimeError):
+    """An artefact is missing, broken, or in use by another process."""
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place if the block succeeds, else leave nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
+    """Write a safetensors file atomically; `metadata` is kept as one JSON string."""
+    with atomic_write(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"json": json.dumps(metadata or {})},
+        )
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        ArtifactError: the file is missing or not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no __iter__)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist; run the stage that writes it first") from error
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be read as safetensors ({error}); delete it and run the stage again") from error
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state (tensors, numbers, strings, nested) atomically."""
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The training state at `path`, or None. Never unpickles code."""
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of JSON-able parts, independent of key order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def report_progress(directory: Path, unit: str, share: float, note: str = "") -> None:
+    """Say that `share` (0 to 1) of one unit of a stage's work is done; `note` is shown to the person who waits."""
+    write_json(directory / "progress" / f"{unit}.json", {"share": share, "note": note})
+
+
+def read_progress(directory: Path) -> list[dict[str, Any]]:
+    """The progress of all units that have begun, the latest first."""
+    files = sorted((directory / "progress").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [read_json(path) for path in files]
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+class RunDirectory:
+    """One run's folder, locked while a driver works in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __enter__(self) -> RunDirectory:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ArtifactError(
+                f"{self.path} is in use by another process; wait for it, or give this run another `name`"
+            ) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        state = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        self.set_status(state=state, error="" if error is None else str(error)[:500])
+        self._lock.release()
+
+    def set_status(self, **fields: Any) -> None:
+        """Merge `fields` into status.json and stamp it."""
+        path = self / "status.json"
+        old = read_json(path) if path.exists() else {}
+        stamp = {"host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()}
+        write_json(path, old | stamp | fields)
+
+    def result(self, stage: str, print_of_inputs: str) -> dict[str, Any] | None:
+        """The stage's result if it finished on exactly these inputs, else None."""
+        path = self / stage / "done.json"
+        if path.exists() and (done := read_json(path))["fingerprint"] == print_of_inputs:
+            return dict(done["result"])
+        return None
+
+    def begin(self, stage: str, print_of_inputs: str) -> Path:
+        """The stage's folder: with its partial work if that belongs to the same inputs, else emptied."""
+        folder, marker = self / stage, self / stage / "started.json"
+        if not marker.exists() or read_json(marker)["fingerprint"] != print_of_inputs:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(marker, {"fingerprint": print_of_inputs, "spent_s": 0.0})
+        return folder
+
+    def spent_s(self, stage: str) -> float:
+        """Seconds of wall time that earlier, interrupted attempts have spent on the stage."""
+        return float(read_json(self / stage / "started.json")["spent_s"])
+
+    def heartbeat(self, stage: str, spent_s: float, share: float, note: str) -> None:
+        """Record how long the stage has taken so far and how far it is."""
+        marker = self / stage / "started.json"
+        write_json(marker, read_json(marker) | {"spent_s": spent_s})
+        self.set_status(state="running", stage=stage, share=share, note=note)
+
+    def finish(self, stage: str, print_of_inputs: str, result: dict[str, Any]) -> None:
+        write_json(self / stage / "done.json", {"fingerprint": print_of_inputs, "result": result})
+
+
+def list_runs(storage: Path) -> list[dict[str, Any]]:
+    """Status of every run below `storage`; a run marked running that nobody holds the lock of was killed."""
+    runs = []
+    for path in sorted(storage.glob("*/status.json")):
+        status = read_json(path) | {"name": path.parent.name}
+        if status.get("state") == "running" and not _locked(path.parent / ".lock"):
+            status["state"] = "killed"
+        runs.append(status)
+    return runs
+
+
+def _locked(path: Path) -> bool:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

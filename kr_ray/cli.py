@@ -1,0 +1,270 @@
+"""`kr`: the commands. The only module that prints to a person, and it imports neither torch nor ray before they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kr_ray.config import Config, ConfigError, load_config
+
+STAGE_COMMANDS = {
+    "run": ("report", "the whole pipeline, from real images to the report"),
+    "teacher": ("teacher", "train the teacher on the real images"),
+    "generator": ("generator", "train the generator and keep its checkpoints"),
+    "checkpoints": ("checkpoints", "find the checkpoint whose images teach best"),
+    "tune": ("tuning", "tune latent std, regeneration rate and cardinality scale"),
+    "student": ("student", "train the final student on synthetic images"),
+    "audit": ("audit", "attack teacher and student with shadow models"),
+    "report": ("report", "write report.json and report.html"),
+}
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `kr`; returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and a batch system's grace period end like Ctrl-C
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    try:
+        return command(parsed)
+    except ConfigError as error:
+        return _fail(str(error), USAGE_ERROR)
+    except KeyboardInterrupt:
+        return _fail("interrupted; run the same command again to go on", INTERRUPTED)
+    except Exception as error:
+        if parsed.debug:
+            raise
+        return _fail(_message(error), USAGE_ERROR if _is_input_error(error) else FAILURE)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"kr: {message}", file=sys.stderr)
+    return code
+
+
+def _is_input_error(error: BaseException) -> bool:
+    from kr_ray.data.checks import DataError
+
+    return isinstance(error, DataError)
+
+
+def _message(error: BaseException) -> str:
+    """The last line of the innermost cause: what a person can act on (`--debug` shows the whole traceback)."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
+    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in str(error) else str(error)} (--debug shows the traceback)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kr", description=__doc__ and "Knowledge Recycling on Ray.")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, command: Callable[[argparse.Namespace], int], config: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if config:
+            sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+            sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key")
+        return sub
+
+    for name, (stage, text) in STAGE_COMMANDS.items():
+        add(name, text, _run).set_defaults(stage=stage)
+    compare = add("compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", _compare_labels)
+    compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
+    compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
+    export = add("export", "the student as ONNX and the synthetic set as Parquet", _export)
+    export.add_argument("--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)")
+    predict = add("predict", "classes of image files by an exported student", _predict, config=False)
+    predict.add_argument("images", nargs="+", help="image files")
+    predict.add_argument("--model", required=True, help="student.onnx as written by `kr export`")
+    doctor = add("doctor", "versions, devices, disk, Ray and data found", _doctor, config=False)
+    doctor.add_argument("--data-root", default="data", help="where data sets are looked for")
+    runs = add("runs", "list the runs and their state", _runs, config=False)
+    runs.add_argument("--storage", default="runs")
+    return parser
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        result = pipeline.run_until(parsed.stage)
+        results = pipeline.results
+    _summary(config, parsed.stage, results, result)
+    return 0
+
+
+def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if "audit" in results:
+        table = Table("model", "test accuracy / CAS", "AUC_MIA", "AOP", title=f"{config.name}: Table 2's row for this run")
+        for name in ("teacher", "student"):
+            attacked = results["audit"]["kr"][name]
+            table.add_row(name, f"{results[name]['test_accuracy']:.4f}", f"{attacked['auc']:.4f}", f"{attacked['aop']:.4f}")
+        console.print(table)
+    if stage == "report":
+        console.print(f"report: [bold]{Path(result['page']).resolve()}[/bold]", soft_wrap=True)
+    else:
+        console.print(f"result: {(Path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+
+
+def _compare_labels(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    if parsed.seeds < 1:
+        raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
+    from rich.console import Console
+    from rich.table import Table
+
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        comparison = pipeline.compare_labels(parsed.seeds, all_checkpoints=parsed.checkpoints == "all")
+    table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
+    for row in comparison["summary"]:
+        table.add_row(row["labelling"], f"{row['mean']:.4f}", f"{row['sd']:.4f}", str(row["n"]))
+    console = Console()
+    console.print(table)
+    console.print(f"written to {comparison['file']}", soft_wrap=True)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        written = pipeline.export(parsed.images)
+    for name, text in written.items():
+        print(f"{name}: {text}")
+    return 0
+
+
+def _predict(parsed: argparse.Namespace) -> int:
+    from kr_ray.training.export import predict_files
+
+    for path, name, probability in predict_files(Path(parsed.model), [Path(image) for image in parsed.images]):
+        print(f"{path}\t{name}\t{probability:.4f}")
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from kr_ray.doctor import examine
+
+    rows = examine(Path(parsed.data_root))
+    for state, what, found in rows:
+        print(f"{state:<5} {what:<22} {found}")
+    return 0 if all(state != "FAIL" for state, _, _ in rows) else FAILURE
+
+
+def _runs(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kr_ray.artifacts import list_runs
+
+    runs = list_runs(Path(parsed.storage))
+    if not runs:
+        print(f"no runs below {parsed.storage!r}")
+        return 0
+    table = Table("run", "state", "stage", "done", "updated", "note")
+    for run in runs:
+        age = f"{time.time() - run['updated']:.0f} s ago"
+        table.add_row(
+            run["name"], run["state"], run.get("stage", ""), f"{run.get('share', 0):.0%}", age,
+            run.get("error") or run.get("note", ""),
+        )  # fmt: skip
+    Console().print(table)
+    return 0
+
+
+# --- display ---------------------------------------------------------------------------------------------------------
+
+
+class Display:
+    """Progress per stage: bars in a terminal, a line now and then in a log."""
+
+    LOG_EVERY_S = 15.0
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.console = Console()
+        self.live = self.console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"), console=self.console, disable=not self.live,
+        )  # fmt: skip
+        self.tasks: dict[str, Any] = {}
+        self.logged = 0.0
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.progress.stop()
+
+    def stage_started(self, stage: str) -> None:
+        self.tasks[stage] = self.progress.add_task(stage, total=1.0, note="")
+        if not self.live:
+            self.console.print(f"{stage}: started")
+            self.logged = time.monotonic()
+
+    def stage_progress(self, stage: str, share: float, note: str) -> None:
+        self.progress.update(self.tasks[stage], completed=share, note=note)
+        if not self.live and share and time.monotonic() - self.logged > self.LOG_EVERY_S:
+            self.logged = time.monotonic()
+            self.console.print(f"{stage}: {share:.0%} {note}", soft_wrap=True)
+
+    def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None:
+        note = _headline(stage, result)
+        if stage not in self.tasks:
+            self.tasks[stage] = self.progress.add_task(stage, total=1.0, note=note)
+        self.progress.update(self.tasks[stage], completed=1.0, note=note)
+        self.progress.stop_task(self.tasks[stage])
+        if not self.live:
+            took = "finished before" if skipped else f"{result['wall_s']:.1f} s"
+            self.console.print(f"{stage}: done ({took}) {note}", soft_wrap=True)
+
+
+def _headline(stage: str, result: dict[str, Any]) -> str:
+    """The one figure of a finished stage."""
+    if stage == "data":
+        return f"{result['name']}: {result['train']} / {result['validation']} / {result['test']} images"
+    if stage in ("teacher", "student", "equal_compute_teacher"):
+        return f"test {'CAS' if stage == 'student' else 'accuracy'} {result['test_accuracy']:.4f}"
+    if stage == "generator":
+        alarms = sum(row["alarm"] for row in result["collapse"])
+        return f"{len(result['checkpoints'])} checkpoints, {alarms} collapse alarms"
+    if stage == "checkpoints":
+        return f"best: epoch {result['best_epoch']}, validation CAS {result['best_cas']:.4f}"
+    if stage == "tuning":
+        best = result["best"]
+        return f"validation CAS {best['val_cas']:.4f} ({result['delta_cas']:+.4f} over the defaults)"
+    if stage == "audit":
+        return "AUC_MIA " + ", ".join(f"{name} {result['kr'][name]['auc']:.4f}" for name in ("teacher", "student"))
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

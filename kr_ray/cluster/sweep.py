@@ -1,0 +1,120 @@
+"""Checkpoint optimisation (section 3.4), tuning (3.5) and the comparison of labelling strategies (appendix D) on Ray Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kr_ray.cluster.search import TrialOutcome, run_tuning
+from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder
+from kr_ray.config import Config, SynthesisConfig
+from kr_ray.training.resumable import Ticks
+from kr_ray.training.student import StudentSpec
+
+SWEEP_TICKS = Ticks(count=5, validate_every=5)
+"""A sweep student is judged once, at its end; the ticks in between only bound what a kill can lose."""
+
+LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
+"""Appendix D, from the paper's own strategy to its baseline."""
+
+
+def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config) -> list[dict[str, Any]]:
+    """Validation CAS per checkpoint, each with the schedule length (epochs) it was measured at.
+
+    `exhaustive` (the paper) trains every student for the whole schedule. `halving` starts all of them on short but complete
+    schedules (a truncated cosine would rank by what the rate has not yet annealed) and repeats the best 1/f of them f times as
+    long, until the schedule is whole.
+    """
+    sweep = config.checkpoints
+    found: dict[int, tuple[int, float]] = {}
+    for epochs in _schedule_lengths(config, len(checkpoint_epochs)):
+        ranked = sorted(checkpoint_epochs, key=lambda epoch: (-found.get(epoch, (0, 0.0))[1], epoch))
+        stay = ranked if not found else ranked[: max(1, len(ranked) // sweep.reduction_factor)]
+        checkpoint_epochs = sorted(stay)
+        works = [_sweep_student(run, folder, epoch, epochs, config) for epoch in checkpoint_epochs]
+        cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
+        found |= {epoch: (epochs, value) for epoch, value in zip(checkpoint_epochs, cas, strict=True)}
+    return [{"epoch": epoch, "epochs": epochs, "val_cas": cas} for epoch, (epochs, cas) in sorted(found.items())]
+
+
+def _schedule_lengths(config: Config, checkpoints: int) -> list[int]:
+    """Epochs of each round: one for `exhaustive`; for `halving` a geometric series up to the whole schedule."""
+    sweep, lengths, left = config.checkpoints, [config.checkpoints.epochs], checkpoints
+    while sweep.search == "halving" and left > sweep.reduction_factor and lengths[0] >= 2 * sweep.reduction_factor:
+        lengths.insert(0, round(lengths[0] / sweep.reduction_factor))
+        left //= sweep.reduction_factor
+    return lengths
+
+
+def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config: Config) -> StudentWork:
+    name = f"checkpoint_{checkpoint:04d}" + (f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else "")
+    spec = StudentSpec(checkpoint, config.synthesis, epochs, config.seed)
+    return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS)
+
+
+def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Best latent std, regeneration rate and cardinality scale of the best checkpoint, and what they gain over the defaults."""
+    tuning = config.tuning
+    spec = StudentSpec(sweep["best_epoch"], config.synthesis, tuning.epochs, config.seed)
+    shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs))
+    outcomes = run_tuning(
+        TuningTrial,
+        tuning,
+        {"shared": shared},
+        config.seed,
+        folder,
+        config.cluster.trial.model_dump(),
+        config.cluster.max_retries,
+    )
+    best = max((o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number))
+    best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config)
+    defaults = {key: getattr(config.synthesis, key) for key in best.params}
+    return {
+        "searcher": tuning.searcher,
+        "trials": len(outcomes),
+        "best": best.params | {"val_cas": best_cas, "trial": best.number},
+        "default_cas": default_cas,
+        "delta_cas": best_cas - default_cas,
+        # The defaults are a candidate too: a search that found nothing better must not make the student worse.
+        "chosen": best.params if best_cas >= default_cas else defaults,
+        "history": [
+            o.params | {"trial": o.number, "val_cas": o.history.get(o.resource), "state": o.state, "resource": o.resource}
+            for o in outcomes
+        ],
+        **_images_saved(folder, outcomes, tuning.rungs),
+    }
+
+
+def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) -> dict[str, float]:
+    """Images that the trials were trained on, and what they would have been without pruning."""
+    histories = [read_history(trial_folder(folder, outcome.number)) for outcome in outcomes]
+    seen = sum(rows[-1]["images_seen"] for rows in histories)
+    unpruned = sum(rows[-1]["images_seen"] * rungs / len(rows) for rows in histories)
+    return {"images_seen": round(seen), "images_unpruned": round(unpruned), "saved_share": 1 - seen / unpruned}
+
+
+def _default_cas(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> float:
+    """Validation CAS of the best checkpoint at the default parameters and the tuning's budget."""
+    if config.tuning.epochs == config.checkpoints.epochs:
+        return float(sweep["best_cas"])  # it is the same student, bit for bit
+    spec = StudentSpec(sweep["best_epoch"], config.synthesis, config.tuning.epochs, config.seed)
+    work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS)
+    return train_students([work], folder, config.cluster.trial, config.cluster.max_retries)[0]
+
+
+def compare_labelling(
+    run: Path, folder: Path, checkpoint_epochs: Sequence[int], strategies: Sequence[str], seeds: Sequence[int], config: Config
+) -> list[dict[str, Any]]:
+    """Appendix D: validation CAS of each labelling strategy, from one and the same generator, per checkpoint and seed."""
+    rows, works = [], []
+    for strategy in strategies:
+        synthesis = SynthesisConfig.model_validate(config.synthesis.model_dump() | {"labelling": strategy})
+        for checkpoint in checkpoint_epochs:
+            for seed in seeds:
+                spec = StudentSpec(checkpoint, synthesis, config.checkpoints.epochs, seed)
+                name = f"{strategy}_{checkpoint:04d}_seed{seed}"
+                works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS))
+                rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
+    cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
+    return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]

@@ -1,0 +1,69 @@
+"""Ray Train around one training: a worker with its share of the machine, checkpoints in the run's storage, retries."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from kr_ray.artifacts import load_state, report_progress, save_state
+from kr_ray.config import Resources
+from kr_ray.training.resumable import Row, Save, State
+
+STATE_FILE = "state.pt"
+
+Work = Callable[[State | None, Save], None]
+"""Trains from a state (None: from the start) and hands every new state to `save`."""
+
+
+def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries: int) -> None:
+    """Run `work` in a Ray Train worker. It resumes from the newest checkpoint below `folder`, whoever wrote it.
+
+    Train v2 finds the checkpoints of a run of the same name and storage by itself, so neither a dead worker (retried here) nor a
+    dead driver (the same command again) needs any bookkeeping of ours.
+
+    Raises:
+        ray.train.TrainingFailedError: `work` failed more than `max_retries` times.
+    """
+
+    def loop() -> None:
+        torch.set_num_threads(max(1, int(resources.cpu)))
+        newest = ray.train.get_checkpoint()
+        state = None
+        if newest is not None:
+            with newest.as_directory() as directory:
+                state = load_state(Path(directory) / STATE_FILE)
+        work(state, lambda state, row: _report(folder, state, row))
+
+    TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=resources.gpu > 0,
+            resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(folder.resolve()),
+            failure_config=FailureConfig(max_failures=max_retries),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    ).fit()
+
+
+def _report(folder: Path, state: dict[str, Any], row: Row) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        save_state(Path(temporary) / STATE_FILE, state)
+        ray.train.report(dict(row), checkpoint=Checkpoint.from_directory(temporary))
+    report_progress(folder, "train", row["share"], " · ".join(_figures(row)))
+
+
+def _figures(row: Row) -> list[str]:
+    named = {"train_loss": "loss", "val_accuracy": "validation accuracy", "loss_d": "D loss", "loss_g": "G loss"}
+    return [f"{name} {row[key]:.3f}" for key, name in named.items() if key in row]

@@ -1,0 +1,137 @@
+"""Students as Ray Tune trials: the checkpoint sweep, the tuning and the comparison of labelling strategies.
+
+Every trial keeps its history and its training state in a folder named by what it is. A trial that Ray starts again, because it
+was paused, its worker died or the whole program was killed, reports what is in the history and computes only what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+
+from kr_ray.artifacts import load_state, report_progress, save_state
+from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
+from kr_ray.training.resumable import Row, TickedTraining, Ticks
+from kr_ray.training.student import StudentSpec, start_student
+
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True)
+class StudentWork:
+    """One student and the folder of its history."""
+
+    run: Path
+    folder: Path
+    spec: StudentSpec
+    recipe: ClassifierConfig
+    ticks: Ticks
+
+    def history(self) -> list[Row]:
+        return read_history(self.folder)
+
+    def val_cas(self) -> float | None:
+        """Validation CAS at the end of the schedule, or None if it has not got there."""
+        history = self.history()
+        return history[-1]["val_accuracy"] if len(history) == self.ticks.count else None
+
+
+def read_history(folder: Path) -> list[Row]:
+    """The ticks that the student of this folder has been trained for."""
+    state = load_state(folder / STATE_FILE)
+    return [] if state is None else list(state["history"])
+
+
+class StudentTrial(tune.Trainable):
+    """One `step` is one tick of a student's training."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.work: StudentWork = self.student_work(config)
+        self.history = self.work.history()
+        self.tick = 0
+        self.training: TickedTraining | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def student_work(self, config: dict[str, Any]) -> StudentWork:
+        return config["work"]
+
+    def step(self) -> dict[str, Any]:
+        if self.tick == len(self.history):
+            self._train_tick()
+        row = self.history[self.tick]
+        self.tick += 1
+        figures = {"resource": self.tick, "images_seen": row["images_seen"], "train_loss": row["train_loss"]}
+        if "val_accuracy" in row:
+            figures["cas"] = row["val_accuracy"]
+        return figures | {tune.result.DONE: self.tick == self.work.ticks.count}
+
+    def _train_tick(self) -> None:
+        work = self.work
+        torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+        if self.training is None:
+            state = load_state(work.folder / STATE_FILE)
+            self.training = start_student(work.run, work.spec, work.recipe, work.ticks, state)
+        self.training.advance()
+        self.history = self.training.history
+        # A finished student's weights are of no further use: it was trained to be judged.
+        last = self.training.finished
+        save_state(work.folder / STATE_FILE, {"history": self.history} if last else self.training.state_dict())
+        share = len(self.history) / work.ticks.count
+        cas = self.history[-1].get("val_accuracy")
+        note = f"{work.folder.name}: CAS {cas:.3f}" if cas is not None else work.folder.name
+        report_progress(work.folder.parent.parent, work.folder.name, share, note)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {"tick": self.tick}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        self.tick = checkpoint["tick"] if checkpoint else 0
+
+
+class TuningTrial(StudentTrial):
+    """A student whose three generation parameters come from the searcher, beside what all trials share."""
+
+    def student_work(self, config: dict[str, Any]) -> StudentWork:
+        shared: StudentWork = config["shared"]
+        tuned = {key: config[key] for key in ("latent_std", "regeneration_rate", "cardinality_scale")}
+        synthesis = SynthesisConfig.model_validate(shared.spec.synthesis.model_dump() | tuned)
+        spec = StudentSpec(shared.spec.checkpoint_epoch, synthesis, shared.spec.epochs, shared.spec.seed)
+        return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, shared.ticks)
+
+
+def trial_folder(stage: Path, trial: int) -> Path:
+    return stage / "trials" / f"{trial:04d}"
+
+
+def train_students(works: Sequence[StudentWork], stage: Path, resources: Resources, max_retries: int) -> list[float]:
+    """Validation CAS of every student; they run side by side, as many as the cluster has room for.
+
+    Raises:
+        RuntimeError: a student failed more than `max_retries` times; the others' results are kept.
+    """
+    missing = [work for work in works if work.val_cas() is None]
+    if missing:
+        results = Tuner(
+            tune.with_resources(StudentTrial, resources.model_dump()),
+            param_space={"work": tune.grid_search(missing)},
+            tune_config=TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+            run_config=RunConfig(
+                name="ray_tune",
+                storage_path=str(stage.resolve()),
+                verbose=0,
+                failure_config=FailureConfig(max_failures=max_retries),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        ).fit()
+        if results.errors:
+            raise RuntimeError(f"{len(results.errors)} of {len(missing)} students failed: {results.errors[0]}")
+    return [cas for work in works if (cas := work.val_cas()) is not None]

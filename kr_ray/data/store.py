@@ -1,0 +1,32 @@
+"""The resolved real images inside the run's storage, so that every worker on every node reads the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kr_ray.artifacts import load_tensors, save_tensors
+from kr_ray.data.images import LabelledImages, Splits
+
+SPLITS = ("train", "validation", "test")
+SPLITS_FILE = Path("data") / "splits.safetensors"
+"""Relative to the run directory."""
+
+
+def save_splits(path: Path, splits: Splits) -> None:
+    """Write all three splits as one safetensors file."""
+    tensors = {}
+    for name in SPLITS:
+        part: LabelledImages = getattr(splits, name)
+        tensors[f"{name}.images"], tensors[f"{name}.labels"] = part.images, part.labels
+    save_tensors(path, tensors, {"name": splits.name, "class_names": list(splits.class_names)})
+
+
+def load_stored_splits(path: Path) -> Splits:
+    """Read what `save_splits` wrote.
+
+    Raises:
+        ArtifactError: the file is missing or broken.
+    """
+    tensors, metadata = load_tensors(path)
+    parts = {name: LabelledImages(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS}
+    return Splits(name=metadata["name"], class_names=tuple(metadata["class_names"]), **parts)

@@ -1,0 +1,333 @@
+"""Knowledge Recycling as one readable function (arXiv 2407.15526, section 3 and figure 1).
+
+    teacher, generator -> checkpoints -> tuning -> student -> audit -> report
+
+Every stage is a function of artefacts and returns a small JSON result. A finished stage is skipped as long as its fingerprint
+stands: the config sections it uses, the data, and the fingerprints of the stages it builds on. So the same command resumes,
+and a changed key runs again exactly what depends on it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+from pydantic import BaseModel
+
+from kr_ray.artifacts import RunDirectory, atomic_write, fingerprint, read_json, read_progress
+from kr_ray.config import Config, DataConfig, SynthesisConfig
+from kr_ray.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from kr_ray.training.student import StudentSpec
+
+STAGES = (
+    "data",
+    "teacher",
+    "generator",
+    "checkpoints",
+    "tuning",
+    "student",
+    "equal_compute_teacher",
+    "shadows",
+    "audit",
+    "report",
+)
+WORK_VERSION = 1
+"""Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
+
+Result = dict[str, Any]
+
+
+class Watcher(Protocol):
+    """Whoever shows the run to a person."""
+
+    def stage_started(self, stage: str) -> None: ...
+    def stage_progress(self, stage: str, share: float, note: str) -> None: ...
+    def stage_finished(self, stage: str, result: Result, skipped: bool) -> None: ...
+
+
+class Pipeline:
+    """One run: its stages, what they depend on, and their results.
+
+    `with Pipeline(config, watcher) as pipeline: pipeline.run_until("report")`
+    """
+
+    def __init__(self, config: Config, watcher: Watcher) -> None:
+        self.config, self.watcher = config, watcher
+        self.run = RunDirectory(Path(config.storage) / config.name)
+        self.results: dict[str, Result] = {}
+        self.prints: dict[str, str] = {}
+        self.skipped: dict[str, bool] = {}
+
+    def __enter__(self) -> Pipeline:
+        self._open = ExitStack()
+        self._open.enter_context(self.run)
+        with atomic_write(self.run / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open.__exit__(*exception)
+
+    # --- the paper, stage by stage ---
+
+    def run_until(self, last: str) -> Result:
+        """Run all stages up to and including `last`; returns its result."""
+        config = self.config
+        wanted = STAGES[: STAGES.index(last) + 1]
+        if last in ("shadows", "audit"):  # the attack needs no equal-compute teacher
+            wanted = tuple(stage for stage in wanted if stage != "equal_compute_teacher")
+        for stage in wanted:
+            if stage == "equal_compute_teacher" and not config.student.equal_compute_teacher:
+                continue
+            sections, after, work = self._plan(stage)
+            self.results[stage] = self._run_stage(stage, sections, after, work)
+        return self.results[last]
+
+    def _plan(self, stage: str) -> tuple[list[Any], list[str], Callable[[Path], Result]]:
+        """The config keys a stage uses, the stages it reads, and its work."""
+        c = self.config
+        return {
+            "data": ([c.data, c.generator.batch_size, _source_stamp(c.data)], [], self._data),
+            "teacher": ([c.seed, c.classifier, c.teacher], ["data"], self._teacher),
+            "generator": ([c.seed, c.generator], ["data", "teacher"], self._generator),
+            "checkpoints": ([c.seed, c.classifier, c.synthesis, c.checkpoints], ["generator"], self._checkpoints),
+            "tuning": ([c.seed, c.classifier, c.synthesis, c.tuning], ["checkpoints"], self._tuning),
+            "student": ([c.seed, c.classifier, c.synthesis, c.student.epochs], ["tuning"], self._student),
+            "equal_compute_teacher": ([c.seed, c.classifier], ["teacher", "student"], self._equal_compute_teacher),
+            "shadows": ([c.seed, c.classifier, c.audit.shadow_models, c.audit.epochs], ["data"], self._shadows),
+            "audit": ([c.seed, c.audit], ["teacher", "student", "shadows"], self._audit),
+            "report": ([c], [s for s in STAGES if s in self.results], self._report),
+        }[stage]  # type: ignore[return-value]
+
+    def _data(self, folder: Path) -> Result:
+        """Read, check and resize the real images; keep them in the run's storage."""
+        from kr_ray.data.datasets import duplicate_indices, load_splits
+        from kr_ray.data.store import SPLITS_FILE, save_splits
+
+        splits = load_splits(self.config.data, min_images=self.config.generator.batch_size)
+        save_splits(self.run / str(SPLITS_FILE), splits)
+        return {
+            "name": splits.name,
+            "digest": splits.digest(),
+            "num_classes": splits.num_classes,
+            "class_names": list(splits.class_names),
+            "channels": splits.channels,
+            "image_size": splits.train.images.shape[-1],
+            "train": len(splits.train),
+            "validation": len(splits.validation),
+            "test": len(splits.test),
+            "duplicates": {
+                "within_train": len(duplicate_indices(splits.train.images)),
+                "validation_in_train": len(duplicate_indices(splits.validation.images, splits.train.images)),
+                "test_in_train": len(duplicate_indices(splits.test.images, splits.train.images)),
+            },
+        }
+
+    def _teacher(self, folder: Path) -> Result:
+        """Section 3.1."""
+        from kr_ray.training.teacher import train_teacher
+
+        run, c = self.run.path, self.config
+        self._train(lambda state, save: train_teacher(run, folder, c.classifier, c.teacher.epochs, c.seed, state, save), folder)
+        return dict(read_json(folder / "result.json"))
+
+    def _generator(self, folder: Path) -> Result:
+        """Section 3.2."""
+        from kr_ray.training.generator import train_generator_stage
+
+        run, c = self.run.path, self.config
+        self._train(lambda state, save: train_generator_stage(run, folder, c.generator, c.seed, state, save), folder)
+        return dict(read_json(folder / "result.json"))
+
+    def _checkpoints(self, folder: Path) -> Result:
+        """Section 3.4: a student per checkpoint, the best validation CAS wins."""
+        from kr_ray.cluster.sweep import sweep_checkpoints
+
+        c, epochs = self.config, self.results["generator"]["checkpoints"]
+        swept = sweep_checkpoints(self.run.path, folder, epochs, c)
+        best = max(swept, key=lambda row: (row["epochs"], row["val_cas"], -row["epoch"]))
+        return {"checkpoints": swept, "best_epoch": best["epoch"], "best_cas": best["val_cas"]}
+
+    def _tuning(self, folder: Path) -> Result:
+        """Section 3.5: TPE and Hyperband over the three generation parameters."""
+        from kr_ray.cluster.sweep import tune_generation
+
+        return tune_generation(self.run.path, folder, self.results["checkpoints"], self.config)
+
+    def _student(self, folder: Path) -> Result:
+        """The student that is handed on: best checkpoint, tuned parameters."""
+        from kr_ray.training.student import train_final_student
+
+        run, c, spec = self.run.path, self.config, self._final_spec()
+        self._train(lambda state, save: train_final_student(run, folder, spec, c.classifier, state, save), folder)
+        return dict(read_json(folder / "result.json")) | {"synthesis": spec.synthesis.model_dump()}
+
+    def _final_spec(self) -> StudentSpec:
+        """Best checkpoint, tuned generation parameters, the whole schedule."""
+        from kr_ray.training.student import StudentSpec
+
+        c = self.config
+        synthesis = SynthesisConfig.model_validate(c.synthesis.model_dump() | self.results["tuning"]["chosen"])
+        return StudentSpec(
+            self.results["checkpoints"]["best_epoch"], synthesis, c.student.epochs, derive_seed(c.seed, "final student")
+        )
+
+    def _equal_compute_teacher(self, folder: Path) -> Result:
+        """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
+        from kr_ray.training.teacher import train_teacher
+
+        run, c, student, teacher = self.run.path, self.config, self.results["student"], self.results["teacher"]
+        if (student["steps"], student["batch_size"]) == (teacher["steps"], teacher["batch_size"]):
+            return teacher | {"same_as_teacher": True}
+        epochs = student["steps"] / (self.results["data"]["train"] // student["batch_size"])
+        self._train(lambda state, save: train_teacher(run, folder, c.classifier, epochs, c.seed, state, save), folder)
+        return dict(read_json(folder / "result.json")) | {"same_as_teacher": False}
+
+    def _shadows(self, folder: Path) -> Result:
+        """Section 3.6, steps 1 to 3: shadow models, of which only the logits are kept."""
+        from kr_ray.cluster.attack import train_shadows
+
+        train_shadows(self.run.path, folder, self.config)
+        return {"shadow_models": self.config.audit.shadow_models}
+
+    def _audit(self, folder: Path) -> Result:
+        """Section 3.6, steps 4 to 6: attack models per class, run against teacher and student."""
+        from kr_ray.cluster.attack import attack_teacher_and_student
+
+        return {"kr": attack_teacher_and_student(self.run.path, self.results, self.config)}
+
+    def _report(self, folder: Path) -> Result:
+        from kr_ray.report.collect import write_run_report
+
+        page = write_run_report(self.run.path, folder, self.config, self.results, self.skipped)
+        return {"page": str(page)}
+
+    # --- beside the pipeline ---
+
+    def compare_labels(self, seeds: int, all_checkpoints: bool) -> Result:
+        """Appendix D: all labelling strategies from this run's generator, at the best or at every checkpoint."""
+        from kr_ray.cluster.sweep import LABELLINGS, compare_labelling
+
+        self.run_until("checkpoints")
+        c, sweep = self.config, self.results["checkpoints"]
+        epochs = [row["epoch"] for row in sweep["checkpoints"]] if all_checkpoints else [sweep["best_epoch"]]
+        name = "compare_labels"
+        work_seeds = [derive_seed(c.seed, name, k) for k in range(seeds)]
+
+        def work(folder: Path) -> Result:
+            return {"rows": compare_labelling(self.run.path, folder, epochs, LABELLINGS, work_seeds, c)}
+
+        sections = [c.seed, c.classifier, c.synthesis, c.checkpoints, epochs, seeds]
+        rows = self._run_stage(name, sections, ["checkpoints"], work)["rows"]
+        summary = []
+        for strategy in LABELLINGS:
+            cas = [row["val_cas"] for row in rows if row["labelling"] == strategy]
+            sd = statistics.stdev(cas) if len(cas) > 1 else 0.0
+            summary.append({"labelling": strategy, "mean": statistics.fmean(cas), "sd": sd, "n": len(cas)})
+        return {"summary": summary, "rows": rows, "file": str((self.run / name / "done.json").resolve())}
+
+    def export(self, images: int) -> dict[str, str]:
+        """The student as ONNX, checked against PyTorch, and a synthetic set as Parquet."""
+        from kr_ray.training.export import export_student, export_synthetic_set, make_synthetic_set
+
+        self.run_until("student")
+        run, data, folder = self.run.path, self.results["data"], self.run / "export"
+        model, table = folder / "student.onnx", folder / "synthetic.parquet"
+        difference = export_student(run / "student" / "weights.safetensors", model, data["class_names"], data["image_size"])
+        spec = self._final_spec()
+        metadata = {"run": self.config.name, "class_names": data["class_names"], "seed": self.config.seed}
+        generated = make_synthetic_set(run, spec, self.config.classifier, images)
+        rows = export_synthetic_set(*generated, table, metadata | {"synthesis": spec.synthesis.model_dump()})
+        return {
+            "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
+            "synthetic set": f"{table.resolve()} ({rows} images)",
+        }
+
+    # --- how a stage is run ---
+
+    def _run_stage(self, stage: str, sections: list[Any], after: Sequence[str], work: Callable[[Path], Result]) -> Result:
+        plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
+        stamp = fingerprint(WORK_VERSION, stage, plain, {name: self.prints[name] for name in after})
+        self.prints[stage] = stamp
+        result = self.run.result(stage, stamp)
+        self.skipped[stage] = result is not None
+        if result is None:
+            folder = self.run.begin(stage, stamp)
+            if stage not in ("data", "report"):
+                self.connect()
+            with self._watched(stage, folder) as clock:
+                result = work(folder)
+            result = result | {"wall_s": clock()}
+            self.run.finish(stage, stamp, result)
+        if stage == "data":
+            self.prints[stage] = result["digest"]  # the same images from another place are the same data
+        self.watcher.stage_finished(stage, result, self.skipped[stage])
+        return result
+
+    @contextmanager
+    def _watched(self, stage: str, folder: Path) -> Iterator[Callable[[], float]]:
+        """While the block runs, keep telling status.json and the watcher how far it is; yields a clock of the stage's wall time."""
+        started, before, over = time.monotonic(), self.run.spent_s(stage), threading.Event()
+
+        def clock() -> float:
+            return before + time.monotonic() - started
+
+        def watch() -> None:
+            beat = 0.0
+            while not over.wait(0.25):
+                units = read_progress(folder)
+                share = sum(unit["share"] for unit in units) / max(self._units(stage), len(units), 1)
+                note = units[0]["note"] if units else ""
+                self.watcher.stage_progress(stage, share, note)
+                if time.monotonic() - beat > 2:
+                    beat = time.monotonic()
+                    self.run.heartbeat(stage, clock(), share, note)
+
+        self.watcher.stage_started(stage)
+        self.run.heartbeat(stage, before, 0.0, "")
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield clock
+        finally:
+            over.set()
+            thread.join()
+
+    def _units(self, stage: str) -> int:
+        """How many units of work report their own progress."""
+        c = self.config
+        return {
+            "checkpoints": len(self.results.get("generator", {}).get("checkpoints", [])),
+            "tuning": c.tuning.trials,
+            "shadows": c.audit.shadow_models,
+        }.get(stage, 1)
+
+    def connect(self) -> None:
+        """Join or start Ray, once, when the first stage needs it."""
+        from kr_ray.cluster.runtime import ray_session
+
+        if not getattr(self, "_connected", False):
+            self._open.enter_context(ray_session(self.config.cluster))
+            self._connected = True
+
+    def _train(self, work: Any, folder: Path) -> None:
+        from kr_ray.cluster.train import train_on_cluster
+
+        train_on_cluster(work, folder, self.config.cluster.train, self.config.cluster.max_retries)
+
+
+def _source_stamp(data: DataConfig) -> list[list[Any]]:
+    """Names, sizes and times of the user's own files, so that an edited data set is read again."""
+    if not data.path:
+        return []
+    root = Path(data.path)
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

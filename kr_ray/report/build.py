@@ -1,0 +1,232 @@
+"""report.json and report.html: everything a run found, in one page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from kr_ray.artifacts import atomic_write, write_json
+from kr_ray.report import figures, words
+from kr_ray.report.schema import KrAudit, Report, validate_report
+
+VISIBLE_CLASSES = 12
+"""More classes than this go into a part of the page that opens on demand."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What the page shows beside report.json.
+
+    Attributes:
+        samples: generated images only, never real ones: uint8 [K, n, C, H, W], n per class, or a finished grid as PNG bytes.
+        command: what to type to repeat the run; empty for the usual command.
+    """
+
+    samples: NDArray[np.uint8] | bytes | None = None
+    command: str = ""
+
+
+def write_report(report: Mapping[str, Any], figures_input: ReportData, out_dir: Path) -> Path:
+    """Validate the report, write `report.json` and the self-contained `report.html`, and return the latter's path.
+
+    Args:
+        report: see `kr_ray.report.schema.Report`; sections of stages that have not run may be missing.
+
+    Raises:
+        ReportError: the dict does not fit the schema.
+        ValueError: `samples` has the wrong shape or type.
+    """
+    checked = validate_report(report)
+    page = render_page(checked, figures_input)
+    out_dir = Path(out_dir)
+    write_json(out_dir / "report.json", checked.model_dump(mode="json", by_alias=True))
+    path = out_dir / "report.html"
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def render_page(report: Report, data: ReportData) -> str:
+    """The HTML page: inline style, figures as data URIs, no script, and a policy under which a browser loads nothing."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("kr_ray.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": words.percent, "points": words.points, "count": words.count, "duration": words.duration, "date": words.date
+    }  # fmt: skip
+    source = environment.loader.get_source(environment, "style.css")[0] if environment.loader else ""
+    return environment.get_template("template.html").render(
+        report=report,
+        style=Markup(source),  # our own file; everything else is escaped
+        headline=words.headline(report),
+        findings=words.privacy_findings(report),
+        rows=result_rows(report),
+        classes=class_rows(report),
+        samples=sample_strips(report, data.samples),
+        figures=draw_figures(report),
+        config_yaml=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True, width=100),
+        command=data.command or "kr run run.yaml",
+        default_command=not data.command,
+        visible_classes=VISIBLE_CLASSES,
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of Table 2; shares in [0, 1], None where not measured."""
+
+    name: str
+    note: str
+    accuracy: float
+    accuracy_interval: tuple[float, float] | None
+    steps: int
+    auc: float | None = None
+    auc_raw: float | None = None
+    auc_interval: tuple[float, float] | None = None
+    aop: float | None = None
+    best: frozenset[str] = frozenset()
+
+
+def result_rows(report: Report) -> dict[str, ResultRow]:
+    """Table 2's line for this run: `teacher`, `equal_compute`, `student`, as far as they exist; the better of the two is marked."""
+    audit = report.audit.kr if report.audit else None
+    rows = {}
+    if report.teacher:
+        rows["teacher"] = _row(report, "teacher", "Teacher", "trained on real images", report.teacher.test_accuracy, audit)
+        if equal := report.teacher.equal_compute:
+            interval = words.wilson_interval(equal.test_accuracy, report.data.test)
+            rows["equal_compute"] = ResultRow(
+                "Teacher, equal compute",
+                "real images, as many steps as the student",
+                equal.test_accuracy,
+                interval,
+                equal.steps,
+            )
+    if report.student:
+        rows["student"] = _row(
+            report, "student", "Student", "trained on synthetic images alone", report.student.test_cas, audit
+        )
+    if "teacher" in rows and "student" in rows:
+        teacher, student = rows["teacher"], rows["student"]
+        for name, better in _better(teacher, student).items():
+            rows[better] = replace(rows[better], best=rows[better].best | {name})
+    return rows
+
+
+def _row(report: Report, which: str, name: str, note: str, accuracy: float, audit: KrAudit | None) -> ResultRow:
+    interval = words.wilson_interval(accuracy, report.data.test)
+    steps: int = getattr(report, which).steps
+    attacked = getattr(audit, which) if audit else None
+    if audit is None or attacked is None:
+        return ResultRow(name, note, accuracy, interval, steps)
+    return ResultRow(
+        name, note, accuracy, interval, steps, attacked.auc, attacked.auc_raw, words.auc_interval(attacked, audit), attacked.aop
+    )
+
+
+def _better(teacher: ResultRow, student: ResultRow) -> dict[str, str]:
+    """For each measure on which the two differ, which of them is better; accuracy and AOP upwards, AUC downwards."""
+    result = {}
+    for name, sign in (("accuracy", 1), ("auc", -1), ("aop", 1)):
+        left, right = getattr(teacher, name), getattr(student, name)
+        if left is not None and right is not None and left != right:
+            result[name] = "student" if sign * right > sign * left else "teacher"
+    return result
+
+
+def class_rows(report: Report) -> list[dict[str, Any]]:
+    """The attack class by class: name, chosen attack model, its held-out AUC, and the AUC against both models."""
+    audit = report.audit.kr if report.audit else None
+    if audit is None:
+        return []
+    models = {model.class_index: model for model in audit.attack_models}
+    worst = words.worst_class(audit.student) if audit.student else None
+
+    def value(which: str, index: int) -> float | None:
+        attacked = getattr(audit, which)
+        return attacked.per_class[index] if attacked and index < len(attacked.per_class) else None
+
+    return [
+        {
+            "name": name,
+            "kind": words.ATTACK_NAMES.get(models[index].kind, models[index].kind) if index in models else "–",
+            "val_auc": models[index].val_auc if index in models else None,
+            "teacher": value("teacher", index),
+            "student": value("student", index),
+            "worst": index == worst,
+        }
+        for index, name in enumerate(report.data.class_names)
+    ]
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def sample_strips(report: Report, samples: NDArray[np.uint8] | bytes | None) -> list[dict[str, str]]:
+    """One strip of generated images per class (`name`, `uri`), or the given grid as the only one."""
+    if samples is None:
+        return []
+    if isinstance(samples, bytes):
+        if not samples.startswith(b"\x89PNG\r\n\x1a\n"):
+            raise ValueError(f"`samples` given as bytes must be a PNG, but starts with {samples[:8]!r}; encode it as PNG")
+        return [{"name": "", "uri": figures.png_uri(samples)}]
+    k = report.data.num_classes
+    if (
+        samples.dtype != np.uint8
+        or samples.ndim != 5
+        or samples.shape[0] != k
+        or samples.shape[2] not in (1, 3)
+        or 0 in samples.shape
+    ):
+        raise ValueError(
+            f"`samples` must be uint8 [{k}, n, C, H, W] with 1 or 3 channels, but got {samples.dtype} {samples.shape}; "
+            "one row per class"
+        )
+    return [
+        {"name": name, "uri": figures.strip_uri(images)} for name, images in zip(report.data.class_names, samples, strict=True)
+    ]
+
+
+def draw_figures(report: Report) -> dict[str, str]:
+    """All figures there is data for, by name, as data URIs."""
+    teacher, student, generator, tuning = report.teacher, report.student, report.generator, report.tuning
+    audit = report.audit.kr if report.audit else None
+    names = report.data.class_names
+    drawn: dict[str, str] = {}
+    if report.checkpoints:
+        drawn["checkpoints"] = figures.checkpoints_figure(report.checkpoints, teacher, tuning)
+    if tuning and tuning.history:
+        drawn |= {"tuning": figures.tuning_figure(tuning), "parameters": figures.parameters_figure(tuning)}
+    if tuning and tuning.importance:
+        drawn["importance"] = figures.importance_figure(tuning.importance)
+    if audit and any(part and part.roc for part in (audit.teacher, audit.student)):
+        drawn["roc"] = figures.roc_figure(audit.teacher, audit.student)
+    if teacher and teacher.confusion:
+        drawn["teacher_confusion"] = figures.confusion_figure(teacher.confusion, names)
+    if student and student.confusion:
+        drawn["student_confusion"] = figures.confusion_figure(student.confusion, names)
+    if teacher and teacher.curve:
+        drawn["teacher_curve"] = figures.classifier_figure(teacher.curve, figures.TEACHER, "accuracy")
+    if student and student.curve:
+        drawn["student_curve"] = figures.classifier_figure(student.curve, figures.STUDENT, "CAS")
+    if generator and generator.curve:
+        drawn["gan"] = figures.gan_figure(generator.curve)
+    if generator and generator.collapse:
+        drawn["collapse"] = figures.collapse_figure(generator.collapse)
+    return drawn

@@ -1,0 +1,279 @@
+"""The report's figures, each a self-contained image as a data URI: SVG for plots, PNG for generated images.
+
+One colour per model throughout: the teacher grey, the student blue, as in Figure 2 of Knowledge Recycling; red marks what
+tuning found. Same input, same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kr_ray.report.schema import Attacked, Checkpoint, ClassifierPoint, CollapsePoint, GanPoint, Teacher, Trial, Tuning
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TEACHER, STUDENT, TUNED, ALARM = "#6b7280", "#1d5fa8", "#c2371f", "#c2371f"
+HALF, WIDE, SQUARE = (4.7, 2.9), (10.4, 3.8), (4.7, 4.2)
+"""Width and height in inches, in the proportion of the page's columns, so that text has the same size in all figures."""
+
+_STYLE = {
+    "text.parse_math": False,  # a class may be called "$"
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kr_ray",
+    "font.family": ["sans-serif"],
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa1ab",
+    "axes.labelcolor": "#374151",
+    "axes.grid": True,
+    "grid.color": "#e7e9ed",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "text.color": "#1f2933",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def _canvas(size: tuple[float, float], columns: int = 1, **axes: Any) -> Iterator[tuple[list[Axes], list[str]]]:
+    """Axes to draw on; the finished figure's data URI is appended to the yielded list."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    uri: list[str] = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size)  # without pyplot: no global list of figures, no display
+        yield list(figure.subplots(1, columns, squeeze=False, **axes)[0]), uri
+        stream = io.BytesIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    uri.append("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode())
+
+
+def _percent_axis(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+
+
+def _series(points: Sequence[Any], name: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of one field, without the points that have none."""
+    pairs = [(point.epoch, value) for point in points if (value := getattr(point, name)) is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _draw(ax: Axes, points: Sequence[Any], name: str, **style: Any) -> None:
+    """A line; with a marker where one point is all there is."""
+    x, y = _series(points, name)
+    ax.plot(x, y, marker="o" if len(x) == 1 else "", markersize=4, **style)
+
+
+def _star(ax: Axes, x: float, y: float, color: str, label: str | None = None) -> None:
+    ax.scatter(x, y, marker="*", s=180, color=color, edgecolor="white", linewidth=0.7, zorder=5, label=label)
+
+
+def checkpoints_figure(checkpoints: Sequence[Checkpoint], teacher: Teacher | None, tuning: Tuning | None) -> str:
+    """Figure 2 of Knowledge Recycling: validation CAS per checkpoint, the best one and the tuned one starred."""
+    epochs, cas = _series(checkpoints, "val_cas")
+    with _canvas(WIDE) as ((ax,), uri):
+        ax.plot(epochs, cas, color=STUDENT, marker="o", markersize=2.5 if len(cas) > 40 else 4, label="student, default parameters")
+        if teacher:
+            ax.axhline(teacher.val_accuracy, color=TEACHER, linestyle="--", label="teacher")
+        if cas:
+            best = int(np.argmax(cas))
+            _star(ax, epochs[best], cas[best], STUDENT, "best checkpoint")
+            if tuning:
+                _star(ax, epochs[best], tuning.best.val_cas, TUNED, "best checkpoint, tuned")
+        ax.set_xlabel("generator epoch")
+        ax.set_ylabel("validation CAS (%)")
+        _percent_axis(ax.yaxis)
+        ax.margins(y=0.12)
+        ax.figure.legend(loc="outside upper left", ncols=4)
+    return uri[0]
+
+
+def tuning_figure(tuning: Tuning) -> str:
+    """Validation CAS per trial, the best so far, and the default parameters' CAS."""
+    done, cut = _by_state(tuning.history)
+    with _canvas(HALF) as ((ax,), uri):
+        ax.scatter([t.trial for t in done], _cas(done), s=20, color=STUDENT, label="complete")
+        if cut:
+            ax.scatter([t.trial for t in cut], _cas(cut), s=16, facecolor="none", edgecolor=TEACHER, label="pruned")
+        if done:
+            ax.step([t.trial for t in done], np.maximum.accumulate(_cas(done)), where="post", color=STUDENT, linewidth=1)
+        if tuning.default_cas is not None:
+            ax.axhline(tuning.default_cas, color=TEACHER, linestyle="--", linewidth=1, label="default parameters")
+        _star(ax, tuning.best.trial, tuning.best.val_cas, TUNED, "best")
+        ax.set_xlabel("trial")
+        ax.set_ylabel("validation CAS (%)")
+        ax.margins(y=0.1)
+        _percent_axis(ax.yaxis)
+        _whole_numbers(ax)
+        ax.figure.legend(loc="outside upper left", ncols=4, fontsize=8.5, columnspacing=1, handletextpad=0.3)
+    return uri[0]
+
+
+def _by_state(history: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
+    """Trials that ran to their end, and those that were stopped early (whose CAS is of less training)."""
+    scored = [trial for trial in history if trial.val_cas is not None]
+    done = [trial for trial in scored if trial.state.lower().startswith(("complete", "terminated"))]
+    return done, [trial for trial in scored if trial not in done]
+
+
+def _cas(trials: Sequence[Trial]) -> list[float]:
+    return [trial.val_cas for trial in trials if trial.val_cas is not None]
+
+
+def parameters_figure(tuning: Tuning) -> str:
+    """Validation CAS against each of the three generation parameters."""
+    done, cut = _by_state(tuning.history)
+    names = {"latent_std": "latent std", "regeneration_rate": "regeneration rate", "cardinality_scale": "cardinality scale"}
+    with _canvas((10.4, 3.0), columns=3, sharey=True) as (axes, uri):
+        for ax, (name, title) in zip(axes, names.items(), strict=True):
+            for trials, color, fill in ((cut, TEACHER, "none"), (done, STUDENT, STUDENT)):
+                ax.scatter([getattr(t, name) for t in trials], _cas(trials), s=16, facecolor=fill, edgecolor=color)
+            _star(ax, getattr(tuning.best, name), tuning.best.val_cas, TUNED)
+            ax.set_xlabel(title)
+        axes[0].margins(y=0.1)
+        _percent_axis(axes[0].yaxis)
+        axes[0].set_ylabel("validation CAS (%)")
+    return uri[0]
+
+
+def importance_figure(importance: dict[str, float]) -> str:
+    """Bars, the longest on top."""
+    names = sorted(importance, key=lambda name: importance[name])
+    with _canvas(HALF) as ((ax,), uri):
+        bars = ax.barh(
+            [name.replace("_", " ") for name in names], [importance[name] for name in names], color=STUDENT, height=0.5
+        )
+        ax.bar_label(bars, fmt="%.2f", padding=4)
+        ax.set_xlabel("share of the variance of CAS explained")
+        ax.set_xlim(0, max([*importance.values(), 0.01]) * 1.15)
+        ax.grid(axis="y", visible=False)
+    return uri[0]
+
+
+def roc_figure(teacher: Attacked | None, student: Attacked | None) -> str:
+    """Attack ROC of both models with the diagonal of guessing."""
+    with _canvas(SQUARE) as ((ax,), uri):
+        ax.plot([0, 1], [0, 1], color="#9aa1ab", linewidth=1, linestyle=":", label="guessing")
+        for name, attacked, color in (("teacher", teacher, TEACHER), ("student", student, STUDENT)):
+            if attacked and attacked.roc:
+                ax.plot(attacked.roc.fpr, attacked.roc.tpr, color=color, label=f"{name} (AUC {100 * attacked.auc_raw:.1f} %)")
+        ax.set_aspect("equal")
+        ax.set_xlim(-0.01, 1.01)
+        ax.set_ylim(-0.01, 1.01)
+        ax.set_xlabel("other images called members (%)")
+        ax.set_ylabel("training images called members (%)")
+        _percent_axis(ax.xaxis)
+        _percent_axis(ax.yaxis)
+        ax.legend(loc="lower right")
+    return uri[0]
+
+
+def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+    """Shares of each true class (row) by predicted class (column); shares are written in up to 12 classes."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    k = len(shares)
+    with _canvas((4.7, 3.5)) as ((ax,), uri):
+        ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+        ax.grid(visible=False)
+        ax.set_xlabel("predicted class")
+        ax.set_ylabel("true class")
+        if k <= 24:
+            ax.set_xticks(range(k), [str(index) for index in range(k)])
+            ax.set_yticks(range(k), [f"{_short(name)}  {index}" for index, name in enumerate(class_names)])
+        if k <= 12:
+            for (row, column), share in np.ndenumerate(shares):
+                color = "white" if share > 0.55 else "#4b5563"
+                if round(100 * share) >= 1:
+                    ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    return uri[0]
+
+
+def _short(name: str, length: int = 14) -> str:
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def classifier_figure(curve: Sequence[ClassifierPoint], color: str, measure: str) -> str:
+    """Training loss and validation accuracy (or CAS) over the epochs, in two panels."""
+    with _canvas(HALF, columns=2) as ((left, right), uri):
+        _draw(left, curve, "train_loss", color=color)
+        left.set_title("training loss")
+        _draw(right, curve, "val_accuracy", color=color)
+        right.set_title(f"validation {measure} (%)")
+        _percent_axis(right.yaxis)
+        for ax in (left, right):
+            ax.set_xlabel("epoch")
+            _whole_numbers(ax)
+    return uri[0]
+
+
+def gan_figure(curve: Sequence[GanPoint]) -> str:
+    with _canvas(HALF) as ((ax,), uri):
+        _draw(ax, curve, "loss_d", color=TEACHER, label="discriminator")
+        _draw(ax, curve, "loss_g", color=STUDENT, label="generator")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss")
+        ax.figure.legend(loc="outside upper left", ncols=2)
+    return uri[0]
+
+
+def collapse_figure(points: Sequence[CollapsePoint]) -> str:
+    """Agreement and diversity per checkpoint; alarmed checkpoints are shaded by a line."""
+    with _canvas(HALF) as ((ax,), uri):
+        for index, point in enumerate(p for p in points if p.alarm):
+            ax.axvline(point.epoch, color=ALARM, linewidth=5, alpha=0.18, label="" if index else "alarm")
+        _draw(ax, points, "agreement", color=STUDENT, label="agreement")
+        _draw(ax, points, "diversity", color=TEACHER, label="diversity")
+        ax.set_xlabel("generator epoch")
+        ax.set_ylabel("share")
+        ax.set_ylim(bottom=0)
+        ax.figure.legend(loc="outside upper left", ncols=3)
+    return uri[0]
+
+
+def _whole_numbers(ax: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def png_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def strip_uri(images: NDArray[np.uint8], gap_px: int = 2) -> str:
+    """Images side by side.
+
+    Args:
+        images: uint8 [n, C, H, W], C in {1, 3}, n >= 1.
+    """
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    strip = np.full((height, n * (width + gap_px) - gap_px, channels), 255, np.uint8)
+    for index, image in enumerate(images):
+        left = index * (width + gap_px)
+        strip[:, left : left + width] = image.transpose(1, 2, 0)
+    stream = io.BytesIO()
+    Image.fromarray(strip[:, :, 0] if channels == 1 else strip).save(stream, format="PNG", optimize=True)
+    return png_uri(stream.getvalue())

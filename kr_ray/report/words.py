@@ -1,0 +1,143 @@
+"""The report's sentences and numbers, for readers who run no code. Every claim is bounded by what was measured."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from kr_ray.privacy.metrics import auc_standard_error
+from kr_ray.report.schema import Attacked, KrAudit, Report
+
+Z95 = 1.959964
+"""97.5 % quantile of the normal distribution."""
+MONTHS = (
+    "January", "February", "March", "April", "May", "June",
+    "July", "August", "September", "October", "November", "December",
+)  # fmt: skip
+"""Not `strftime("%B")`, which depends on the machine's language."""
+ATTACK_NAMES = {"logistic_regression": "logistic", "svc_rbf": "SVC (RBF)", "random_forest": "forest"}
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """0.9583 -> `95.83`; None -> an en dash."""
+    return "–" if share is None else f"{100 * share:.{digits}f}"
+
+
+def points(difference: float | None, digits: int = 2) -> str:
+    """-0.0041 -> `−0.41`, signed, in percentage points."""
+    if difference is None:
+        return "–"
+    text = f"{100 * difference:+.{digits}f}"
+    return f"{0:.{digits}f}" if not text.strip("+-0.") else text.replace("-", "−")
+
+
+def count(number: float | None) -> str:
+    """12345 -> `12,345`."""
+    return "–" if number is None else f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """7384 -> `2 h 3 min`; 75 -> `1 min 15 s`; 0.42 -> `0.4 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    parts = [(whole // 3600, "h"), (whole % 3600 // 60, "min"), (whole % 60, "s")]
+    while parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{value} {unit}" for value, unit in parts[:2] if value)
+
+
+def date(iso: str) -> str:
+    """`2031-01-02T03:04:05+00:00` -> `2 January 2031, 03:04 UTC`; other text is returned unchanged."""
+    try:
+        moment = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{moment.day} {MONTHS[moment.month - 1]} {moment.year}, {moment:%H:%M} {moment.tzname() or ''}".rstrip()
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float] | None:
+    """95 % interval of a share counted on n images (Wilson 1927); None without images."""
+    if n < 1:
+        return None
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def auc_interval(attacked: Attacked, audit: KrAudit) -> tuple[float, float] | None:
+    """95 % interval of the measured AUC over the images attacked (Hanley and McNeil); None without images."""
+    if audit.members < 1 or audit.non_members < 1:
+        return None
+    half = Z95 * auc_standard_error(attacked.auc_raw, audit.members, audit.non_members)
+    return max(attacked.auc_raw - half, 0.0), min(attacked.auc_raw + half, 1.0)
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def headline(report: Report) -> str:
+    """The result in one sentence, from what has run."""
+    teacher, student = report.teacher, report.student
+    if student is None:
+        if teacher is None:
+            return "No stage of this run has produced a result yet."
+        return (
+            f"The teacher, trained on the real images, classifies {percent(teacher.test_accuracy, 1)} % of the test images "
+            "correctly; no student has been trained on synthetic images yet."
+        )
+    sentence = (
+        f"Trained on synthetic images alone, the student classifies {percent(student.test_cas, 1)} % of the real test images correctly"
+    )
+    if teacher:
+        sentence += f" (the teacher, trained on the real ones: {percent(teacher.test_accuracy, 1)} %)"
+    audit = report.audit.kr if report.audit else None
+    if audit is None or audit.student is None:
+        return sentence + "; whether its answers give away real training images has not been measured yet."
+    against = f"against the teacher: {percent(audit.teacher.auc_raw, 1)}; " if audit.teacher else ""
+    return (
+        f"{sentence}, and an attacker shown one real training image and one other picks the training image "
+        f"{percent(audit.student.auc_raw, 1)} times in 100 ({against}by guessing: 50)."
+    )
+
+
+def privacy_findings(report: Report) -> list[str]:
+    """What the attack found, one sentence per fact; empty where no audit has run."""
+    audit = report.audit.kr if report.audit else None
+    if audit is None:
+        return []
+    findings = [_reading(name, attacked, audit) for name, attacked in _attacked(audit) if auc_interval(attacked, audit)]
+    if audit.student and (worst := worst_class(audit.student)) is not None and report.data.num_classes > 1:
+        findings.append(
+            f"By class, the student leaks most on “{report.data.class_names[worst]}” (AUC {percent(audit.student.per_class[worst], 1)} %); "
+            f"the highest of {report.data.num_classes} classes tends to lie above 50 % even by chance."
+        )
+    return findings
+
+
+def _attacked(audit: KrAudit) -> list[tuple[str, Attacked]]:
+    return [(name, part) for name, part in (("student", audit.student), ("teacher", audit.teacher)) if part]
+
+
+def _reading(name: str, attacked: Attacked, audit: KrAudit) -> str:
+    low, high = auc_interval(attacked, audit) or (0.0, 1.0)
+    span = f"{percent(low, 1)} to {percent(high, 1)} %"
+    if low > 0.5:
+        return (
+            f"Against the {name} the attack finds something: the 95 % interval of its AUC, {span}, lies above guessing (50 %)."
+        )
+    if high < 0.5:
+        return (
+            f"Against the {name} the attack does worse than guessing (95 % interval of its AUC: {span}): what it learned from "
+            "the shadow models does not carry over. Read this as “not found”, not as “protected”."
+        )
+    return f"Against the {name} the attack cannot be told from guessing: the 95 % interval of its AUC, {span}, includes 50 %."
+
+
+def worst_class(attacked: Attacked) -> int | None:
+    """The class with the highest AUC."""
+    known = [(value, index) for index, value in enumerate(attacked.per_class) if value is not None]
+    return max(known, key=lambda pair: pair[0])[1] if known else None

@@ -1,0 +1,54 @@
+"""Who labels a generated image, and which images are kept: the four strategies that appendix D compares.
+
+| strategy     | label                             | kept                                        | regenerated |
+|--------------|-----------------------------------|---------------------------------------------|-------------|
+| `hard`       | the class it was generated for    | all                                         | no          |
+| `filter`     | the class it was generated for    | where the teacher agrees (Dat et al. 2019)  | no          |
+| `gap_filler` | the class it was generated for    | teacher agrees with enough confidence       | yes         |
+|              |                                   | (Lampis et al. 2023)                        |             |
+| `gkd`        | the teacher's softmax (section 3.4) | all                                       | yes         |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kr_ray.config import SynthesisConfig
+from kr_ray.data.augment import to_float
+from kr_ray.devices import autocast
+from kr_ray.training.classifier import smoothed_one_hot
+
+REGENERATED = ("gkd", "gap_filler")
+FILTERED = ("filter", "gap_filler")
+
+
+@torch.inference_mode()
+def teacher_probabilities(teacher: nn.Module, images: Tensor) -> Tensor:
+    """The teacher's softmax at temperature 1 on clean uint8 images [N, C, H, W]: float32 [N, K]."""
+    with autocast(images.device, "mixed"):
+        logits = teacher(to_float(images).contiguous(memory_format=torch.channels_last))
+    return logits.float().softmax(1)
+
+
+def keep_and_label(
+    classes: Tensor, probabilities: Tensor, config: SynthesisConfig, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Apply the strategy to one block.
+
+    Args:
+        classes: int64 [N], the classes the images were generated for.
+        probabilities: float32 [N, K], the teacher's.
+        label_smoothing: for the hard labels; soft labels are left as they are.
+
+    Returns:
+        keep: bool [N]; targets: float32 [N, K].
+    """
+    keep = torch.ones_like(classes, dtype=torch.bool)
+    if config.labelling == "gkd":
+        return keep, probabilities
+    if config.labelling in FILTERED:
+        keep = probabilities.argmax(1) == classes
+    if config.labelling == "gap_filler":
+        keep &= probabilities.gather(1, classes[:, None])[:, 0] >= config.confidence_threshold
+    return keep, smoothed_one_hot(classes, probabilities.shape[1], label_smoothing)

@@ -1,0 +1,433 @@
+"""The report: schema, words, and the page as a browser shows it. All numbers here are made up or Table 2's."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kr_ray.privacy.metrics import accuracy_over_privacy
+from kr_ray.report import words
+from kr_ray.report.build import ReportData, draw_figures, render_page, result_rows, write_report
+from kr_ray.report.schema import Report, ReportError, validate_report
+
+CLASS_NAMES = [
+    "basophil",
+    "eosinophil",
+    "erythroblast",
+    "immature granulocytes",
+    "lymphocyte",
+    "monocyte",
+    "neutrophil",
+    "platelet",
+]
+OPTIONAL = ("teacher", "generator", "checkpoints", "tuning", "student", "audit", "stages")
+
+
+# --- a made-up run with the figures of BloodMNIST's line in Table 2 -----------------------------------------------------
+
+
+def fake_report(num_classes: int = 8, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    names = CLASS_NAMES if num_classes == 8 else [f"class {index}" for index in range(num_classes)]
+    return {
+        "schema_version": 1,
+        "run": "TEST DATA, not a measurement",
+        "seed": 0,
+        "created": "2031-01-02T03:04:05+00:00",
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "torchvision": "0.28.0", "ray": "2.60.0", "optuna": "5.0.0"},
+        "config": {"name": "fake", "seed": 0, "data": {"name": "bloodmnist", "image_size": 32}, "teacher": {"epochs": 500}},
+        "data": {
+            "name": "bloodmnist", "num_classes": num_classes, "channels": 3, "image_size": 32,
+            "train": 11959, "validation": 1712, "test": 3421, "class_names": names, "duplicates": {"train_test": 3},
+        },
+        "device": "1 x imaginary GPU",
+        "teacher": {
+            "test_accuracy": 0.9749, "val_accuracy": 0.9772, "steps": 23500, "test_loss": 0.31,
+            "equal_compute": {"test_accuracy": 0.9758, "steps": 235000},
+            "curve": _classifier_curve(rng, 500, 0.977), "confusion": _confusion(rng, num_classes, 0.975),
+        },
+        "generator": {
+            "architecture": "studiogan32", "parameters_g": 9_340_000, "parameters_d": 3_180_000, "epochs": 500,
+            "curve": [{"epoch": e, "loss_d": 1.1 + rng.normal(0, 0.03), "loss_g": 0.8 + e / 900 + rng.normal(0, 0.05)}
+                      for e in range(1, 501, 5)],
+            "collapse": [{"epoch": e, "agreement": 0.95 * (1 - np.exp(-e / 60)) if e < 440 else 0.5,
+                          "diversity": 0.9 - e / 1500 if e < 440 else 0.08, "alarm": e >= 440} for e in range(5, 501, 5)],
+        },
+        "checkpoints": [{"epoch": e, "val_cas": float(0.93 - 0.5 * np.exp(-e / 40) - 0.25 * (e > 430) + rng.normal(0, 0.006))}
+                        for e in range(5, 501, 5)],
+        "tuning": _tuning(rng),
+        "student": {
+            "test_cas": 0.9626, "val_cas": 0.9690, "steps": 235000, "images_seen": 59_795_000, "parameters": 2_777_674,
+            "curve": _classifier_curve(rng, 500, 0.969), "confusion": _confusion(rng, num_classes, 0.963), "checkpoint_epoch": 385,
+        },
+        "audit": {"kr": {
+            "teacher": _attacked(rng, 0.5120, 0.9749, num_classes), "student": _attacked(rng, 0.5038, 0.9626, num_classes),
+            "attack_models": [{"class": k, "kind": ["logistic_regression", "svc_rbf", "random_forest"][k % 3],
+                               "val_auc": 0.52 + 0.01 * (k % 4)} for k in range(num_classes)],
+            "shadow_models": 10, "members": 11959, "non_members": 3421,
+        }},
+        "stages": {
+            "teacher": {"wall_s": 412.3, "skipped": False, "images_per_s": 48211.0},
+            "generator": {"wall_s": 7384.0, "skipped": True, "images_per_s": 3200.0},
+            "checkpoints": {"wall_s": 5120.0, "skipped": False, "images_per_s": 24000.0},
+            "tuning": {"wall_s": 9130.0, "skipped": False, "images_per_s": 31000.0},
+            "student": {"wall_s": 2210.0, "skipped": False, "images_per_s": 27000.0},
+            "audit": {"wall_s": 75.0, "skipped": False},
+            "report": {"wall_s": 2.4, "skipped": False},
+        },
+    }  # fmt: skip
+
+
+def _classifier_curve(rng: np.random.Generator, epochs: int, top: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": e,
+            "train_loss": float(0.6 + 1.4 * np.exp(-e / 80) + rng.normal(0, 0.01)),
+            "val_accuracy": float(min(top, top - 0.4 * np.exp(-e / 60) + rng.normal(0, 0.004))) if e % 10 == 0 else None,
+        }
+        for e in range(1, epochs + 1, 3)
+    ]
+
+
+def _confusion(rng: np.random.Generator, k: int, accuracy: float) -> list[list[int]]:
+    rows = rng.integers(200, 600, k)
+    off = (1 - accuracy) / max(k - 1, 1)
+    return [rng.multinomial(n, [accuracy if i == j else off for j in range(k)]).tolist() for i, n in enumerate(rows)]
+
+
+def _tuning(rng: np.random.Generator) -> dict[str, Any]:
+    history = []
+    for trial in range(50):
+        std, rate, scale = float(rng.uniform(1, 2.5)), int(rng.integers(1, 11)), int(rng.integers(1, 11))
+        pruned = trial > 5 and rng.random() < 0.5
+        cas = 0.93 + 0.03 * scale / 10 - 0.02 * abs(std - 2.0) + rng.normal(0, 0.003) - 0.03 * pruned
+        history.append(
+            {
+                "trial": trial, "latent_std": std, "regeneration_rate": rate, "cardinality_scale": scale,
+                "val_cas": float(cas), "state": "PRUNED" if pruned else "COMPLETE", "resource": 3.0 if pruned else 9.0,
+            }
+        )  # fmt: skip
+    best = max((t for t in history if t["state"] == "COMPLETE"), key=lambda t: t["val_cas"])
+    return {
+        "searcher": "optuna", "trials": 50, "default_cas": 0.930, "delta_cas": best["val_cas"] - 0.930,
+        "best": {key: best[key] for key in ("latent_std", "regeneration_rate", "cardinality_scale", "val_cas", "trial")},
+        "images_seen": 31_000_000, "images_unpruned": 60_000_000, "saved_share": 1 - 31 / 60, "history": history,
+        "importance": {"latent_std": 0.31, "regeneration_rate": 0.08, "cardinality_scale": 0.61},
+    }  # fmt: skip
+
+
+def _attacked(rng: np.random.Generator, auc: float, accuracy: float, k: int) -> dict[str, Any]:
+    fpr = np.linspace(0, 1, 150)
+    return {
+        "auc": max(auc, 0.5), "auc_raw": auc, "aop": accuracy_over_privacy(accuracy, auc),
+        "roc": {"fpr": fpr, "tpr": fpr ** ((1 - auc) / auc)}, "per_class": (auc + rng.normal(0, 0.01, k)).clip(0, 1).tolist(),
+    }  # fmt: skip
+
+
+def fake_samples(k: int = 8, n: int = 10, channels: int = 3) -> np.ndarray:
+    """Coloured discs: clearly no one's cells."""
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    rng = np.random.default_rng(0)
+    samples = np.empty((k, n, channels, 32, 32), np.uint8)
+    for index in range(k):
+        for sample in range(n):
+            disc = (x - rng.normal(0, 0.1)) ** 2 + (y - rng.normal(0, 0.1)) ** 2 < rng.uniform(0.15, 0.5)
+            tint = 120 + 100 * np.sin(index + np.arange(channels))
+            samples[index, sample] = np.where(disc[None], tint[:, None, None], 235 + rng.integers(-6, 7, (channels, 32, 32)))
+    return samples
+
+
+# --- schema ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_what_was_given_and_fits_the_json_schema(tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    given = fake_report()
+    path = write_report(given, ReportData(fake_samples()), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"] and path == tmp_path / "report.html"
+    read = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(read, Report.model_json_schema())
+    given["audit"]["kr"]["teacher"]["roc"] = read["audit"]["kr"]["teacher"]["roc"]  # numpy arrays became lists
+    given["audit"]["kr"]["student"]["roc"] = read["audit"]["kr"]["student"]["roc"]
+    _assert_subset(given, read)
+    assert validate_report(read) == validate_report(given)
+
+
+def _assert_subset(given: Any, read: Any) -> None:
+    """Everything given is in the file, unchanged (defaults may be added)."""
+    if isinstance(given, dict):
+        for key in given:
+            _assert_subset(given[key], read[key])
+    elif isinstance(given, list):
+        assert len(given) == len(read)
+        for left, right in zip(given, read, strict=True):
+            _assert_subset(left, right)
+    else:
+        assert given == read
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    wrong = fake_report()
+    wrong["teacher"]["test_accuracy"] = 97.49
+    wrong["studnet"] = {}
+    del wrong["seed"]
+    wrong["audit"]["kr"]["student"]["auc"] = 0.4
+    with pytest.raises(ReportError) as caught:
+        validate_report(wrong)
+    message = str(caught.value)
+    assert message.startswith("4 mistake(s)")
+    for part in ("teacher.test_accuracy", "97.49", "studnet", "seed", "audit.kr.student.auc"):
+        assert part in message
+
+
+def test_another_schema_version_and_misfit_matrices_are_refused() -> None:
+    with pytest.raises(ReportError, match="schema_version"):
+        validate_report(fake_report() | {"schema_version": 2})
+    wrong = fake_report()
+    wrong["student"]["confusion"] = [[1, 2], [3, 4]]
+    with pytest.raises(ReportError, match=r"student\.confusion` must be 8 x 8"):
+        validate_report(wrong)
+
+
+def test_diverged_losses_become_null_and_are_drawn_as_gaps() -> None:
+    report = fake_report()
+    for point in report["generator"]["curve"][50:]:
+        point["loss_g"], point["loss_d"] = float("nan"), float("inf")
+    checked = validate_report(report)
+    assert checked.generator is not None and checked.generator.curve[60].loss_g is None
+    assert "gan" in draw_figures(checked)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_headline_says_what_was_measured_and_no_more() -> None:
+    report = fake_report()
+    full = words.headline(validate_report(report))
+    assert all(
+        part in full for part in ("96.3 %", "97.5 %", "50.4 times in 100 (against the teacher: 51.2; by guessing: 50)")
+    )
+    del report["audit"]
+    assert words.headline(validate_report(report)).endswith("has not been measured yet.")
+    del report["student"]
+    assert "no student has been trained" in words.headline(validate_report(report))
+    del report["teacher"]
+    assert words.headline(validate_report(report)) == "No stage of this run has produced a result yet."
+
+
+@pytest.mark.parametrize(
+    ("auc", "expected"), [(0.56, "finds something"), (0.503, "cannot be told"), (0.45, "not as “protected”")]
+)
+def test_findings_follow_the_interval(auc: float, expected: str) -> None:
+    report = fake_report()
+    report["audit"]["kr"]["student"] |= {"auc": max(auc, 0.5), "auc_raw": auc}
+    assert expected in words.privacy_findings(validate_report(report))[0]
+
+
+def test_numbers_in_words() -> None:
+    assert [words.duration(s) for s in (0.04, 9.96, 41, 75, 3600, 7384, 59.9)] == [
+        "0.0 s", "10 s", "41 s", "1 min 15 s", "1 h", "2 h 3 min", "1 min",
+    ]  # fmt: skip
+    assert (words.points(-0.0123), words.points(0.151), words.points(-0.00001)) == ("−1.23", "+15.10", "0.00")
+    assert (words.percent(0.95831), words.percent(None), words.count(59795000)) == ("95.83", "–", "59,795,000")
+
+
+def test_wilson_interval_matches_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for successes, n in ((0, 20), (7, 20), (3293, 3421), (50, 50)):
+        reference = stats.binomtest(successes, n).proportion_ci(method="wilson")
+        assert words.wilson_interval(successes / n, n) == pytest.approx((reference.low, reference.high), abs=1e-6)
+    assert words.wilson_interval(0.5, 0) is None
+
+
+def test_the_better_of_teacher_and_student_is_marked() -> None:
+    rows = result_rows(validate_report(fake_report()))
+    assert (rows["teacher"].best, rows["student"].best) == ({"accuracy"}, {"auc", "aop"})
+    assert rows["equal_compute"].auc is None and not rows["equal_compute"].best
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+class _Page(HTMLParser):
+    """Collects what a browser would fetch, the text, and unclosed tags."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def _page(report: dict[str, Any], data: ReportData | None = None) -> _Page:
+    return _Page(render_page(validate_report(report), data or ReportData(fake_samples(report["data"]["num_classes"]))))
+
+
+def test_page_is_self_contained_well_formed_and_complete() -> None:
+    html = render_page(validate_report(fake_report()), ReportData(fake_samples()))
+    page = _Page(html)
+    assert not page.open and page.links and all(link.startswith("data:image/") for link in page.links)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert not re.search(r"url\(|@import|https?://", html)
+    assert "default-src 'none'" in html and "not available" not in page.text
+    for number in ("97.49", "96.26", "51.20", "50.38", "92.97", "94.81", "97.58", "235,000"):
+        assert number in page.text
+    assert page.tags.count("img") == len(draw_figures(validate_report(fake_report()))) + 8
+    # All figures are figures: decodable, and free of links to elsewhere (namespaces are names, not links).
+    for link in page.links:
+        body = base64.b64decode(link.partition(",")[2])
+        assert body.startswith(b"\x89PNG") or (b"<svg" in body and b'href="http' not in body)
+
+
+def test_same_report_same_bytes() -> None:
+    first, second = (render_page(validate_report(fake_report()), ReportData(fake_samples())) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("count", range(len(OPTIONAL) + 1))
+def test_a_partial_run_still_renders_and_says_what_is_missing(count: int) -> None:
+    report = fake_report()
+    for name in OPTIONAL[count:]:
+        report.pop(name)
+    page = _page(report)
+    assert not page.open
+    for stage in set(OPTIONAL[count:]) - {"stages"}:
+        assert f"the stage {stage} has not run yet" in page.text
+    for stage in OPTIONAL[:count]:
+        assert f"the stage {stage} has not run yet" not in page.text
+
+
+def test_sparse_sections_render() -> None:
+    report = fake_report()
+    report["student"] = {
+        key: value for key, value in report["student"].items() if key not in ("curve", "confusion", "checkpoint_epoch")
+    }
+    report["teacher"]["equal_compute"] = None
+    report["teacher"]["curve"] = report["teacher"]["curve"][:1]
+    report["tuning"] |= {"history": [], "importance": None, "default_cas": None, "delta_cas": None, "images_seen": None}
+    report["audit"]["kr"] |= {"teacher": None, "attack_models": []}
+    report["audit"]["kr"]["student"] |= {"roc": None, "per_class": []}
+    report["checkpoints"] = [{"epoch": 5, "val_cas": None}]
+    page = _page(report, ReportData())
+    assert not page.open and "not attacked" in page.text
+
+
+def test_hostile_names_stay_text() -> None:
+    report = fake_report()
+    report["run"] = "<script>alert(1)</script>"
+    report["data"]["class_names"][0] = '"><img src=x onerror=alert(1)> $\\frac{'
+    report["config"]["name"] = "</code></pre><script>"
+    page = _page(report)
+    assert "script" not in page.tags and all(link.startswith("data:") for link in page.links)
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_many_classes_and_grey_images() -> None:
+    page = _page(fake_report(100), ReportData(fake_samples(100, 4, 1)))
+    assert "88 more classes" in page.text and "Class by class (100 classes)" in page.text
+
+
+def test_samples_are_checked_and_a_png_grid_is_taken() -> None:
+    for bad in (fake_samples(3), fake_samples().astype(np.float32), fake_samples()[:, 0], b"GIF89a"):
+        with pytest.raises(ValueError, match="`samples`"):
+            _page(fake_report(), ReportData(bad))
+    png = base64.b64decode(_page(fake_report()).links[0].partition(",")[2])
+    assert png.startswith(b"\x89PNG")
+    assert _page(fake_report(), ReportData(png)).links[0] == "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def test_strip_holds_the_very_pixels() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    samples = fake_samples()
+    strip = np.asarray(Image.open(BytesIO(base64.b64decode(_page(fake_report()).links[0].partition(",")[2]))))
+    assert strip.shape == (32, 10 * 34 - 2, 3)
+    assert np.array_equal(strip[:, 34:66], samples[0, 1].transpose(1, 2, 0))
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no chromium on this machine: the page was not opened in a browser")
+    return found
+
+
+def _chromium(browser: str, profile: Path, *arguments: str) -> str:
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--hide-scrollbars",
+    ]
+    command = [browser, *flags, f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_page_opens_in_a_browser(browser: str, tmp_path: Path, width: int) -> None:
+    from PIL import Image
+
+    page = write_report(fake_report(), ReportData(fake_samples()), tmp_path)
+    shot = tmp_path / "shot.png"
+    _chromium(browser, tmp_path / "p1", f"--screenshot={shot}", f"--window-size={width},4000", page.as_uri())
+    image = np.asarray(Image.open(shot).convert("L"))
+    # The last row of a page that had not rendered would be as empty as the first.
+    assert image.shape == (4000, width) and shot.stat().st_size > 100_000
+    assert (image < 128).any(axis=1).mean() > 0.4
+
+
+def test_browser_shows_every_image_and_nothing_overflows(browser: str, tmp_path: Path) -> None:
+    """At 400 px: every image decodes, and the page itself does not scroll sideways."""
+    page = write_report(fake_report(), ReportData(fake_samples()), tmp_path)
+    probe = """<script>
+      const frame = document.querySelector('iframe');
+      frame.onload = () => {
+        const doc = frame.contentDocument, images = [...doc.images];
+        document.body.dataset.result = JSON.stringify([images.length, images.filter(i => i.naturalWidth > 0).length,
+                                                       doc.documentElement.scrollWidth]);
+      };
+    </script>"""
+    html = page.read_text().replace("&", "&amp;").replace('"', "&quot;")
+    (tmp_path / "probe.html").write_text(
+        f'<body><iframe width="400" height="800" style="border:0" srcdoc="{html}"></iframe>{probe}</body>'
+    )
+    dom = _chromium(browser, tmp_path / "p2", "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "probe.html").as_uri())
+    found = re.search(r'data-result="\[(\d+),(\d+),(\d+)\]"', dom)
+    assert found, dom[-500:]
+    images, decoded, scroll_width = (int(value) for value in found.groups())
+    assert images == decoded == 8 + len(draw_figures(validate_report(fake_report())))
+    assert scroll_width <= 400
