@@ -9,6 +9,7 @@ from kr_ray.privacy.metrics import accuracy_over_privacy, auc, auc_standard_erro
 from kr_ray.privacy.shadow import (
     Attack,
     ShadowScores,
+    _calibrate,
     attack_model,
     fit_class_attack,
     held_out_shadows,
@@ -278,6 +279,19 @@ def test_pooled_scores_of_different_kinds_are_on_one_scale() -> None:
     assert values[target.labels == 0].std() < 0.5 * values[target.labels == 1].std()
     order = rng.permutation(len(values))
     assert np.array_equal(attack.scores(target.logits[order], target.labels[order]), values[order])
+
+
+@pytest.mark.parametrize(("scale", "offset", "members"), [(1.0, 0.0, 4000), (0.01, 0.5, 4000), (250.0, -1e4, 1000)])
+def test_calibration_recovers_the_log_likelihood_ratio_from_any_scale(scale: float, offset: float, members: int) -> None:
+    """Members N(1/2, 1), others N(-1/2, 1): the log-likelihood ratio of x is x itself, however many there are of each."""
+    rng = np.random.default_rng(0)
+    member = np.arange(8000) < members
+    values = rng.normal(size=8000) + np.where(member, 0.5, -0.5)
+    slope, intercept = _calibrate(scale * values + offset, member)
+    probe = np.array([-2.0, 0.0, 2.0])
+    assert slope * (scale * probe + offset) + intercept == pytest.approx(probe, abs=0.15)
+    useless, _ = _calibrate(scale * rng.normal(size=8000) + offset, member)
+    assert 0 < useless * scale < 0.06
 
 
 def test_degenerate_classes_fall_back_to_a_constant_score() -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from kr_ray.privacy.metrics import accuracy_over_privacy
-from kr_ray.report import words
-from kr_ray.report.build import ReportData, draw_figures, render_page, result_rows, write_report
+from kr_ray.report import figures, words
+from kr_ray.report.build import ReportData, render_page, result_rows, write_report
 from kr_ray.report.schema import Report, ReportError, validate_report
 
 CLASS_NAMES = [
@@ -29,6 +29,7 @@ CLASS_NAMES = [
     "neutrophil",
     "platelet",
 ]
+FIGURES = 11
 OPTIONAL = ("teacher", "generator", "checkpoints", "tuning", "student", "audit", "stages")
 
 
@@ -149,12 +150,11 @@ def fake_samples(k: int = 8, n: int = 10, channels: int = 3) -> np.ndarray:
 # --- schema ----------------------------------------------------------------------------------------------------------
 
 
-def test_json_is_what_was_given_and_fits_the_json_schema(tmp_path: Path) -> None:
+def test_json_is_what_was_given_and_fits_the_json_schema(written: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     given = fake_report()
-    path = write_report(given, ReportData(fake_samples()), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json"] and path == tmp_path / "report.html"
-    read = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(p.name for p in written.parent.iterdir()) == ["report.html", "report.json"] and written.name == "report.html"
+    read = json.loads(written.with_suffix(".json").read_text())
     jsonschema.validate(read, Report.model_json_schema())
     given["audit"]["kr"]["teacher"]["roc"] = read["audit"]["kr"]["teacher"]["roc"]  # numpy arrays became lists
     given["audit"]["kr"]["student"]["roc"] = read["audit"]["kr"]["student"]["roc"]
@@ -204,7 +204,7 @@ def test_diverged_losses_become_null_and_are_drawn_as_gaps() -> None:
         point["loss_g"], point["loss_d"] = float("nan"), float("inf")
     checked = validate_report(report)
     assert checked.generator is not None and checked.generator.curve[60].loss_g is None
-    assert "gan" in draw_figures(checked)
+    assert figures.gan_figure(checked.generator.curve).startswith("data:image/svg+xml")
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -214,7 +214,8 @@ def test_headline_says_what_was_measured_and_no_more() -> None:
     report = fake_report()
     full = words.headline(validate_report(report))
     assert all(
-        part in full for part in ("96.3 %", "97.5 %", "50.4 times in 100 (against the teacher: 51.2; by guessing: 50)")
+        part in full
+        for part in ("96.3\u00a0%", "97.5\u00a0%", "50.4 times in 100 (against the teacher: 51.2; by guessing: 50)")
     )
     del report["audit"]
     assert words.headline(validate_report(report)).endswith("has not been measured yet.")
@@ -285,12 +286,24 @@ class _Page(HTMLParser):
             self.text += data
 
 
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the page's words: every figure is the same pixel (drawing them all takes seconds)."""
+    for name in [name for name in dir(figures) if name.endswith("_figure")]:
+        monkeypatch.setattr(figures, name, lambda *_: "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(fake_report(), ReportData(fake_samples()), tmp_path_factory.mktemp("report"))
+
+
 def _page(report: dict[str, Any], data: ReportData | None = None) -> _Page:
     return _Page(render_page(validate_report(report), data or ReportData(fake_samples(report["data"]["num_classes"]))))
 
 
-def test_page_is_self_contained_well_formed_and_complete() -> None:
-    html = render_page(validate_report(fake_report()), ReportData(fake_samples()))
+def test_page_is_self_contained_well_formed_and_complete(written: Path) -> None:
+    html = written.read_text()
     page = _Page(html)
     assert not page.open and page.links and all(link.startswith("data:image/") for link in page.links)
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -298,18 +311,18 @@ def test_page_is_self_contained_well_formed_and_complete() -> None:
     assert "default-src 'none'" in html and "not available" not in page.text
     for number in ("97.49", "96.26", "51.20", "50.38", "92.97", "94.81", "97.58", "235,000"):
         assert number in page.text
-    assert page.tags.count("img") == len(draw_figures(validate_report(fake_report()))) + 8
+    assert page.tags.count("img") == FIGURES + 8
     # All figures are figures: decodable, and free of links to elsewhere (namespaces are names, not links).
     for link in page.links:
         body = base64.b64decode(link.partition(",")[2])
         assert body.startswith(b"\x89PNG") or (b"<svg" in body and b'href="http' not in body)
 
 
-def test_same_report_same_bytes() -> None:
-    first, second = (render_page(validate_report(fake_report()), ReportData(fake_samples())) for _ in range(2))
-    assert first == second
+def test_same_report_same_bytes(written: Path) -> None:
+    assert render_page(validate_report(fake_report()), ReportData(fake_samples())) == written.read_text()
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("count", range(len(OPTIONAL) + 1))
 def test_a_partial_run_still_renders_and_says_what_is_missing(count: int) -> None:
     report = fake_report()
@@ -338,23 +351,41 @@ def test_sparse_sections_render() -> None:
     assert not page.open and "not attacked" in page.text
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_a_search_that_found_nothing_better_is_said_so() -> None:
+    report = fake_report()
+    report["tuning"] |= {"delta_cas": -0.004, "saved_share": -1e-16}
+    page = _page(report)
+    assert "No trial beat the default parameters" in page.text and "−0.40" in page.text
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_hostile_names_stay_text() -> None:
     report = fake_report()
     report["run"] = "<script>alert(1)</script>"
-    report["data"]["class_names"][0] = '"><img src=x onerror=alert(1)> $\\frac{'
+    report["data"]["class_names"][0] = '"><img src=x onerror=alert(1)>'
     report["config"]["name"] = "</code></pre><script>"
     page = _page(report)
     assert "script" not in page.tags and all(link.startswith("data:") for link in page.links)
     assert "<script>alert(1)</script>" in page.text
 
 
+def test_dollar_signs_and_angle_brackets_in_figures_stay_text() -> None:
+    uri = figures.confusion_figure([[3, 1], [0, 4]], ["$\\frac{<b>$", "&"])
+    svg = base64.b64decode(uri.partition(",")[2]).decode()
+    assert "$\\frac{&lt;b&gt;$" in svg
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_many_classes_and_grey_images() -> None:
     page = _page(fake_report(100), ReportData(fake_samples(100, 4, 1)))
+    assert "the first 20 of 100" in _page(fake_report(100), ReportData(fake_samples(20, 4, 1))).text
     assert "88 more classes" in page.text and "Class by class (100 classes)" in page.text
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_samples_are_checked_and_a_png_grid_is_taken() -> None:
-    for bad in (fake_samples(3), fake_samples().astype(np.float32), fake_samples()[:, 0], b"GIF89a"):
+    for bad in (fake_samples(9), fake_samples().astype(np.float32), fake_samples()[:, 0], b"GIF89a"):
         with pytest.raises(ValueError, match="`samples`"):
             _page(fake_report(), ReportData(bad))
     png = base64.b64decode(_page(fake_report()).links[0].partition(",")[2])
@@ -362,6 +393,7 @@ def test_samples_are_checked_and_a_png_grid_is_taken() -> None:
     assert _page(fake_report(), ReportData(png)).links[0] == "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_strip_holds_the_very_pixels() -> None:
     from io import BytesIO
 
@@ -398,21 +430,19 @@ def _chromium(browser: str, profile: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_page_opens_in_a_browser(browser: str, tmp_path: Path, width: int) -> None:
+def test_page_opens_in_a_browser(browser: str, written: Path, tmp_path: Path, width: int) -> None:
     from PIL import Image
 
-    page = write_report(fake_report(), ReportData(fake_samples()), tmp_path)
     shot = tmp_path / "shot.png"
-    _chromium(browser, tmp_path / "p1", f"--screenshot={shot}", f"--window-size={width},4000", page.as_uri())
+    _chromium(browser, tmp_path / "p1", f"--screenshot={shot}", f"--window-size={width},4000", written.as_uri())
     image = np.asarray(Image.open(shot).convert("L"))
     # The last row of a page that had not rendered would be as empty as the first.
     assert image.shape == (4000, width) and shot.stat().st_size > 100_000
     assert (image < 128).any(axis=1).mean() > 0.4
 
 
-def test_browser_shows_every_image_and_nothing_overflows(browser: str, tmp_path: Path) -> None:
+def test_browser_shows_every_image_and_nothing_overflows(browser: str, written: Path, tmp_path: Path) -> None:
     """At 400 px: every image decodes, and the page itself does not scroll sideways."""
-    page = write_report(fake_report(), ReportData(fake_samples()), tmp_path)
     probe = """<script>
       const frame = document.querySelector('iframe');
       frame.onload = () => {
@@ -421,7 +451,7 @@ def test_browser_shows_every_image_and_nothing_overflows(browser: str, tmp_path:
                                                        doc.documentElement.scrollWidth]);
       };
     </script>"""
-    html = page.read_text().replace("&", "&amp;").replace('"', "&quot;")
+    html = written.read_text().replace("&", "&amp;").replace('"', "&quot;")
     (tmp_path / "probe.html").write_text(
         f'<body><iframe width="400" height="800" style="border:0" srcdoc="{html}"></iframe>{probe}</body>'
     )
@@ -429,5 +459,5 @@ def test_browser_shows_every_image_and_nothing_overflows(browser: str, tmp_path:
     found = re.search(r'data-result="\[(\d+),(\d+),(\d+)\]"', dom)
     assert found, dom[-500:]
     images, decoded, scroll_width = (int(value) for value in found.groups())
-    assert images == decoded == 8 + len(draw_figures(validate_report(fake_report())))
+    assert images == decoded == 8 + FIGURES
     assert scroll_width <= 400

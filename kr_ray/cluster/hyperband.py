@@ -104,10 +104,12 @@ class SynchronousHyperBand(FIFOScheduler):
         number, resource = trial.config[TRIAL], result[RESOURCE]
         self._history[number][resource] = result[METRIC]
         goal = self._settle(tune_controller, number).get(number, 0)
+        action: str = TrialScheduler.STOP
         if resource < goal:
-            return TrialScheduler.CONTINUE
-        waits = resource == goal < self._bracket_of[number].rungs[-1][1]
-        return TrialScheduler.PAUSE if waits else TrialScheduler.STOP
+            action = TrialScheduler.CONTINUE
+        elif resource == goal < self._bracket_of[number].rungs[-1][1]:
+            action = TrialScheduler.PAUSE
+        return action
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         self._leave(tune_controller, trial)

@@ -270,7 +270,8 @@ def _fit(
     )
     try:
         with _quiet_tune(config.trials):
-            return {result.config[TRIAL]: result.error for result in tuner.fit() if result.error}
+            # Trials without any report have no `result.config`.
+            return {int(Path(result.path).name): result.error for result in tuner.fit() if result.error}
     except (TuneError, RayError) as error:
         return {-1: error}
 

@@ -24,7 +24,8 @@ class ReportData:
     """What the page shows beside report.json.
 
     Attributes:
-        samples: generated images only, never real ones: uint8 [K, n, C, H, W], n per class, or a finished grid as PNG bytes.
+        samples: generated images only, never real ones: uint8 [k, n, C, H, W], n for each of the first k classes, or a finished
+            grid as PNG bytes.
         command: what to type to repeat the run; empty for the usual command.
     """
 
@@ -190,16 +191,16 @@ def sample_strips(report: Report, samples: NDArray[np.uint8] | bytes | None) -> 
     if (
         samples.dtype != np.uint8
         or samples.ndim != 5
-        or samples.shape[0] != k
+        or samples.shape[0] > k
         or samples.shape[2] not in (1, 3)
         or 0 in samples.shape
     ):
         raise ValueError(
-            f"`samples` must be uint8 [{k}, n, C, H, W] with 1 or 3 channels, but got {samples.dtype} {samples.shape}; "
+            f"`samples` must be uint8 [up to {k}, n, C, H, W] with 1 or 3 channels, but got {samples.dtype} {samples.shape}; "
             "one row per class"
         )
     return [
-        {"name": name, "uri": figures.strip_uri(images)} for name, images in zip(report.data.class_names, samples, strict=True)
+        {"name": name, "uri": figures.strip_uri(images)} for name, images in zip(report.data.class_names, samples, strict=False)
     ]
 
 

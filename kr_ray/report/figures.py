@@ -92,7 +92,9 @@ def checkpoints_figure(checkpoints: Sequence[Checkpoint], teacher: Teacher | Non
     """Figure 2 of Knowledge Recycling: validation CAS per checkpoint, the best one and the tuned one starred."""
     epochs, cas = _series(checkpoints, "val_cas")
     with _canvas(WIDE) as ((ax,), uri):
-        ax.plot(epochs, cas, color=STUDENT, marker="o", markersize=2.5 if len(cas) > 40 else 4, label="student, default parameters")
+        ax.plot(
+            epochs, cas, color=STUDENT, marker="o", markersize=2.5 if len(cas) > 40 else 4, label="student, default parameters"
+        )
         if teacher:
             ax.axhline(teacher.val_accuracy, color=TEACHER, linestyle="--", label="teacher")
         if cas:
@@ -197,7 +199,6 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         ax.grid(visible=False)
         ax.set_xlabel("predicted class")
-        ax.set_ylabel("true class")
         if k <= 24:
             ax.set_xticks(range(k), [str(index) for index in range(k)])
             ax.set_yticks(range(k), [f"{_short(name)}  {index}" for index, name in enumerate(class_names)])
@@ -238,10 +239,10 @@ def gan_figure(curve: Sequence[GanPoint]) -> str:
 
 
 def collapse_figure(points: Sequence[CollapsePoint]) -> str:
-    """Agreement and diversity per checkpoint; alarmed checkpoints are shaded by a line."""
+    """Agreement and diversity per checkpoint; alarmed checkpoints are shaded."""
     with _canvas(HALF) as ((ax,), uri):
-        for index, point in enumerate(p for p in points if p.alarm):
-            ax.axvline(point.epoch, color=ALARM, linewidth=5, alpha=0.18, label="" if index else "alarm")
+        for index, (first, last) in enumerate(_alarmed_spans(points)):
+            ax.axvspan(first, last, color=ALARM, alpha=0.15, linewidth=0, label=None if index else "alarm")
         _draw(ax, points, "agreement", color=STUDENT, label="agreement")
         _draw(ax, points, "diversity", color=TEACHER, label="diversity")
         ax.set_xlabel("generator epoch")
@@ -249,6 +250,19 @@ def collapse_figure(points: Sequence[CollapsePoint]) -> str:
         ax.set_ylim(bottom=0)
         ax.figure.legend(loc="outside upper left", ncols=3)
     return uri[0]
+
+
+def _alarmed_spans(points: Sequence[CollapsePoint]) -> list[tuple[float, float]]:
+    """Epochs between which all checkpoints are alarmed, half a step beyond the first and the last."""
+    epochs = [point.epoch for point in points]
+    half = min(np.diff(epochs), default=1.0) / 2
+    spans: list[tuple[float, float]] = []
+    for index, point in enumerate(points):
+        if point.alarm and index and points[index - 1].alarm:
+            spans[-1] = (spans[-1][0], point.epoch + half)
+        elif point.alarm:
+            spans.append((point.epoch - half, point.epoch + half))
+    return spans
 
 
 def _whole_numbers(ax: Axes) -> None:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+SCHEMA_VERSION: Literal[1] = 1
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Epoch = Annotated[float, Field(ge=0)]
@@ -140,7 +142,8 @@ class Tuning(Section):
     images_seen: Count | None = None
     images_unpruned: Count | None = None
     """What all trials would have seen without pruning."""
-    saved_share: Fraction | None = None
+    saved_share: Annotated[float, Field(ge=-1e-9, le=1)] | None = None
+    """1 - images_seen / images_unpruned, which rounding can push below 0."""
     history: list[Trial] = []
     importance: dict[str, float] | None = None
 
@@ -207,7 +210,7 @@ class Stage(OpenSection):
 
 
 class Report(Section):
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = SCHEMA_VERSION
     run: str
     seed: int
     created: str

@@ -81,6 +81,15 @@ def auc_interval(attacked: Attacked, audit: KrAudit) -> tuple[float, float] | No
 
 def headline(report: Report) -> str:
     """The result in one sentence, from what has run."""
+    return _bind(_headline(report))
+
+
+def _bind(sentence: str) -> str:
+    """No line break between a number and its per cent sign."""
+    return sentence.replace(" %", "\u00a0%")
+
+
+def _headline(report: Report) -> str:
     teacher, student = report.teacher, report.student
     if student is None:
         if teacher is None:
@@ -89,9 +98,7 @@ def headline(report: Report) -> str:
             f"The teacher, trained on the real images, classifies {percent(teacher.test_accuracy, 1)} % of the test images "
             "correctly; no student has been trained on synthetic images yet."
         )
-    sentence = (
-        f"Trained on synthetic images alone, the student classifies {percent(student.test_cas, 1)} % of the real test images correctly"
-    )
+    sentence = f"Trained on synthetic images alone, the student classifies {percent(student.test_cas, 1)} % of the real test images correctly"
     if teacher:
         sentence += f" (the teacher, trained on the real ones: {percent(teacher.test_accuracy, 1)} %)"
     audit = report.audit.kr if report.audit else None
@@ -115,7 +122,7 @@ def privacy_findings(report: Report) -> list[str]:
             f"By class, the student leaks most on “{report.data.class_names[worst]}” (AUC {percent(audit.student.per_class[worst], 1)} %); "
             f"the highest of {report.data.num_classes} classes tends to lie above 50 % even by chance."
         )
-    return findings
+    return [_bind(finding) for finding in findings]
 
 
 def _attacked(audit: KrAudit) -> list[tuple[str, Attacked]]:

@@ -1,0 +1,254 @@
+"""The adversarial loop: losses by hand, exact resume, the average, and that it learns something."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_models import generator_config
+from torch import Tensor
+from torch.nn import functional
+
+from kr_ray.config import GeneratorConfig
+from kr_ray.data.images import LabelledImages
+from kr_ray.training.ema import ExponentialAverage, half_life_in_images
+from kr_ray.training.gan import (
+    GanTraining,
+    GeneratorCheckpoint,
+    discriminator_loss,
+    generator_loss,
+    train_generator,
+)
+
+CPU = torch.device("cpu")
+
+
+def tiny_config(**keys: Any) -> GeneratorConfig:
+    defaults = {"architecture": "tiny16", "channels": 4, "epochs": 4, "batch_size": 8, "d_steps": 2, "checkpoint_every": 1}
+    return generator_config(**(defaults | keys))
+
+
+def tiny_images(count: int = 29) -> LabelledImages:
+    """Class 0 is dark, class 1 bright."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    noise = torch.randint(0, 60, (count, 1, 16, 16), generator=generator)
+    return LabelledImages((noise + 180 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+class Recorder:
+    def __init__(self, stop_at: int = 0) -> None:
+        self.stop_at = stop_at
+        self.checkpoints: list[GeneratorCheckpoint] = []
+        self.states: dict[int, bytes] = {}
+        self.rows: list[dict[str, float]] = []
+
+    def on_checkpoint(self, checkpoint: GeneratorCheckpoint) -> bool:
+        self.checkpoints.append(checkpoint)
+        return checkpoint.epoch == self.stop_at
+
+    def on_state(self, epoch: int, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.states[epoch] = buffer.getvalue()
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        loaded: dict[str, Any] = torch.load(io.BytesIO(self.states[epoch]), weights_only=True)
+        return loaded
+
+    def run(self, config: GeneratorConfig, resume: dict[str, Any] | None = None, **keys: Any) -> Recorder:
+        train_generator(
+            tiny_images(), 2, config, 7, CPU, on_checkpoint=self.on_checkpoint, on_state=self.on_state,
+            on_epoch=self.rows.append, resume=resume, **keys,
+        )  # fmt: skip
+        return self
+
+
+def assert_bit_equal(one: Any, two: Any, path: str = "") -> None:
+    assert type(one) is type(two), path
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one:
+            assert_bit_equal(one[key], two[key], f"{path}.{key}")
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, two), path
+    else:
+        assert one == two, path
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["ours", "vanilla"])
+def test_resumed_training_equals_a_straight_one(preset: str) -> None:
+    # 29 images in batches of 8 are 3 D steps per epoch: 2 per G step leaves a remainder that crosses epochs.
+    config = tiny_config(preset=preset, d_steps=2, horizontal_flip=True)
+    straight = Recorder().run(config)
+    resumed = Recorder().run(config, resume=straight.state(2))
+    assert [c.epoch for c in straight.checkpoints] == [1, 2, 3, 4]
+    assert [c.epoch for c in resumed.checkpoints] == [3, 4]
+    assert_bit_equal(straight.state(4), resumed.state(4))
+    assert_bit_equal(straight.checkpoints[3].weights, resumed.checkpoints[1].weights)
+
+
+def test_state_of_an_epoch_differs_from_the_next() -> None:
+    states = Recorder().run(tiny_config(epochs=2))
+    assert not torch.equal(states.state(1)["generator"]["linear.weight"], states.state(2)["generator"]["linear.weight"])
+    assert states.state(2)["optimizer_d"][0]["step"].item() == 6
+
+
+def test_the_seed_decides() -> None:
+    runs = [GanTraining(tiny_images(), 2, tiny_config(), seed, CPU) for seed in (1, 1, 2)]
+    losses = [run.train_epoch()["loss_d"] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+# --- schedule --------------------------------------------------------------------------------------------------------
+
+
+def test_g_steps_follow_d_steps_across_epochs() -> None:
+    recorder = Recorder().run(tiny_config(d_steps=4, epochs=4))
+    steps = [
+        state["optimizer_g"][0]["step"].item() if state["optimizer_g"] else 0 for state in map(recorder.state, range(1, 5))
+    ]
+    assert steps == [0, 1, 2, 3]  # after 3, 6, 9, 12 D steps
+    assert [row["images_seen"] for row in recorder.rows] == [24, 48, 72, 96]
+
+
+def test_callbacks_keep_their_rhythm() -> None:
+    recorder = Recorder().run(tiny_config(checkpoint_every=2, epochs=5), save_state_every=3)
+    assert [c.epoch for c in recorder.checkpoints] == [2, 4]
+    assert list(recorder.states) == [3, 5]
+    assert [row["epoch"] for row in recorder.rows] == [1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_callback_can_stop_the_training() -> None:
+    recorder = Recorder(stop_at=2).run(tiny_config(epochs=9), save_state_every=9)
+    assert len(recorder.rows) == 2
+    assert list(recorder.states) == [2]
+
+
+def test_fewer_images_than_a_batch() -> None:
+    training = GanTraining(tiny_images(5), 2, tiny_config(batch_size=64), 0, CPU)
+    assert training.train_epoch()["images_seen"] == 5
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_image_size_is_refused() -> None:
+    images = LabelledImages(torch.zeros(8, 1, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"must be 16 px .* got \[32, 32\]"):
+        GanTraining(images, 2, tiny_config(), 0, CPU)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    training = GanTraining(tiny_images(), 2, tiny_config(), 0, CPU)
+    torch.nn.init.constant_(training.discriminator.linear.bias, math.nan)
+    with pytest.raises(FloatingPointError, match=r"loss_d=nan.*learning_rate_g"):
+        training.train_epoch()
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+REAL, FAKE = torch.tensor([2.0, -1.0, 0.3]), torch.tensor([-3.0, 0.5, 1.5])
+
+
+def test_logistic_losses_are_cross_entropies() -> None:
+    config = tiny_config()
+    target = torch.full_like(REAL, 0.9)
+    expected = functional.binary_cross_entropy_with_logits(REAL, target)
+    expected = expected + functional.binary_cross_entropy_with_logits(FAKE, torch.zeros(3))
+    torch.testing.assert_close(discriminator_loss(REAL, FAKE, config), expected)
+    expected = functional.binary_cross_entropy_with_logits(FAKE, torch.ones(3))
+    torch.testing.assert_close(generator_loss(FAKE, config), expected)
+
+
+def test_hinge_losses_by_hand() -> None:
+    config = tiny_config(preset="vanilla")
+    assert discriminator_loss(REAL, FAKE, config).item() == pytest.approx((0 + 2 + 0.7) / 3 + (0 + 1.5 + 2.5) / 3)
+    assert generator_loss(FAKE, config).item() == pytest.approx(-(-3 + 0.5 + 1.5) / 3)
+
+
+def test_d_step_leaves_g_alone_and_the_other_way_round() -> None:
+    training = GanTraining(tiny_images(), 2, tiny_config(), 0, CPU)
+    random = torch.Generator().manual_seed(0)
+
+    def weights(network: torch.nn.Module) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+    g, d = weights(training.generator), weights(training.discriminator)
+    training.images_seen = 8
+    training._d_step(torch.arange(8), random)
+    assert_bit_equal(g, weights(training.generator))
+    assert all(not torch.equal(d[name], value) for name, value in weights(training.discriminator).items())
+    d = weights(training.discriminator)
+    training._g_step(random)
+    assert_bit_equal(d, weights(training.discriminator))
+    assert not torch.equal(g["linear.weight"], training.generator.linear.weight)
+    assert all(parameter.requires_grad for parameter in training.discriminator.parameters())
+
+
+# --- average ---------------------------------------------------------------------------------------------------------
+
+
+def test_half_life_gives_the_papers_decay_at_its_batch() -> None:
+    average = ExponentialAverage({}, half_life_in_images(0.9999, d_steps=4), rampup=1.0)
+    assert average.half_life == pytest.approx(1.7744e6, rel=1e-4)
+    assert average.decay(64 * 4, images_seen=10**9) == pytest.approx(0.9999, abs=1e-12)
+
+
+def test_average_halves_the_distance_in_one_half_life() -> None:
+    average = ExponentialAverage({"w": torch.zeros(3)}, half_life=100, rampup=1.0)
+    for step in range(10):
+        average.update({"w": torch.ones(3)}, images=10, images_seen=10_000 + 10 * step)
+    torch.testing.assert_close(average.average["w"], torch.full((3,), 0.5))
+
+
+def test_rampup_caps_the_half_life() -> None:
+    average = ExponentialAverage({}, half_life=1e6, rampup=0.05)
+    assert average.decay(50, images_seen=1000) == pytest.approx(0.5)
+    assert average.decay(50, images_seen=100) == pytest.approx(0.5**10)
+
+
+def test_checkpoint_holds_the_average_of_the_normalised_weights() -> None:
+    config = tiny_config(ema_rampup=1e-6)  # a half-life of nothing: the average is the last value
+    training = GanTraining(tiny_images(), 2, config, 0, CPU)
+    for _ in range(2):
+        training.train_epoch()
+    weights, folded = training.checkpoint().weights, training.generator.folded_weights()
+    assert weights.keys() == folded.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, folded[name])
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["ours", pytest.param("vanilla", marks=pytest.mark.slow)])
+def test_it_learns_the_brightness_of_two_classes(preset: str) -> None:
+    config = tiny_config(
+        preset=preset, epochs=20, checkpoint_every=20, d_steps=1, learning_rate_g=1e-3, learning_rate_d=1e-3, precision="full"
+    )
+    training = GanTraining(tiny_images(32), 2, config, 3, CPU)
+    for _ in range(config.epochs):
+        training.train_epoch()
+    labels = torch.arange(64) % 2
+    latents = torch.randn(64, config.latent_dim, generator=torch.Generator().manual_seed(1))
+    images = training.generator(latents, labels).detach()
+    contrast = (images[labels == 1].mean() - images[labels == 0].mean()).item()
+    real_contrast = 180 / 255 * (1 if preset == "ours" else 2)
+    assert contrast > 0.5 * real_contrast
+
+
+@pytest.mark.gpu
+def test_mixed_precision_trains_on_a_gpu() -> None:
+    training = GanTraining(tiny_images(), 2, tiny_config(), 0, torch.device("cuda"))
+    rows = [training.train_epoch() for _ in range(3)]
+    assert all(math.isfinite(row["loss_d"]) for row in rows)
+    state = training.state()
+    training.load_state(state)
+    assert_bit_equal(state, training.state())
