@@ -58,7 +58,11 @@ def _is_input_error(error: BaseException) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    """The last line of the innermost cause: what a person can act on (`--debug` shows the whole traceback)."""
+    """What a person can act on (`--debug` shows the rest): our own errors as they are, else the innermost cause's last line."""
+    from kr_ray.artifacts import ArtifactError
+
+    if _is_input_error(error) or isinstance(error, ArtifactError):
+        return str(error)
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
@@ -149,6 +153,8 @@ def _compare_labels(parsed: argparse.Namespace) -> int:
 
 def _export(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
+    if parsed.images < 0:
+        raise ConfigError(f"`--images >= 0` must hold, but got {parsed.images}; use 0 for the tuned cardinality")
     from kr_ray.pipeline import Pipeline
 
     with Display() as display, Pipeline(config, display) as pipeline:

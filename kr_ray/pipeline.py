@@ -124,6 +124,7 @@ class Pipeline:
             "train": len(splits.train),
             "validation": len(splits.validation),
             "test": len(splits.test),
+            "class_counts": splits.train.labels.bincount(minlength=splits.num_classes).tolist(),
             "duplicates": {
                 "within_train": len(duplicate_indices(splits.train.images)),
                 "validation_in_train": len(duplicate_indices(splits.validation.images, splits.train.images)),

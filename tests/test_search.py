@@ -87,14 +87,14 @@ def test_rungs_wait_for_all_break_ties_by_number_and_go_on_without_a_failed_tria
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_suggestions_cover_the_inclusive_bounds_evenly(searcher, tmp_path):
-    config = TuningConfig(trials=600, searcher=searcher, startup_trials=600, latent_std=(1.0, 2.5), cardinality_scale=(4, 4))
+    config = TuningConfig(trials=300, searcher=searcher, startup_trials=300, latent_std=(1.0, 2.5), cardinality_scale=(4, 4))
     inner = build_search(config, 0, tmp_path / "study")._inner
-    drawn = [inner.suggest(str(i)) for i in range(600)]
+    drawn = [inner.suggest(str(i)) for i in range(300)]
     counts = [sum(params["regeneration_rate"] == k for params in drawn) for k in range(1, 11)]
-    assert sum(counts) == 600 and min(counts) > 35 and max(counts) < 90  # mean 60, sd 7.3
+    assert sum(counts) == 300 and min(counts) > 14 and max(counts) < 50  # mean 30, sd 5.2
     assert {params["cardinality_scale"] for params in drawn} == {4}
     assert all(type(params["regeneration_rate"]) is int for params in drawn)
-    assert 1.0 <= min(p["latent_std"] for p in drawn) < 1.02 and 2.48 < max(p["latent_std"] for p in drawn) <= 2.5
+    assert 1.0 <= min(p["latent_std"] for p in drawn) < 1.05 and 2.45 < max(p["latent_std"] for p in drawn) <= 2.5
 
 
 @pytest.mark.parametrize(
@@ -178,17 +178,13 @@ class _Tune:
             self.running.remove(trial)
 
 
-@pytest.mark.parametrize("searcher", SEARCHERS)
-@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.parametrize(("searcher", "in_flight"), [("optuna", 1), ("optuna", 3), ("hyperopt", 1), ("random", 1)])
 def test_slots_and_order_of_completion_change_nothing(searcher, in_flight, tmp_path):
     config = TuningConfig(searcher=searcher)
-    runs = [
-        _Tune(config, 3, tmp_path / "study", slots, order, in_flight).run()
-        for order, slots in enumerate((1, 2, 5, 50))
-    ]  # fmt: skip
-    assert runs[0] == runs[1] == runs[2] == runs[3]
-    assert runs[0] != _Tune(config, 4, tmp_path / "study", 1, 0, in_flight).run()
-    assert sum(o.resource for o in runs[0]) == 198  # 2 bands of 21 + 21 + 27, then 21, 21 and two full trials: 138 + 42 + 18
+    runs = [_Tune(config, 3, tmp_path / "study", slots, slots, in_flight).run() for slots in (1, 5, 50)]
+    assert runs[0] == runs[1] == runs[2]
+    assert sum(o.resource for o in runs[0]) == 198  # 2 bands of 21 + 21 + 27, then 21, 21 and two full trials
+    assert runs[0][0].params != _Tune(TuningConfig(searcher=searcher, trials=9), 4, tmp_path / "study", 1, 0).run()[0].params
 
 
 @pytest.mark.parametrize("order", range(20))
@@ -222,7 +218,8 @@ class Toy(tune.Trainable):
         if self.resource > len(units):
             self._compute()
             units = self.units.read_text().split()
-        return {"resource": self.resource, "cas": float(units[self.resource - 1])}
+        done = self.resource == self.config.get("done_at")
+        return {"resource": self.resource, "cas": float(units[self.resource - 1]), tune.result.DONE: done}
 
     def _compute(self):
         config, once = self.config, self.units.with_name("failed")
@@ -287,7 +284,7 @@ def test_run_prunes_as_planned_and_the_study_can_be_opened(undisturbed):
 
 
 def test_workers_timing_and_chance_change_nothing_and_tune_is_silent(undisturbed, cluster, tmp_path, capfd):
-    outcomes = _run(TuningConfig(trials=17), tmp_path, cpu=2, sleep_s=0.01, salt=7)
+    outcomes = _run(TuningConfig(trials=17), tmp_path, cpu=2, sleep_s=0.01, salt=7, done_at=9)
     assert outcomes == undisturbed[1]
     assert capfd.readouterr() == ("", "")
 

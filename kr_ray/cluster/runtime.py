@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
-from kr_ray.config import ClusterConfig
+from kr_ray.config import ClusterConfig, ConfigError
 
 WORKER_ENVIRONMENT = {
     # Two spinning OpenMP threads on shared cores cost 2x the wall time of one; waiting passively they gain a third.
@@ -33,6 +35,7 @@ def ray_session(config: ClusterConfig) -> Iterator[dict[str, float]]:
     os.environ.update(WORKER_ENVIRONMENT)  # before any worker starts, for workers of a local Ray inherit it
     address = os.environ.get("RAY_ADDRESS", "local") if config.address == "auto-or-local" else config.address
     logging.getLogger("ray").setLevel(logging.ERROR)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=address,
         include_dashboard=config.dashboard if address == "local" else None,
@@ -43,7 +46,28 @@ def ray_session(config: ClusterConfig) -> Iterator[dict[str, float]]:
         # A laptop's object store stays unused: workers read real images from the run's storage.
         object_store_memory=256 * 2**20 if address == "local" else None,
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs one of its own, which dies with a stack trace
     try:
+        if address == "local":  # a cluster may still grow
+            _check_fits(config, ray.cluster_resources())
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:
+    """Refuse a demand that Ray would wait for for ever.
+
+    Raises:
+        ConfigError: with every demand that this machine cannot meet.
+    """
+    wrong = [
+        f"`cluster.{work}.{kind} <= {available.get(kind.upper(), 0):g}` (what this machine has) must hold, but got {demand:g}; "
+        f"use --set cluster.{work}.{kind}={available.get(kind.upper(), 0):g}, or join a cluster by RAY_ADDRESS"
+        for work, resources in (("train", config.train), ("trial", config.trial))
+        for kind, demand in resources.model_dump().items()
+        if demand > available.get(kind.upper(), 0)
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))

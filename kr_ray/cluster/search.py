@@ -242,8 +242,7 @@ def run_tuning(
                 raise KeyboardInterrupt  # Tune catches Ctrl-C and returns as if all were well
             return search.outcomes
         error = _tuning_error(errors, search.outcomes, max_retries)
-        # A trial's own exception has been tried again already; a lost worker may hit a trial where Tune does not do so.
-        if not replays_left or not all(isinstance(cause, TuneError | RayActorError) for cause in errors.values()):
+        if not replays_left or not all(_worker_lost(cause) for cause in errors.values()):
             raise error
         logging.getLogger(__name__).warning("%s; replaying", error)
     raise AssertionError("unreachable")
@@ -274,6 +273,11 @@ def _fit(
             return {int(Path(result.path).name): result.error for result in tuner.fit() if result.error}
     except (TuneError, RayError) as error:
         return {-1: error}
+
+
+def _worker_lost(cause: Exception) -> bool:
+    """Whether a replay may help: Tune retries a trial's own exceptions, but not a worker that dies between two trials."""
+    return isinstance(cause, TuneError) or (isinstance(cause, RayActorError) and not cause.actor_init_failed)
 
 
 def _tuning_error(errors: dict[int, Exception], outcomes: list[TrialOutcome], max_retries: int) -> TuningError:

@@ -123,7 +123,7 @@ def _image_files(folder: Path) -> list[Path]:
 def _read_files(files: list[Path], image_size: int) -> Tensor:
     images: list[Tensor] = []
     for file in files:
-        pixels = torch.from_numpy(_read_image(file))
+        pixels = torch.from_numpy(read_image(file))
         pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         if images and len(pixels) != len(images[0]):
             raise DataError(
@@ -138,7 +138,7 @@ def _colour(channels: int) -> str:
     return "grey" if channels == 1 else "RGB"
 
 
-def _read_image(file: Path) -> NDArray[np.uint8]:
+def read_image(file: Path) -> NDArray[np.uint8]:
     """One image as uint8, [H, W] or [H, W, 3]."""
     from PIL import Image, ImageOps
 

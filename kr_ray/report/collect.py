@@ -32,8 +32,7 @@ Results = Mapping[str, dict[str, Any]]
 def write_run_report(run: Path, folder: Path, config: Config, results: Results, skipped: Mapping[str, bool]) -> Path:
     """Write report.json and report.html into `folder`; returns the page."""
     report = collect_report(config, results, skipped)
-    command = f"kr run {run}/config.yaml"
-    return write_report(report, ReportData(samples=_generated_samples(run, results), command=command), folder)
+    return write_report(report, ReportData(samples=_generated_samples(run, results)), folder)
 
 
 def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _generated_samples(run: Path, results: Results) -> NDArray[np.uint8] | None:
     if "tuning" not in results:
         return None
     data, device = results["data"], pick_device()
-    prior = torch.full((data["num_classes"],), 1 / data["num_classes"], dtype=torch.float64)
+    prior = torch.tensor(data["class_counts"], dtype=torch.float64) / data["train"]
     sampler = Sampler.load(run / checkpoint_file(results["checkpoints"]["best_epoch"]), device)
     latent_std = results["tuning"]["chosen"]["latent_std"]
     sampler.set_latent_std(latent_std, derive_seed("report"), prior, batches=8, batch_size=128)

@@ -16,7 +16,7 @@ class CollapsedGenerator(RuntimeError):
 
 
 class SyntheticSet:
-    """`cardinality_scale` x the real set's size of generated images, made anew every `regeneration_rate` epochs.
+    """A set of generated images, made anew every `regeneration_rate` epochs.
 
     Block b of regeneration r is drawn from a generator seeded by (seed, r, b): the set does not depend on what was made before
     it or by whom, so a resumed student, or one fed by several makers, sees the same images.
@@ -25,7 +25,7 @@ class SyntheticSet:
         sampler: the checkpoint; its batch-norm statistics are re-estimated here at `config.latent_std`.
         teacher: frozen, in evaluation mode, on the sampler's device.
         prior: class frequencies, float64 [K].
-        real_images: how many images the real training set has.
+        images: size of the set.
         label_smoothing: of the recipe; applies to hard labels only.
     """
 
@@ -34,14 +34,14 @@ class SyntheticSet:
         sampler: Sampler,
         teacher: nn.Module,
         prior: Tensor,
-        real_images: int,
+        images: int,
         config: SynthesisConfig,
         label_smoothing: float,
         seed: int,
     ) -> None:
         self._sampler, self._teacher, self._config, self._seed = sampler, teacher, config, seed
         self._label_smoothing = label_smoothing
-        self._size = config.cardinality_scale * real_images
+        self._size = images
         self._prior = prior if config.class_prior == "real" else torch.full_like(prior, 1 / len(prior))
         self._regeneration = -1
         self._set: tuple[Tensor, Tensor] | None = None

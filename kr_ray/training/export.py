@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kr_ray.artifacts import ArtifactError, atomic_write
 from kr_ray.data.checks import DataError
 from kr_ray.data.pools import resize
-from kr_ray.data.user_data import _read_image as read_image
+from kr_ray.data.user_data import read_image as read_image
 
 if TYPE_CHECKING:
     from kr_ray.config import ClassifierConfig
@@ -164,30 +164,14 @@ def make_synthetic_set(run: Path, spec: StudentSpec, recipe: ClassifierConfig, i
         ArtifactError: the run lacks the data, the teacher or the checkpoint.
         kr_ray.synthesis.stream.CollapsedGenerator: the labelling accepts no image.
     """
-    from kr_ray.data.images import class_prior
     from kr_ray.data.store import SPLITS_FILE, load_stored_splits
     from kr_ray.devices import pick_device
-    from kr_ray.seeding import derive_seed
-    from kr_ray.synthesis.sampling import Sampler
-    from kr_ray.synthesis.stream import SyntheticSet
-    from kr_ray.training.generator import checkpoint_file
-    from kr_ray.training.resumable import load_classifier
+    from kr_ray.training.student import synthetic_set
 
     if images < 0:
         raise ValueError(f"`images >= 0` must hold, but got images={images}; use 0 for the student's own number")
-    device = pick_device()
     splits = load_stored_splits(run / SPLITS_FILE)
-    # Cardinality = scale x real images: the only use that a SyntheticSet makes of either.
-    synthesis = spec.synthesis.model_copy(update={"cardinality_scale": 1}) if images else spec.synthesis
-    data = SyntheticSet(
-        sampler=Sampler.load(run / checkpoint_file(spec.checkpoint_epoch), device),
-        teacher=load_classifier(run / "teacher" / "weights.safetensors", device),
-        prior=class_prior(splits.train.labels, splits.num_classes),
-        real_images=images or len(splits.train),
-        config=synthesis,
-        label_smoothing=recipe.label_smoothing,
-        seed=derive_seed(spec.seed, "synthetic set"),
-    )
+    data = synthetic_set(run, spec, recipe, splits, pick_device(), images)
     generated, targets = data.epoch(0)
     return generated.cpu(), targets.cpu()
 

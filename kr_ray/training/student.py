@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kr_ray.artifacts import write_json
 from kr_ray.config import ClassifierConfig, SynthesisConfig
 from kr_ray.data.images import Splits, class_prior
@@ -39,19 +41,26 @@ def student_schedule(recipe: ClassifierConfig, synthesis: SynthesisConfig, epoch
     return Schedule.fit(recipe, scaled, epochs / synthesis.cardinality_scale)
 
 
-def student_training(run: Path, spec: StudentSpec, recipe: ClassifierConfig) -> tuple[ClassifierTraining, Splits]:
-    """A student's training, not yet started, and the real splits (of which only validation and test images may be shown to it)."""
-    device = pick_device()
-    splits = load_stored_splits(run / SPLITS_FILE)
-    data = SyntheticSet(
+def synthetic_set(
+    run: Path, spec: StudentSpec, recipe: ClassifierConfig, splits: Splits, device: torch.device, images: int = 0
+) -> SyntheticSet:
+    """The set that the student of `spec` is trained on; `images` other than 0 asks for a set of that size from the same seeds."""
+    return SyntheticSet(
         sampler=Sampler.load(run / checkpoint_file(spec.checkpoint_epoch), device),
         teacher=load_classifier(run / "teacher" / "weights.safetensors", device),
         prior=class_prior(splits.train.labels, splits.num_classes),
-        real_images=len(splits.train),
+        images=images or spec.synthesis.cardinality_scale * len(splits.train),
         config=spec.synthesis,
         label_smoothing=recipe.label_smoothing,
         seed=derive_seed(spec.seed, "synthetic set"),
     )
+
+
+def student_training(run: Path, spec: StudentSpec, recipe: ClassifierConfig) -> tuple[ClassifierTraining, Splits]:
+    """A student's training, not yet started, and the real splits (of which only validation and test images may be shown to it)."""
+    device = pick_device()
+    splits = load_stored_splits(run / SPLITS_FILE)
+    data = synthetic_set(run, spec, recipe, splits, device)
     model = new_classifier(splits.num_classes, splits.channels, recipe, derive_seed(spec.seed, "student"))
     schedule = student_schedule(recipe, spec.synthesis, spec.epochs, len(splits.train))
     return ClassifierTraining(model, data, recipe, schedule, derive_seed(spec.seed, "data"), device), splits

@@ -1,0 +1,65 @@
+"""What the tests share: real data where it lies, tiny configurations, one Ray per module."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kr_ray.config import ClassifierConfig, Config, GeneratorConfig, parse_config
+
+# Two spinning OpenMP threads on shared cores cost twice the wall time of one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def tiny_settings(**sections: Any) -> dict[str, Any]:
+    """A raw configuration that runs every stage in seconds; `sections` are merged over it."""
+    raw: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"name": "digits", "image_size": 16, "max_train_images": 160, "max_test_images": 80},
+        "classifier": {"width": 4, "min_steps": 20, "batch_size": 64, "horizontal_flip": False},
+        "teacher": {"epochs": 4},
+        "generator": {"architecture": "tiny16", "epochs": 4, "batch_size": 32, "checkpoint_every": 2, "d_steps": 2},
+        "synthesis": {"epoch_unit": "real", "regeneration_rate": 2, "standing_batches": 2},
+        "checkpoints": {"epochs": 5},
+        "tuning": {
+            "trials": 4,
+            "epochs": 4,
+            "rungs": 2,
+            "reduction_factor": 2,
+            "startup_trials": 2,
+            "cardinality_scale": [1, 2],
+        },
+        "student": {"epochs": 6},
+        "audit": {"shadow_models": 3, "epochs": 4},
+        "cluster": {"train": {"cpu": 1.0}},
+    }
+    for section, values in sections.items():
+        raw[section] = raw[section] | values if isinstance(values, dict) else values
+    return raw
+
+
+def tiny_config(**sections: Any) -> Config:
+    return parse_config(tiny_settings(**sections))
+
+
+def tiny_generator(**keys: Any) -> GeneratorConfig:
+    return tiny_config(generator=keys).generator
+
+
+def tiny_recipe(**keys: Any) -> ClassifierConfig:
+    return tiny_config(classifier=keys).classifier
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data sets are not beside the project")
+    return SHARED_DATA
