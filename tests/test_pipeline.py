@@ -1,0 +1,190 @@
+"""The whole pipeline, as a person runs it: to the end, again, with a changed key, and killed in every stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY, tiny_settings
+
+from kr_ray.artifacts import read_json, read_progress
+from kr_ray.pipeline import STAGES
+from kr_ray.report.schema import validate_report
+
+KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "report"))
+
+
+def kr(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "kr_ray.cli", *arguments], capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def write_config(folder: Path, raw: dict[str, Any]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(raw | {"storage": str(folder / "runs")}))
+    return str(path)
+
+
+def final_numbers(run: Path) -> dict[str, Any]:
+    """Everything in report.json but times, dates and places."""
+    report = read_json(run / "report" / "report.json")
+    for stage in report["stages"].values():
+        stage.clear()
+    for curve in (report["teacher"]["curve"], report["generator"]["curve"], report["student"]["curve"]):
+        for row in curve:
+            for key in [key for key in row if key.endswith(("seconds", "_s"))]:
+                del row[key]
+    del report["created"], report["config"]["storage"]
+    return dict(report)
+
+
+def kill_in(stage: str, config: str, run: Path) -> bool:
+    """Start `kr run`, kill -9 its driver once `stage` has begun to report progress; False if it was too quick for that."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "kr_ray.cli", "run", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while driver.poll() is None:
+            folder = run / stage
+            if (folder / "done.json").exists():
+                break
+            if (folder / "started.json").exists() and (read_progress(folder) or stage == "audit"):
+                driver.send_signal(signal.SIGKILL)
+                driver.wait()
+                return True
+            time.sleep(0.02)
+    finally:
+        driver.kill()
+        driver.wait()
+    return False
+
+
+def killed_everywhere_equals_undisturbed(folder: Path, raw: dict[str, Any]) -> int:
+    undisturbed, disturbed = (write_config(folder / name, raw) for name in ("undisturbed", "disturbed"))
+    run = folder / "disturbed" / "runs" / raw["name"]
+    kills = sum(kill_in(stage, disturbed, run) for stage in KILLED_STAGES)
+    kr("run", disturbed)
+    kr("run", undisturbed)
+    expected, found = final_numbers(folder / "undisturbed" / "runs" / raw["name"]), final_numbers(run)
+    assert found == expected
+    return kills
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A finished tiny run: its config file and its run directory."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, tiny_settings())
+    kr("run", config)
+    return config, folder / "runs" / "tiny"
+
+
+@pytest.mark.timeout(600)
+def test_all_stages_are_in_the_report(finished: tuple[str, Path]) -> None:
+    report = read_json(finished[1] / "report" / "report.json")
+    validate_report(report)
+    assert set(report["stages"]) == set(STAGES) - {"report"}
+    assert [row["epoch"] for row in report["checkpoints"]] == [2, 4]
+    assert report["tuning"]["trials"] == 4
+    assert {trial["state"] for trial in report["tuning"]["history"]} <= {"complete", "pruned"}
+    assert report["audit"]["kr"]["shadow_models"] == 3
+    assert (finished[1] / "report" / "report.html").stat().st_size > 50_000
+    assert sorted(path.name for path in (finished[1] / "generator" / "checkpoints").glob("*.png")) == [
+        "epoch_0002.png", "epoch_0004.png",
+    ]  # fmt: skip
+
+
+def test_the_study_of_the_tuning_opens_afterwards(finished: tuple[str, Path]) -> None:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(finished[1] / "tuning" / "study.journal")))
+    study = optuna.load_study(study_name="tuning", storage=storage)
+    tuning = read_json(finished[1] / "report" / "report.json")["tuning"]
+    assert study.best_value == tuning["best"]["val_cas"]
+    states = {"complete": optuna.trial.TrialState.COMPLETE, "pruned": optuna.trial.TrialState.PRUNED}
+    assert [trial.state for trial in study.trials] == [states[row["state"]] for row in tuning["history"]]
+
+
+def test_the_same_command_again_does_nothing_twice(finished: tuple[str, Path]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished[1].glob("*/done.json")}
+    output = kr("run", finished[0]).stdout
+    assert output.count("finished before") == len(before)
+    assert {path: path.stat().st_mtime_ns for path in finished[1].glob("*/done.json")} == before
+
+
+@pytest.mark.timeout(600)
+def test_a_changed_key_reruns_exactly_what_depends_on_it(finished: tuple[str, Path]) -> None:
+    output = kr("run", finished[0], "--set", "student.epochs=5").stdout
+    again = {line.split(":")[0] for line in output.splitlines() if ": done" in line and "finished before" not in line}
+    assert again == {"student", "equal_compute_teacher", "audit", "report"}
+
+
+@pytest.mark.timeout(600)
+def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> None:
+    output = kr("compare-labels", finished[0], "--seeds", "2").stdout
+    for strategy in ("gkd", "gap_filler", "filter", "hard"):
+        assert strategy in output
+    comparison = read_json(finished[1] / "compare_labels" / "done.json")["result"]
+    assert len(comparison["rows"]) == 8
+    kr("export", finished[0], "--images", "32")
+    image = next((finished[1] / "generator" / "checkpoints").glob("*.png"))
+    predicted = kr("predict", str(image), "--model", str(finished[1] / "export" / "student.onnx")).stdout.split("\t")
+    assert predicted[0] == str(image) and 0 <= float(predicted[2]) <= 1
+    assert "finished" in kr("runs", "--storage", str(finished[1].parent)).stdout
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_the_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    assert killed_everywhere_equals_undisturbed(tmp_path, tiny_settings()) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_in_every_stage_at_the_quickstarts_scale(tmp_path: Path) -> None:
+    raw = yaml.safe_load((REPOSITORY / "configs" / "quickstart.yaml").read_text())
+    assert killed_everywhere_equals_undisturbed(tmp_path, raw) >= 7
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sections", [{"checkpoints": {"search": "halving", "epochs": 12}, "tuning": {"searcher": "hyperopt"}}])
+def test_the_other_searches(tmp_path: Path, sections: dict[str, Any]) -> None:
+    raw = tiny_settings(generator={"epochs": 4, "checkpoint_every": 1}, **sections)
+    config = write_config(tmp_path, raw)
+    kr("tune", config)
+    swept = read_json(tmp_path / "runs" / "tiny" / "checkpoints" / "done.json")["result"]["checkpoints"]
+    assert sorted(row["epochs"] for row in swept) == [4, 4, 4, 12]
+    assert read_json(tmp_path / "runs" / "tiny" / "tuning" / "done.json")["result"]["searcher"] == "hyperopt"
+
+
+def test_interruption_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_settings(teacher={"epochs": 2000}))
+    driver = subprocess.Popen([sys.executable, "-m", "kr_ray.cli", "run", config], stderr=subprocess.PIPE, text=True)
+    while not read_progress(tmp_path / "runs" / "tiny" / "teacher"):
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130, errors
+    assert "run the same command again" in errors and "Traceback" not in errors
+    assert read_json(tmp_path / "runs" / "tiny" / "status.json")["state"] == "interrupted"
+
+
+def test_wrong_input_ends_with_2_and_one_message(tmp_path: Path) -> None:
+    missing = kr("run", write_config(tmp_path, tiny_settings(data={"name": "bloodmnist", "download": False})), check=False)
+    assert missing.returncode == 2 and "Traceback" not in missing.stderr and "bloodmnist" in missing.stderr
+    if (os.cpu_count() or 1) < 64:
+        demanding = tiny_settings(cluster={"train": {"cpu": 64.0}, "trial": {"gpu": 9.0}})
+        refused = kr("run", write_config(tmp_path / "b", demanding), check=False)
+        assert refused.returncode == 2
+        assert "cluster.train.cpu" in refused.stderr and "cluster.trial.gpu" in refused.stderr
