@@ -212,6 +212,9 @@ class TuningConfig(Section):
     learning-rate warm-up."""
     startup_trials: int = Field(10, ge=1)
     """Random trials before TPE models anything."""
+    brackets_in_flight: int = Field(2, ge=1)
+    """Hyperband brackets that run side by side. More keeps more workers busy, but TPE learns later; 1 is the strict sequence. Part
+    of the search, not of the machine: it must not follow the number of workers, or results would."""
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> TuningConfig:
@@ -220,6 +223,11 @@ class TuningConfig(Section):
             for key in ("latent_std", "regeneration_rate", "cardinality_scale")
             if not 0 < (pair := getattr(self, key))[0] <= pair[1]
         ]
+        if self.trials > 1 and 1 < self.rungs < self.reduction_factor:
+            bad.append(
+                f"`rungs >= reduction_factor` must hold, but got rungs={self.rungs}, reduction_factor={self.reduction_factor}; "
+                "else no trial could be stopped early (rungs: 1 switches Hyperband off)"
+            )
         if bad:
             raise ValueError("; ".join(bad))
         return self

@@ -17,6 +17,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from kr_ray.artifacts import load_state, report_progress, save_state
 from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
+from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.training.resumable import Row, TickedTraining, Ticks
 from kr_ray.training.student import StudentSpec, start_student
 
@@ -80,7 +81,10 @@ class StudentTrial(tune.Trainable):
         if self.training is None:
             state = load_state(work.folder / STATE_FILE)
             self.training = start_student(work.run, work.spec, work.recipe, work.ticks, state)
-        self.training.advance()
+        try:
+            self.training.advance()
+        except CollapsedGenerator:
+            self.training.give_up()
         self.history = self.training.history
         # A finished student's weights are of no further use: it was trained to be judged.
         last = self.training.finished
@@ -134,4 +138,7 @@ def train_students(works: Sequence[StudentWork], stage: Path, resources: Resourc
         ).fit()
         if results.errors:
             raise RuntimeError(f"{len(results.errors)} of {len(missing)} students failed: {results.errors[0]}")
-    return [cas for work in works if (cas := work.val_cas()) is not None]
+    found = [work.val_cas() for work in works]
+    if None in found:  # Tune returns normally when it is interrupted
+        raise KeyboardInterrupt
+    return [cas for cas in found if cas is not None]
