@@ -333,7 +333,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
-    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 2, 4, 4], "d_out": [2, 4, 4, 4],
+    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4], "d_out": [4, 4, 4],
                     "bottleneck_ratio": 4},
     # 41.01M / 39.13M: the sizes printed in Table 3.
     "kr41m": {"channels": 128, "g_in": [8, 8, 4], "g_out": [8, 4, 4], "d_in": [1, 4, 8, 8], "d_out": [4, 8, 8, 8],

@@ -27,6 +27,7 @@ def parameter_importance(history: Sequence[dict[str, Any]]) -> dict[str, float] 
         return None
     kinds: dict[str, Any] = {key: FloatDistribution if key == "latent_std" else IntDistribution for key in varied}
     distributions = {key: kinds[key](*spans[key]) for key in varied}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.study.create_study(direction="maximize")
     for trial in complete:
         params = {key: trial[key] for key in varied}
