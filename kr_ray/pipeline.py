@@ -61,7 +61,7 @@ class Pipeline:
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
         self.config, self.watcher = config, watcher
-        self.run = RunDirectory(Path(config.storage) / config.name)
+        self.run = RunDirectory(Path(config.storage).resolve() / config.name)  # workers have another current directory
         self.results: dict[str, Result] = {}
         self.prints: dict[str, str] = {}
         self.skipped: dict[str, bool] = {}
