@@ -133,7 +133,8 @@ class RunDirectory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         state = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-        self.set_status(state=state, error="" if error is None else str(error)[:500])
+        last_line = (str(error).strip().splitlines() or [""])[-1]
+        self.set_status(state=state, error="" if state == "finished" else last_line[:300], note="")
         self._lock.release()
 
     def set_status(self, **fields: Any) -> None:
@@ -166,9 +167,11 @@ class RunDirectory:
         """Record how long the stage has taken so far and how far it is."""
         marker = self / stage / "started.json"
         write_json(marker, read_json(marker) | {"spent_s": spent_s})
-        self.set_status(state="running", stage=stage, share=share, note=note)
+        self.set_status(state="running", stage=stage, share=share, note=note, error="")
 
     def finish(self, stage: str, print_of_inputs: str, result: dict[str, Any]) -> None:
+        """Keep the result and say that the stage is whole."""
+        self.set_status(stage=stage, share=1.0)
         write_json(self / stage / "done.json", {"fingerprint": print_of_inputs, "result": result})
 
 

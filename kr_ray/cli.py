@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", required=True, help="student.onnx as written by `kr export`")
     doctor = add("doctor", "versions, devices, disk, Ray and data found", _doctor, config=False)
     doctor.add_argument("--data-root", default="data", help="where data sets are looked for")
+    results = add("results", "Table 2's row of every finished run, as Markdown", _results, config=False)
+    results.add_argument("--storage", default="runs")
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
     return parser
@@ -179,6 +181,13 @@ def _doctor(parsed: argparse.Namespace) -> int:
     for state, what, found in rows:
         print(f"{state:<5} {what:<22} {found}")
     return 0 if all(state != "FAIL" for state, _, _ in rows) else FAILURE
+
+
+def _results(parsed: argparse.Namespace) -> int:
+    from kr_ray.report.table import results_table
+
+    print(results_table(Path(parsed.storage)))
+    return 0
 
 
 def _runs(parsed: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ FREE_DISK_NOTE_GB, FREE_DISK_FAIL_GB = 10, 1
 FREE_MEMORY_NOTE_GB = 3
 """Ray, a driver and one small worker."""
 CONNECT_TIMEOUT_S, NVIDIA_SMI_TIMEOUT_S = 1.0, 2.0
-BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+BF16_FLAGS = ("amx_bf16",)
 
 MEDMNIST = (
     "bloodmnist", "breastmnist", "dermamnist", "octmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist",
@@ -144,7 +144,7 @@ def _cpu() -> Row:
     model = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     flags = set(re.findall(r"\w+", (re.search(r"^flags\s*:(.*)$", text, re.MULTILINE) or [""])[0]))
     bf16 = [flag for flag in BF16_FLAGS if flag in flags]
-    precision = f"bf16 by {', '.join(bf16)}" if bf16 else "no bf16: mixed precision runs in float32"
+    precision = f"bf16 by {', '.join(bf16)}" if bf16 else "no AMX: mixed precision runs in float32"
     return "ok", "CPU", f"{cores} cores, {model[1] if model else platform.machine()}, {precision}"
 
 

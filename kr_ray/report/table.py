@@ -1,0 +1,44 @@
+"""Table 2's row for every finished run below a storage, as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kr_ray.artifacts import read_json
+
+COLUMNS = (
+    "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA", "student AUC_MIA",
+    "teacher AOP", "student AOP", "tuned: std, rate, scale", "ΔCAS (val.)", "stages, min",
+)  # fmt: skip
+
+
+def results_table(storage: Path) -> str:
+    """One line per run with a complete report; AUC_MIA is max(AUC, 0.5) as in the paper, the measured value in brackets if lower."""
+    reports = [read_json(path) for path in sorted(storage.glob("*/report/report.json"))]
+    rows = [_row(report) for report in reports if report["audit"] and report["student"] and report["tuning"]]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _row(report: dict[str, Any]) -> list[str]:
+    teacher, student, tuning, attacked = report["teacher"], report["student"], report["tuning"], report["audit"]["kr"]
+    best, equal = tuning["best"], teacher["equal_compute"]
+    return [
+        report["run"],
+        str(report["seed"]),
+        f"{report['data']['train']} / {report['data']['test']}",
+        f"{teacher['test_accuracy']:.4f}",
+        f"{equal['test_accuracy']:.4f}" if equal else "–",
+        f"{student['test_cas']:.4f}",
+        *[_auc(attacked[name]) for name in ("teacher", "student")],
+        *[f"{attacked[name]['aop']:.4f}" for name in ("teacher", "student")],
+        f"{best['latent_std']:.2f}, {best['regeneration_rate']}, {best['cardinality_scale']}",
+        f"{tuning['delta_cas']:+.4f}",
+        f"{sum(stage['wall_s'] for stage in report['stages'].values()) / 60:.1f}",
+    ]
+
+
+def _auc(attacked: dict[str, Any]) -> str:
+    raw = f" ({attacked['auc_raw']:.4f})" if attacked["auc_raw"] < attacked["auc"] else ""
+    return f"{attacked['auc']:.4f}{raw}"
