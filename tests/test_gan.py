@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_config
 from test_models import generator_config
 from torch import Tensor
 from torch.nn import functional
 
+from kr_ray.artifacts import read_json
 from kr_ray.config import GeneratorConfig
+from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages
+from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images
 from kr_ray.training.gan import (
     GanTraining,
@@ -22,11 +27,13 @@ from kr_ray.training.gan import (
     generator_loss,
     train_generator,
 )
+from kr_ray.training.generator import train_generator_stage
+from kr_ray.training.teacher import train_teacher
 
 CPU = torch.device("cpu")
 
 
-def tiny_config(**keys: Any) -> GeneratorConfig:
+def small_gan(**keys: Any) -> GeneratorConfig:
     defaults = {"architecture": "tiny16", "channels": 4, "epochs": 4, "batch_size": 8, "d_steps": 2, "checkpoint_every": 1}
     return generator_config(**(defaults | keys))
 
@@ -85,7 +92,7 @@ def assert_bit_equal(one: Any, two: Any, path: str = "") -> None:
 @pytest.mark.parametrize("preset", ["ours", "vanilla"])
 def test_resumed_training_equals_a_straight_one(preset: str) -> None:
     # 29 images in batches of 8 are 3 D steps per epoch: 2 per G step leaves a remainder that crosses epochs.
-    config = tiny_config(preset=preset, d_steps=2, horizontal_flip=True)
+    config = small_gan(preset=preset, d_steps=2, horizontal_flip=True)
     straight = Recorder().run(config)
     resumed = Recorder().run(config, resume=straight.state(2))
     assert [c.epoch for c in straight.checkpoints] == [1, 2, 3, 4]
@@ -95,13 +102,13 @@ def test_resumed_training_equals_a_straight_one(preset: str) -> None:
 
 
 def test_state_of_an_epoch_differs_from_the_next() -> None:
-    states = Recorder().run(tiny_config(epochs=2))
+    states = Recorder().run(small_gan(epochs=2))
     assert not torch.equal(states.state(1)["generator"]["linear.weight"], states.state(2)["generator"]["linear.weight"])
     assert states.state(2)["optimizer_d"][0]["step"].item() == 6
 
 
 def test_the_seed_decides() -> None:
-    runs = [GanTraining(tiny_images(), 2, tiny_config(), seed, CPU) for seed in (1, 1, 2)]
+    runs = [GanTraining(tiny_images(), 2, small_gan(), seed, CPU) for seed in (1, 1, 2)]
     losses = [run.train_epoch()["loss_d"] for run in runs]
     assert losses[0] == losses[1] != losses[2]
 
@@ -110,7 +117,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_g_steps_follow_d_steps_across_epochs() -> None:
-    recorder = Recorder().run(tiny_config(d_steps=4, epochs=4))
+    recorder = Recorder().run(small_gan(d_steps=4, epochs=4))
     steps = [
         state["optimizer_g"][0]["step"].item() if state["optimizer_g"] else 0 for state in map(recorder.state, range(1, 5))
     ]
@@ -119,20 +126,20 @@ def test_g_steps_follow_d_steps_across_epochs() -> None:
 
 
 def test_callbacks_keep_their_rhythm() -> None:
-    recorder = Recorder().run(tiny_config(checkpoint_every=2, epochs=5), save_state_every=3)
+    recorder = Recorder().run(small_gan(checkpoint_every=2, epochs=5), save_state_every=3)
     assert [c.epoch for c in recorder.checkpoints] == [2, 4]
     assert list(recorder.states) == [3, 5]
     assert [row["epoch"] for row in recorder.rows] == [1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_callback_can_stop_the_training() -> None:
-    recorder = Recorder(stop_at=2).run(tiny_config(epochs=9), save_state_every=9)
+    recorder = Recorder(stop_at=2).run(small_gan(epochs=9), save_state_every=9)
     assert len(recorder.rows) == 2
     assert list(recorder.states) == [2]
 
 
 def test_fewer_images_than_a_batch() -> None:
-    training = GanTraining(tiny_images(5), 2, tiny_config(batch_size=64), 0, CPU)
+    training = GanTraining(tiny_images(5), 2, small_gan(batch_size=64), 0, CPU)
     assert training.train_epoch()["images_seen"] == 5
 
 
@@ -142,11 +149,11 @@ def test_fewer_images_than_a_batch() -> None:
 def test_wrong_image_size_is_refused() -> None:
     images = LabelledImages(torch.zeros(8, 1, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"must be 16 px .* got \[32, 32\]"):
-        GanTraining(images, 2, tiny_config(), 0, CPU)
+        GanTraining(images, 2, small_gan(), 0, CPU)
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
-    training = GanTraining(tiny_images(), 2, tiny_config(), 0, CPU)
+    training = GanTraining(tiny_images(), 2, small_gan(), 0, CPU)
     torch.nn.init.constant_(training.discriminator.linear.bias, math.nan)
     with pytest.raises(FloatingPointError, match=r"loss_d=nan.*learning_rate_g"):
         training.train_epoch()
@@ -158,7 +165,7 @@ REAL, FAKE = torch.tensor([2.0, -1.0, 0.3]), torch.tensor([-3.0, 0.5, 1.5])
 
 
 def test_logistic_losses_are_cross_entropies() -> None:
-    config = tiny_config()
+    config = small_gan()
     target = torch.full_like(REAL, 0.9)
     expected = functional.binary_cross_entropy_with_logits(REAL, target)
     expected = expected + functional.binary_cross_entropy_with_logits(FAKE, torch.zeros(3))
@@ -168,13 +175,13 @@ def test_logistic_losses_are_cross_entropies() -> None:
 
 
 def test_hinge_losses_by_hand() -> None:
-    config = tiny_config(preset="vanilla")
+    config = small_gan(preset="vanilla")
     assert discriminator_loss(REAL, FAKE, config).item() == pytest.approx((0 + 2 + 0.7) / 3 + (0 + 1.5 + 2.5) / 3)
     assert generator_loss(FAKE, config).item() == pytest.approx(-(-3 + 0.5 + 1.5) / 3)
 
 
 def test_d_step_leaves_g_alone_and_the_other_way_round() -> None:
-    training = GanTraining(tiny_images(), 2, tiny_config(), 0, CPU)
+    training = GanTraining(tiny_images(), 2, small_gan(), 0, CPU)
     random = torch.Generator().manual_seed(0)
 
     def weights(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -215,7 +222,7 @@ def test_rampup_caps_the_half_life() -> None:
 
 
 def test_checkpoint_holds_the_average_of_the_normalised_weights() -> None:
-    config = tiny_config(ema_rampup=1e-6)  # a half-life of nothing: the average is the last value
+    config = small_gan(ema_rampup=1e-6)  # a half-life of nothing: the average is the last value
     training = GanTraining(tiny_images(), 2, config, 0, CPU)
     for _ in range(2):
         training.train_epoch()
@@ -230,7 +237,7 @@ def test_checkpoint_holds_the_average_of_the_normalised_weights() -> None:
 
 @pytest.mark.parametrize("preset", ["ours", pytest.param("vanilla", marks=pytest.mark.slow)])
 def test_it_learns_the_brightness_of_two_classes(preset: str) -> None:
-    config = tiny_config(
+    config = small_gan(
         preset=preset, epochs=50, checkpoint_every=50, d_steps=1, learning_rate_g=1e-3, learning_rate_d=1e-3, precision="full"
     )
     training = GanTraining(tiny_images(32), 2, config, 3, CPU)
@@ -246,9 +253,31 @@ def test_it_learns_the_brightness_of_two_classes(preset: str) -> None:
 
 @pytest.mark.gpu
 def test_mixed_precision_trains_on_a_gpu() -> None:
-    training = GanTraining(tiny_images(), 2, tiny_config(), 0, torch.device("cuda"))
+    training = GanTraining(tiny_images(), 2, small_gan(), 0, torch.device("cuda"))
     rows = [training.train_epoch() for _ in range(3)]
     assert all(math.isfinite(row["loss_d"]) for row in rows)
     state = training.state()
     training.load_state(state)
     assert_bit_equal(state, training.state())
+
+
+def test_the_collapse_alarm_ends_the_training_after_its_patience(tmp_path: Path) -> None:
+    """A threshold that nothing can meet raises the alarm at every checkpoint; `stop` ends after two, also on a resumed run."""
+    config = tiny_config(
+        generator={
+            "epochs": 6,
+            "checkpoint_every": 1,
+            "collapse": {"images": 16, "min_agreement": 1.0, "action": "stop", "patience": 2},
+        }
+    )
+    save_splits(tmp_path / SPLITS_FILE, load_splits(config.data))
+    train_teacher(tmp_path, tmp_path / "teacher", config.classifier, 1, 0, None, lambda state, row: None)
+    states: list[Any] = []
+    for resumed in (False, True):
+        state = states[-1] if resumed else None
+        train_generator_stage(
+            tmp_path, tmp_path / "generator", config.generator, 0, state, lambda state, row: states.append(state)
+        )
+        result = read_json(tmp_path / "generator" / "result.json")
+        assert result["checkpoints"] == [1, 2]
+        assert all(row["alarm"] for row in result["collapse"])

@@ -66,4 +66,5 @@ def _report(folder: Path, state: dict[str, Any], row: Row) -> None:
 
 def _figures(row: Row) -> list[str]:
     named = {"train_loss": "loss", "val_accuracy": "validation accuracy", "loss_d": "D loss", "loss_g": "G loss"}
-    return [f"{name} {row[key]:.3f}" for key, name in named.items() if key in row]
+    alarms = [f"COLLAPSE ALARM at {row['collapse_alarms']:.0f} checkpoint(s)"] if row.get("collapse_alarms") else []
+    return [f"{name} {row[key]:.3f}" for key, name in named.items() if key in row] + alarms

@@ -54,6 +54,10 @@ class CheckpointKeeper:
         images = sampler.images(classes, seeded_generator(self.seed, "alarm images"))
         found = measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.config.collapse)
         self.collapse.append({"epoch": checkpoint.epoch} | found)
+        return self.has_collapsed()
+
+    def has_collapsed(self) -> bool:
+        """Whether the last `patience` checkpoints all raised the alarm and that is to end the training."""
         recent = self.collapse[-self.config.collapse.patience :]
         return (
             self.config.collapse.action == "stop"
@@ -78,20 +82,23 @@ def train_generator_stage(run: Path, folder: Path, config: GeneratorConfig, seed
         curve, keeper.collapse = list(state["curve"]), list(state["collapse"])
 
     def on_state(epoch: int, gan: dict[str, Any]) -> None:
-        save({"gan": gan, "curve": curve, "collapse": keeper.collapse}, curve[-1] | {"share": epoch / config.epochs})
+        alarms = float(sum(row["alarm"] for row in keeper.collapse))
+        figures = curve[-1] | {"share": epoch / config.epochs, "collapse_alarms": alarms}
+        save({"gan": gan, "curve": curve, "collapse": keeper.collapse}, figures)
 
-    train_generator(
-        splits.train,
-        splits.num_classes,
-        config,
-        derive_seed(seed, "generator"),
-        keeper.device,
-        resume=None if state is None else state["gan"],
-        on_epoch=curve.append,
-        on_checkpoint=keeper.keep,
-        on_state=on_state,
-        save_state_every=max(1, min(config.checkpoint_every, config.epochs // 20)),
-    )
+    if not keeper.has_collapsed():  # a state may have been saved right after the alarm that ended the training
+        train_generator(
+            splits.train,
+            splits.num_classes,
+            config,
+            derive_seed(seed, "generator"),
+            keeper.device,
+            resume=None if state is None else state["gan"],
+            on_epoch=curve.append,
+            on_checkpoint=keeper.keep,
+            on_state=on_state,
+            save_state_every=max(1, min(config.checkpoint_every, config.epochs // 20)),
+        )
     networks = {"g": Generator, "d": Discriminator}
     counts = {
         f"parameters_{name}": sum(p.numel() for p in network(config, splits.num_classes, splits.channels).parameters())
