@@ -70,9 +70,8 @@ class StudentTrial(tune.Trainable):
             self._train_tick()
         row = self.history[self.tick]
         self.tick += 1
-        figures = {"resource": self.tick, "images_seen": row["images_seen"], "train_loss": row["train_loss"]}
-        if "val_accuracy" in row:
-            figures["cas"] = row["val_accuracy"]
+        names = {"images_seen": "images_seen", "train_loss": "train_loss", "val_accuracy": "cas"}
+        figures = {"resource": self.tick} | {name: row[key] for key, name in names.items() if key in row}
         return figures | {tune.result.DONE: self.tick == self.work.ticks.count}
 
     def _train_tick(self) -> None:

@@ -65,8 +65,9 @@ class TickedTraining:
             "epoch": training.step / training.schedule.steps_per_epoch,
             "step": training.step,
             "images_seen": training.images_seen,
-            "train_loss": loss,
         }
+        if not math.isnan(loss):  # a tick of a very short schedule may hold no step
+            row["train_loss"] = loss
         if self.ticks.validates(tick):
             logits = predict_logits(training.model, self.validation.images, training.device)
             row["val_accuracy"] = accuracy(logits, self.validation.labels)
@@ -80,7 +81,6 @@ class TickedTraining:
         row = {
             "step": self.training.step,
             "images_seen": self.training.images_seen,
-            "train_loss": math.nan,
             "seconds": 0.0,
             "gave_up": 1.0,
         }
