@@ -68,15 +68,12 @@ def kill_in(stage: str, config: str, run: Path) -> bool:
     return False
 
 
-def killed_everywhere_equals_undisturbed(folder: Path, raw: dict[str, Any]) -> int:
-    undisturbed, disturbed = (write_config(folder / name, raw) for name in ("undisturbed", "disturbed"))
-    run = folder / "disturbed" / "runs" / raw["name"]
-    kills = sum(kill_in(stage, disturbed, run) for stage in KILLED_STAGES)
-    kr("run", disturbed)
-    kr("run", undisturbed)
-    expected, found = final_numbers(folder / "undisturbed" / "runs" / raw["name"]), final_numbers(run)
-    assert found == expected
-    return kills
+def kill_and_finish(folder: Path, raw: dict[str, Any], stages: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
+    """A run whose driver is killed in each of `stages` and that is then finished: how many kills hit, and its numbers."""
+    config, run = write_config(folder, raw), folder / "runs" / raw["name"]
+    kills = sum(kill_in(stage, config, run) for stage in stages)
+    kr("run", config)
+    return kills, final_numbers(run)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +121,15 @@ def test_the_same_command_again_does_nothing_twice(finished: tuple[str, Path]) -
 
 
 @pytest.mark.timeout(600)
+def test_killed_in_three_kinds_of_stages_the_run_ends_with_the_same_numbers(finished: tuple[str, Path], tmp_path: Path) -> None:
+    """One stage on Ray Train, one on Ray Tune, one of plain tasks; the slow test below kills in all of them."""
+    expected = final_numbers(finished[1])
+    kills, found = kill_and_finish(tmp_path, tiny_settings(), ("generator", "tuning", "shadows"))
+    assert found == expected
+    assert kills == 3
+
+
+@pytest.mark.timeout(600)
 def test_a_changed_key_reruns_exactly_what_depends_on_it(finished: tuple[str, Path]) -> None:
     output = kr("run", finished[0], "--set", "student.epochs=5").stdout
     again = {line.split(":")[0] for line in output.splitlines() if ": done" in line and "finished before" not in line}
@@ -144,16 +150,14 @@ def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> No
     assert "finished" in kr("runs", "--storage", str(finished[1].parent)).stdout
 
 
-@pytest.mark.timeout(900)
-def test_killed_in_every_stage_the_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    assert killed_everywhere_equals_undisturbed(tmp_path, tiny_settings()) >= 5
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_in_every_stage_at_the_quickstarts_scale(tmp_path: Path) -> None:
     raw = yaml.safe_load((REPOSITORY / "configs" / "quickstart.yaml").read_text())
-    assert killed_everywhere_equals_undisturbed(tmp_path, raw) >= 7
+    _, expected = kill_and_finish(tmp_path / "undisturbed", raw, ())
+    kills, found = kill_and_finish(tmp_path / "disturbed", raw, KILLED_STAGES)
+    assert found == expected
+    assert kills >= 7  # fitting the attacks takes a second or two: that kill may come too late
 
 
 @pytest.mark.timeout(600)
