@@ -20,7 +20,7 @@ STAGE_COMMANDS = {
     "tune": ("tuning", "tune latent std, regeneration rate and cardinality scale"),
     "student": ("student", "train the final student on synthetic images"),
     "audit": ("audit", "attack teacher and student with shadow models"),
-    "report": ("report", "write report.json and report.html"),
+    "report": ("report", "report.json and report.html of what has finished so far"),
 }
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     for name, (stage, text) in STAGE_COMMANDS.items():
-        add(name, text, _run).set_defaults(stage=stage)
+        add(name, text, _run).set_defaults(stage=stage, reports_only=name == "report")
     compare = add("compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", _compare_labels)
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
     compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
@@ -110,7 +110,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from kr_ray.pipeline import Pipeline
 
     with Display() as display, Pipeline(config, display) as pipeline:
-        result = pipeline.run_until(parsed.stage)
+        result = pipeline.report() if parsed.reports_only else pipeline.run_until(parsed.stage)
         results = pipeline.results
     _summary(config, parsed.stage, results, result)
     return 0

@@ -96,8 +96,7 @@ class CollapseConfig(Section):
 
     images: int = Field(256, ge=16)
     min_agreement: float = Field(0.0, ge=0, le=1)
-    """Alarm when the teacher gives the conditioning label to a smaller share than this, as a multiple of chance
-    subtracted: 0 = at or below chance, 1 = perfect agreement required."""
+    """Alarm when (agreement - chance) / (1 - chance) is at or below this: 0 = no better than chance, 1 = never good enough."""
     min_diversity: float = Field(0.1, ge=0)
     """Alarm when the within-class spread of teacher features is below this share of the real images' spread."""
     action: Literal["record", "stop"] = "record"
@@ -158,6 +157,17 @@ class GeneratorConfig(Section):
                 f"`len(d_in) == len(d_out) >= len(g_in)` must hold, but got d_in={self.d_in}, d_out={self.d_out}; "
                 "give one entry per D stage"
             )
+        for letter, inputs, outputs in (("g", self.g_in, self.g_out), ("d", self.d_in, self.d_out)):
+            if inputs[1:] != outputs[:-1]:
+                raise ValueError(
+                    f"`{letter}_in[k + 1] == {letter}_out[k]` must hold, but got {letter}_in={inputs}, {letter}_out={outputs}; "
+                    "each stage reads what the one before gives"
+                )
+        if len(self.d_in) > len(self.g_in) + 2:
+            raise ValueError(
+                f"`len(d_in) <= len(g_in) + 2` must hold, but got d_in={self.d_in}, g_in={self.g_in}; D halves the image once per "
+                "stage: remove stages"
+            )
         if min(self.g_in + self.g_out + self.d_in + self.d_out) < 1:
             raise ValueError("channel tables must hold positive multiples of `channels`; remove the zero or negative ones")
         return self
@@ -175,12 +185,12 @@ class SynthesisConfig(Section):
     class_prior: Literal["real", "uniform"] = "real"
     latent_std: float = Field(1.0, gt=0)
     regeneration_rate: int = Field(10, ge=1)
-    """Epochs between two regenerations of the set."""
+    """Epochs between two regenerations; an epoch here is one pass over the synthetic set, whatever its size."""
     cardinality_scale: int = Field(1, ge=1)
     """Synthetic over real training images."""
     epoch_unit: Literal["synthetic", "real"] = "synthetic"
-    """`synthetic` (the paper): an epoch is one pass over the scaled set, so the scale multiplies the work. `real`: budgets
-    count passes of real size, so that all scales are compared at equal work."""
+    """What a student's budget counts. `synthetic` (the paper): passes over the scaled set, so the scale multiplies the work.
+    `real`: passes of real size. Tuning always counts in passes of real size, so that all scales are compared at equal work."""
     confidence_threshold: float = Field(0.9, ge=0, lt=1)
     """`gap_filler`: the least teacher probability of the kept label."""
     batch_size: int = Field(128, ge=2)
@@ -208,13 +218,14 @@ class TuningConfig(Section):
     cardinality_scale: tuple[int, int] = (1, 10)
     reduction_factor: int = Field(3, ge=2)
     rungs: int = Field(9, ge=1)
-    """Hyperband's resource R: a trial reports after each 1/R of its largest possible number of images; the first is past the
-    learning-rate warm-up."""
+    """Hyperband's resource R. The resource is images seen, in units of 1/R of a trial's budget, which is `epochs` passes of real
+    size for every trial, whatever its cardinality scale; the first rung must lie past the learning-rate warm-up."""
     startup_trials: int = Field(10, ge=1)
     """Random trials before TPE models anything."""
-    brackets_in_flight: int = Field(2, ge=1)
-    """Hyperband brackets that run side by side. More keeps more workers busy, but TPE learns later; 1 is the strict sequence. Part
-    of the search, not of the machine: it must not follow the number of workers, or results would."""
+    brackets_in_flight: int = Field(1, ge=1)
+    """Hyperband brackets that run side by side; 1 is the strict sequence. More keeps more workers busy (50 trials on 8 slots: 84
+    rounds at 1, 47 at 2), but TPE learns later. Part of the search, not of the machine: it must not follow the number of
+    workers, or results would."""
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> TuningConfig:
@@ -227,6 +238,12 @@ class TuningConfig(Section):
             bad.append(
                 f"`rungs >= reduction_factor` must hold, but got rungs={self.rungs}, reduction_factor={self.reduction_factor}; "
                 "else no trial could be stopped early (rungs: 1 switches Hyperband off)"
+            )
+        smallest = self.rungs // self.reduction_factor ** int(math.log(self.rungs, self.reduction_factor) + 1e-9)
+        if smallest / self.rungs <= 0.1:
+            bad.append(
+                f"the first rung must lie past the warm-up, a tenth of a trial, but with rungs={self.rungs}, "
+                f"reduction_factor={self.reduction_factor} it is at {smallest / self.rungs:.3f}; use rungs: 9 with reduction_factor: 3"
             )
         if bad:
             raise ValueError("; ".join(bad))
@@ -286,31 +303,39 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Config:
-        wrong = []
-        if self.generator.image_size != self.data.image_size:
-            wrong.append(
-                f"`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got data.image_size={self.data.image_size}, "
-                f"generator.g_in={list(self.generator.g_in)} ({self.generator.image_size} px); choose the architecture for that size"
-            )
-        attention = self.generator.attention_resolution
-        if attention and attention not in _powers_of_two(8, self.data.image_size // 2):
-            wrong.append(
-                f"`generator.attention_resolution` must be a feature-map side between 8 and {self.data.image_size // 2}, "
-                f"but got {attention}; use 0 for none"
-            )
-        if self.generator.checkpoint_every > self.generator.epochs:
-            wrong.append(
-                "`generator.checkpoint_every <= generator.epochs` must hold, but got "
-                f"checkpoint_every={self.generator.checkpoint_every}, epochs={self.generator.epochs}; else there is no checkpoint"
-            )
-        if self.tuning.rungs > self.tuning.epochs:
-            wrong.append(
-                f"`tuning.rungs <= tuning.epochs` must hold, but got rungs={self.tuning.rungs}, epochs={self.tuning.epochs}; "
-                "a rung is at least one epoch long"
-            )
-        if wrong:
+        if wrong := cross_section_mistakes({name: getattr(self, name) for name in type(self).model_fields}):
             raise ValueError("\n".join(wrong))
         return self
+
+
+def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
+    """Rules between sections, as far as the sections concerned are there (the others hold mistakes of their own)."""
+    wrong = []
+    generator, data = sections.get("generator"), sections.get("data")
+    if generator and data and generator.image_size != data.image_size:
+        wrong.append(
+            f"`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got data.image_size={data.image_size}, "
+            f"generator.g_in={list(generator.g_in)} ({generator.image_size} px); choose the architecture for that size"
+        )
+    if generator and generator.attention_resolution:
+        sides = _powers_of_two(8, generator.image_size // 2)
+        if generator.attention_resolution not in sides:
+            wrong.append(
+                f"`generator.attention_resolution` must be a feature-map side among {sides}, "
+                f"but got {generator.attention_resolution}; use 0 for none"
+            )
+    if generator and generator.checkpoint_every > generator.epochs:
+        wrong.append(
+            "`generator.checkpoint_every <= generator.epochs` must hold, but got "
+            f"checkpoint_every={generator.checkpoint_every}, epochs={generator.epochs}; else there is no checkpoint"
+        )
+    tuning = sections.get("tuning")
+    if tuning and tuning.rungs > tuning.epochs:
+        wrong.append(
+            f"`tuning.rungs <= tuning.epochs` must hold, but got rungs={tuning.rungs}, epochs={tuning.epochs}; "
+            "a rung is at least one epoch long"
+        )
+    return wrong
 
 
 def _powers_of_two(low: int, high: int) -> list[int]:
@@ -409,7 +434,18 @@ def parse_config(raw: dict[str, Any]) -> Config:
     except TypeError as error:
         raise ConfigError(f"config holds a value that is neither text, number, list nor mapping: {error}; quote it") from error
     except ValidationError as error:
-        raise ConfigError(_describe(error)) from error
+        raise ConfigError(_describe(error, cross_section_mistakes(_sound_sections(raw, error)))) from error
+
+
+def _sound_sections(raw: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """The sections without a mistake of their own; none if all of them are sound (the rules between them have then been told)."""
+    faulty = {item["loc"][0] for item in error.errors() if item["loc"]}
+    models = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {
+        name: model.model_validate_json(json.dumps(value))
+        for name, value in (expand_presets(raw).items() if faulty else ())
+        if name not in faulty and isinstance(model := models.get(name), type) and issubclass(model, Section)
+    }
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -427,7 +463,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, further: Sequence[str]) -> str:
     """One line per mistake: key path, value, rule, remedy."""
     lines = []
     for item in error.errors():
@@ -441,6 +477,7 @@ def _describe(error: ValidationError) -> str:
             lines += [f"{key}: {line}" for line in message.splitlines()]
         else:
             lines.append(f"{key}: {message}, but got {item['input']!r} ({type(item['input']).__name__}); correct the value")
+    lines += [f"config: {line}" for line in further]
     return f"{len(lines)} mistake(s) in the configuration:\n" + "\n".join(f"  - {line}" for line in lines)
 
 

@@ -9,6 +9,7 @@ and a changed key runs again exactly what depends on it.
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 from pydantic import BaseModel
 
-from kr_ray.artifacts import RunDirectory, atomic_write, fingerprint, read_json, read_progress
-from kr_ray.config import Config, DataConfig, SynthesisConfig
+from kr_ray.artifacts import ArtifactError, RunDirectory, atomic_write, fingerprint, read_json, read_progress
+from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
 from kr_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ STAGES = (
 WORK_VERSION = 1
 """Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
 
+MIN_VALIDATION = 10
+
 Result = dict[str, Any]
 
 
@@ -61,7 +64,7 @@ class Pipeline:
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
         self.config, self.watcher = config, watcher
-        self.run = RunDirectory(Path(config.storage).resolve() / config.name)  # workers have another current directory
+        self.run = RunDirectory(_storage(config) / config.name)
         self.results: dict[str, Result] = {}
         self.prints: dict[str, str] = {}
         self.skipped: dict[str, bool] = {}
@@ -91,6 +94,24 @@ class Pipeline:
             self.results[stage] = self._run_stage(stage, sections, after, work)
         return self.results[last]
 
+    def report(self) -> Result:
+        """Report on what has finished so far; runs no other stage."""
+        for stage in STAGES[:-1]:
+            sections, after, _ = self._plan(stage)
+            if not all(name in self.prints for name in after):
+                continue
+            self.prints[stage] = self._stamp(stage, sections, after)
+            result = self.run.result(stage, self.prints[stage])
+            if result is None:
+                del self.prints[stage]
+                continue
+            self.results[stage], self.skipped[stage] = result, True
+            self.prints[stage] = result.get("digest", self.prints[stage])
+        if "data" not in self.results:
+            raise ArtifactError(f"{self.run.path} holds no finished stage of this configuration; start it with `kr run`")
+        sections, after, work = self._plan("report")
+        return self._run_stage("report", sections, after, work)
+
     def _plan(self, stage: str) -> tuple[list[Any], list[str], Callable[[Path], Result]]:
         """The config keys a stage uses, the stages it reads, and its work."""
         c = self.config
@@ -109,10 +130,15 @@ class Pipeline:
 
     def _data(self, folder: Path) -> Result:
         """Read, check and resize the real images; keep them in the run's storage."""
-        from kr_ray.data.datasets import duplicate_indices, load_splits
+        from kr_ray.data.datasets import DataError, duplicate_indices, load_splits
         from kr_ray.data.store import SPLITS_FILE, save_splits
 
         splits = load_splits(self.config.data, min_images=self.config.generator.batch_size)
+        if len(splits.validation) < MIN_VALIDATION:
+            raise DataError(
+                f"`validation images >= {MIN_VALIDATION}` must hold, but got {len(splits.validation)}; shadow models are trained on "
+                "them: use a larger validation split"
+            )
         save_splits(self.run / str(SPLITS_FILE), splits)
         return {
             "name": splits.name,
@@ -134,10 +160,12 @@ class Pipeline:
 
     def _teacher(self, folder: Path) -> Result:
         """Section 3.1."""
+        from kr_ray.training.classifier import Schedule
         from kr_ray.training.teacher import train_teacher
 
         run, c = self.run.path, self.config
-        self._train(lambda state, save: train_teacher(run, folder, c.classifier, c.teacher.epochs, c.seed, state, save), folder)
+        schedule = Schedule.fit(c.classifier, self.results["data"]["train"], c.teacher.epochs)
+        self._train(lambda state, save: train_teacher(run, folder, c.classifier, schedule, c.seed, state, save), folder)
         return dict(read_json(folder / "result.json"))
 
     def _generator(self, folder: Path) -> Result:
@@ -183,14 +211,16 @@ class Pipeline:
 
     def _equal_compute_teacher(self, folder: Path) -> Result:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
+        from kr_ray.training.classifier import Schedule
         from kr_ray.training.teacher import train_teacher
 
         run, c, student, teacher = self.run.path, self.config, self.results["student"], self.results["teacher"]
-        if (student["steps"], student["batch_size"]) == (teacher["steps"], teacher["batch_size"]):
-            return teacher | {"same_as_teacher": True}
-        epochs = student["steps"] / (self.results["data"]["train"] // student["batch_size"])
-        self._train(lambda state, save: train_teacher(run, folder, c.classifier, epochs, c.seed, state, save), folder)
-        return dict(read_json(folder / "result.json")) | {"same_as_teacher": False}
+        images = self.results["data"]["train"]
+        schedule = Schedule.of_steps(c.classifier, images, min(student["batch_size"], images), student["steps"])
+        if (schedule.steps, schedule.batch_size) == (teacher["steps"], teacher["batch_size"]):
+            return teacher  # it is that teacher
+        self._train(lambda state, save: train_teacher(run, folder, c.classifier, schedule, c.seed, state, save), folder)
+        return dict(read_json(folder / "result.json"))
 
     def _shadows(self, folder: Path) -> Result:
         """Section 3.6, steps 1 to 3: shadow models, of which only the logits are kept."""
@@ -255,9 +285,7 @@ class Pipeline:
     # --- how a stage is run ---
 
     def _run_stage(self, stage: str, sections: list[Any], after: Sequence[str], work: Callable[[Path], Result]) -> Result:
-        plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
-        stamp = fingerprint(WORK_VERSION, stage, plain, {name: self.prints[name] for name in after})
-        self.prints[stage] = stamp
+        stamp = self.prints[stage] = self._stamp(stage, sections, after)
         result = self.run.result(stage, stamp)
         self.skipped[stage] = result is not None
         if result is None:
@@ -272,6 +300,10 @@ class Pipeline:
             self.prints[stage] = result["digest"]  # the same images from another place are the same data
         self.watcher.stage_finished(stage, result, self.skipped[stage])
         return result
+
+    def _stamp(self, stage: str, sections: list[Any], after: Sequence[str]) -> str:
+        plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
+        return fingerprint(WORK_VERSION, stage, plain, {name: self.prints[name] for name in after})
 
     @contextmanager
     def _watched(self, stage: str, folder: Path) -> Iterator[Callable[[], float]]:
@@ -325,10 +357,28 @@ class Pipeline:
         train_on_cluster(work, folder, self.config.cluster.train, self.config.cluster.max_retries)
 
 
+def _storage(config: Config) -> Path:
+    """Where runs are kept, as an absolute path: workers have another current directory than the driver.
+
+    Raises:
+        ConfigError: a relative path on a cluster, where it would be a temporary folder of one node.
+    """
+    storage = Path(config.storage).expanduser()
+    joins = config.cluster.address not in ("local", "auto-or-local") or (
+        config.cluster.address == "auto-or-local" and os.environ.get("RAY_ADDRESS", "local") != "local"
+    )
+    if joins and not storage.is_absolute():
+        raise ConfigError(
+            f"`storage` must be an absolute path on a file system that all nodes share, but got {config.storage!r} while joining a "
+            "Ray cluster; use --set storage=/shared/runs"
+        )
+    return storage.resolve()
+
+
 def _source_stamp(data: DataConfig) -> list[list[Any]]:
     """Names, sizes and times of the user's own files, so that an edited data set is read again."""
     if not data.path:
         return []
-    root = Path(data.path)
+    root = Path(data.path).expanduser()
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -65,12 +65,15 @@ def test_paper_scale_is_tables_1_3_and_4(name: str) -> None:
 
 def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: Path) -> None:
     raw = tiny_settings(
-        teacher={"epochs": "many", "epoch": 3}, synthesis={"latent_std": -1.0}, tuning={"latent_std": [2.5, 1.0]}
+        teacher={"epochs": "many", "epoch": 3},
+        synthesis={"latent_std": -1.0},
+        tuning={"latent_std": [2.5, 1.0]},
+        data={"image_size": 32},
     )
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, raw))
     text = str(caught.value)
-    assert "4 mistake(s)" in text
+    assert "5 mistake(s)" in text
     for part in (
         "teacher.epochs",
         "'many'",
@@ -81,6 +84,7 @@ def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: P
     ):
         assert part in text
     assert "latent_std=[2.5, 1.0]; swap" in text
+    assert "`data.image_size == 4 * 2**len(generator.g_in)`" in text  # a rule between two sections that are sound in themselves
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,9 @@ def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: P
         ({"generator": {"checkpoint_every": 9}}, "generator.checkpoint_every <= generator.epochs"),
         ({"generator": {"g_in": [2, 2, 2]}}, "len(g_in) == len(g_out)"),
         ({"generator": {"attention_resolution": 5}}, "generator.attention_resolution"),
-        ({"tuning": {"rungs": 9}}, "tuning.rungs <= tuning.epochs"),
+        ({"tuning": {"rungs": 9, "reduction_factor": 3}}, "tuning.rungs <= tuning.epochs"),
+        ({"tuning": {"rungs": 27, "epochs": 50, "reduction_factor": 3}}, "past the warm-up"),
+        ({"generator": {"d_in": [1, 2, 4]}}, "d_in[k + 1] == d_out[k]"),
         ({"data": {"name": "npz"}}, "path"),
         ({"synthesis": {"regeneration_rate": 2.5}}, "synthesis.regeneration_rate"),
         ({"classifier": {"trivial_augment": "yes"}}, "classifier.trivial_augment"),

@@ -19,6 +19,7 @@ from kr_ray.config import GeneratorConfig
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, save_splits
+from kr_ray.training.classifier import Schedule
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images
 from kr_ray.training.gan import (
     GanTraining,
@@ -271,7 +272,15 @@ def test_the_collapse_alarm_ends_the_training_after_its_patience(tmp_path: Path)
         }
     )
     save_splits(tmp_path / SPLITS_FILE, load_splits(config.data))
-    train_teacher(tmp_path, tmp_path / "teacher", config.classifier, 1, 0, None, lambda state, row: None)
+    train_teacher(
+        tmp_path,
+        tmp_path / "teacher",
+        config.classifier,
+        Schedule.fit(config.classifier, 160, 1),
+        0,
+        None,
+        lambda state, row: None,
+    )
     states: list[Any] = []
     for resumed in (False, True):
         state = states[-1] if resumed else None

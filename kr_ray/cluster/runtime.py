@@ -22,7 +22,8 @@ WORKER_ENVIRONMENT = {
     # Messages and progress bars for which the driver has better ones.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A worker that was given no GPU sees none, and so computes on the CPU.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
 
@@ -43,7 +44,7 @@ def ray_session(config: ClusterConfig) -> Iterator[dict[str, float]]:
         logging_level=logging.ERROR,
         configure_logging=True,
         runtime_env=None if address == "local" else {"env_vars": WORKER_ENVIRONMENT},
-        # A laptop's object store stays unused: workers read real images from the run's storage.
+        # Little goes through a laptop's object store: workers read images from the run's storage.
         object_store_memory=256 * 2**20 if address == "local" else None,
     )
     if threading.current_thread() is threading.main_thread():

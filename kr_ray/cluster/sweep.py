@@ -56,7 +56,9 @@ def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config
 def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> dict[str, Any]:
     """Best latent std, regeneration rate and cardinality scale of the best checkpoint, and what they gain over the defaults."""
     tuning = config.tuning
-    spec = StudentSpec(sweep["best_epoch"], config.synthesis, tuning.epochs, config.seed)
+    # Passes of real size: the resource is then images seen, and trials of different scale are compared at equal work.
+    synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
+    spec = StudentSpec(sweep["best_epoch"], synthesis, tuning.epochs, config.seed)
     shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs))
     outcomes = run_tuning(
         TuningTrial,
@@ -66,6 +68,7 @@ def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Conf
         folder,
         config.cluster.trial.model_dump(),
         config.cluster.max_retries,
+        tuning.brackets_in_flight,
     )
     best = max((o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number))
     best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config)
@@ -91,7 +94,7 @@ def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) ->
     histories = [read_history(trial_folder(folder, outcome.number)) for outcome in outcomes]
     seen = sum(rows[-1]["images_seen"] for rows in histories)
     unpruned = sum(rows[-1]["images_seen"] * rungs / len(rows) for rows in histories)
-    return {"images_seen": round(seen), "images_unpruned": round(unpruned), "saved_share": 1 - seen / unpruned}
+    return {"images_seen": round(seen), "images_unpruned": round(unpruned), "saved_share": 1 - seen / max(unpruned, 1)}
 
 
 def _default_cas(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> float:

@@ -15,10 +15,10 @@ import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from kr_ray.artifacts import load_state, report_progress, save_state
+from kr_ray.artifacts import fingerprint, load_state, report_progress, save_state
 from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
 from kr_ray.synthesis.stream import CollapsedGenerator
-from kr_ray.training.resumable import Row, TickedTraining, Ticks
+from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
 from kr_ray.training.student import StudentSpec, start_student
 
 STATE_FILE = "state.pt"
@@ -34,8 +34,30 @@ class StudentWork:
     recipe: ClassifierConfig
     ticks: Ticks
 
+    @property
+    def stamp(self) -> str:
+        """Of all that decides the student's numbers within a run."""
+        spec, ticks = self.spec, self.ticks
+        return fingerprint(
+            spec.checkpoint_epoch,
+            spec.synthesis.model_dump(),
+            spec.epochs,
+            spec.seed,
+            self.recipe.model_dump(),
+            [ticks.count, ticks.validate_every],
+        )
+
+    def load(self) -> State | None:
+        """The saved state, unless it is another student's that had the same name (a library's update may change suggestions)."""
+        state = load_state(self.folder / STATE_FILE)
+        return state if state is not None and state["stamp"] == self.stamp else None
+
+    def save(self, state: State) -> None:
+        save_state(self.folder / STATE_FILE, state | {"stamp": self.stamp})
+
     def history(self) -> list[Row]:
-        return read_history(self.folder)
+        state = self.load()
+        return [] if state is None else list(state["history"])
 
     def val_cas(self) -> float | None:
         """Validation CAS at the end of the schedule, or None if it has not got there."""
@@ -78,8 +100,7 @@ class StudentTrial(tune.Trainable):
         work = self.work
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         if self.training is None:
-            state = load_state(work.folder / STATE_FILE)
-            self.training = start_student(work.run, work.spec, work.recipe, work.ticks, state)
+            self.training = start_student(work.run, work.spec, work.recipe, work.ticks, work.load())
         try:
             self.training.advance()
         except CollapsedGenerator:
@@ -87,7 +108,7 @@ class StudentTrial(tune.Trainable):
         self.history = self.training.history
         # A finished student's weights are of no further use: it was trained to be judged.
         last = self.training.finished
-        save_state(work.folder / STATE_FILE, {"history": self.history} if last else self.training.state_dict())
+        work.save({"history": self.history} if last else self.training.state_dict())
         share = len(self.history) / work.ticks.count
         cas = self.history[-1].get("val_accuracy")
         note = f"{work.folder.name}: CAS {cas:.3f}" if cas is not None else work.folder.name

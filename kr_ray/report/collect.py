@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         "run": config.name,
         "seed": config.seed,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"commit": _commit(), "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
         "config": config.model_dump(mode="json"),
         "data": results["data"],
         "device": _device(),
@@ -58,7 +60,7 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
     if sweep := results.get("checkpoints"):
         report["checkpoints"] = sweep["checkpoints"]
     if tuning := results.get("tuning"):
-        report["tuning"] = {key: value for key, value in tuning.items() if key not in ("wall_s", "chosen")}
+        report["tuning"] = {key: value for key, value in tuning.items() if key != "wall_s"}
         report["tuning"]["importance"] = parameter_importance(tuning["history"])
     if student := results.get("student"):
         figures = _pick(student, "steps", "images_seen", "parameters", "curve", "confusion")
@@ -67,6 +69,15 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
     if audit := results.get("audit"):
         report["audit"] = {"kr": audit["kr"]}
     return report
+
+
+def _commit() -> str:
+    """Of the checkout the program runs from; "-dirty" if it was edited, "release" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "release"
 
 
 def _pick(result: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def checkpoints_figure(checkpoints: Sequence[Checkpoint], teacher: Teacher | Non
         if teacher:
             ax.axhline(teacher.val_accuracy, color=TEACHER, linestyle="--", label="teacher")
         if cas:
-            best = int(np.argmax(cas))
+            # Under `halving` the shorter schedules are other measurements: only the longest can be best.
+            whole = [(point.model_extra or {}).get("epochs", 0) for point in checkpoints]
+            best = max(range(len(cas)), key=lambda k: (whole[k] if len(whole) == len(cas) else 0, cas[k]))
             _star(ax, epochs[best], cas[best], STUDENT, "best checkpoint")
             if tuning:
                 _star(ax, epochs[best], tuning.best.val_cas, TUNED, "best checkpoint, tuned")

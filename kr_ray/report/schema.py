@@ -93,7 +93,7 @@ class GanPoint(OpenSection):
 class CollapsePoint(OpenSection):
     epoch: Epoch
     agreement: float | None
-    """Share of generated images that the teacher takes for the class they were generated for."""
+    """Share of generated images that the teacher takes for the class they were generated for, mean over classes."""
     diversity: float | None
     """Within-class spread of teacher features over that of real images."""
     alarm: bool
@@ -121,6 +121,14 @@ class Best(Section):
     trial: Count
 
 
+class Chosen(Section):
+    """What the final student was trained with: the best trial's parameters, or the defaults if no trial beat them."""
+
+    latent_std: float
+    regeneration_rate: int
+    cardinality_scale: int
+
+
 class Trial(OpenSection):
     trial: Count
     latent_std: float
@@ -136,6 +144,7 @@ class Tuning(Section):
     searcher: str
     trials: Count
     best: Best
+    chosen: Chosen | None = None
     default_cas: Fraction | None = None
     """Validation CAS of the best checkpoint at the default generation parameters."""
     delta_cas: Annotated[float, Field(ge=-1, le=1)] | None = None

@@ -9,7 +9,7 @@ from kr_ray.artifacts import read_json
 
 COLUMNS = (
     "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA", "student AUC_MIA",
-    "teacher AOP", "student AOP", "tuned: std, rate, scale", "ΔCAS (val.)", "stages, min",
+    "teacher AOP", "student AOP", "std, rate, scale used", "ΔCAS (val.)", "stages, min",
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def results_table(storage: Path) -> str:
 
 def _row(report: dict[str, Any]) -> list[str]:
     teacher, student, tuning, attacked = report["teacher"], report["student"], report["tuning"], report["audit"]["kr"]
-    best, equal = tuning["best"], teacher["equal_compute"]
+    used, equal = tuning["chosen"] or tuning["best"], teacher["equal_compute"]
     return [
         report["run"],
         str(report["seed"]),
@@ -33,7 +33,7 @@ def _row(report: dict[str, Any]) -> list[str]:
         f"{student['test_cas']:.4f}",
         *[_auc(attacked[name]) for name in ("teacher", "student")],
         *[f"{attacked[name]['aop']:.4f}" for name in ("teacher", "student")],
-        f"{best['latent_std']:.2f}, {best['regeneration_rate']}, {best['cardinality_scale']}",
+        f"{used['latent_std']:.2f}, {used['regeneration_rate']}, {used['cardinality_scale']}",
         f"{tuning['delta_cas']:+.4f}",
         f"{sum(stage['wall_s'] for stage in report['stages'].values()) / 60:.1f}",
     ]

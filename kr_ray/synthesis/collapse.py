@@ -36,11 +36,13 @@ def measure_collapse(
         real_spread: `within_class_spread` of real images.
 
     Returns:
-        agreement: share of images that the teacher takes for the class they were generated for; diversity: spread relative to
+        agreement: share of images that the teacher takes for the class they were generated for, mean over classes; diversity: spread relative to
         the real images'; alarm: whether one of them is below its threshold.
     """
     probabilities = teacher_probabilities(teacher, images)
-    agreement = (probabilities.argmax(1) == classes).double().mean().item()
+    agrees = (probabilities.argmax(1) == classes).double()
+    # Class by class: a generator that only ever makes the commonest class agrees with chance, not with that class's share.
+    agreement = torch.stack([agrees[classes == index].mean() for index in classes.unique()]).mean().item()
     diversity = within_class_spread(teacher, images, classes) / max(real_spread, 1e-12)
     chance = 1 / probabilities.shape[1]
     above_chance = (agreement - chance) / (1 - chance)

@@ -75,8 +75,12 @@ class Schedule:
         batch = min(recipe.batch_size, images_per_epoch)
         while batch // 2 >= SMALLEST_BATCH and epochs * (images_per_epoch // batch) < recipe.min_steps:
             batch //= 2
+        return cls.of_steps(recipe, images_per_epoch, batch, max(1, round(epochs * (images_per_epoch // batch))))
+
+    @classmethod
+    def of_steps(cls, recipe: ClassifierConfig, images_per_epoch: int, batch: int, steps: int) -> Schedule:
+        """Schedule of `steps` steps of `batch` images."""
         steps_per_epoch = images_per_epoch // batch
-        steps = max(1, round(epochs * steps_per_epoch))
         return cls(
             steps=steps,
             steps_per_epoch=steps_per_epoch,
@@ -119,6 +123,7 @@ class ClassifierTraining:
         )
         self.scaler = gradient_scaler(device, recipe.precision)
         self.step = 0
+        self._order = (-1, torch.empty(0))
         self._loss_sum = torch.zeros((), device=device)
         self._loss_steps = 0
 
@@ -155,8 +160,9 @@ class ClassifierTraining:
         """Batches `first` to `last` of an epoch, augmented together."""
         images, targets = self.data.epoch(epoch)
         size = self.schedule.batch_size
-        order = torch.randperm(len(images), generator=seeded_generator(self.seed, "order", epoch))
-        index = order[first * size : last * size].to(self.device)
+        if self._order[0] != epoch:
+            self._order = epoch, torch.randperm(len(images), generator=seeded_generator(self.seed, "order", epoch))
+        index = self._order[1][first * size : last * size].to(self.device)
         generator = seeded_generator(self.seed, "augment", epoch, first)
         chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, generator)
         if self.recipe.trivial_augment:

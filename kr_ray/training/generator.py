@@ -37,7 +37,8 @@ class CheckpointKeeper:
         self.device = pick_device()
         self.teacher = load_classifier(run / "teacher" / "weights.safetensors", self.device)
         self.prior = class_prior(splits.train.labels, splits.num_classes)
-        real = splits.train.subset(torch.arange(min(len(splits.train), 4 * config.collapse.images))).to(self.device)
+        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[: 4 * config.collapse.images]
+        real = splits.train.subset(some).to(self.device)
         self.real_spread = within_class_spread(self.teacher, real.images, real.labels)
         self.collapse: list[dict[str, Any]] = []
 

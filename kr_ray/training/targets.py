@@ -30,12 +30,13 @@ class TargetLogits:
 def target_logits(run: Path, weights: Path) -> TargetLogits:
     """Ask the model at `weights` about the training images (members) and the test images (non-members).
 
-    Images that are in both splits, as one of BreastMNIST's is, are neither; a repeated training image counts once.
+    Images that are in both splits, as one of BreastMNIST's is, are neither; an image repeated within a split counts once.
     """
     splits, device = load_stored_splits(run / SPLITS_FILE), pick_device()
     members = _without(splits.train, duplicate_indices(splits.train.images))
     members = _without(members, duplicate_indices(members.images, splits.test.images))
     non_members = _without(splits.test, duplicate_indices(splits.test.images, splits.train.images))
+    non_members = _without(non_members, duplicate_indices(non_members.images))
     model = load_classifier(weights, device)
     return TargetLogits(
         predict_logits(model, members.images, device).numpy(),

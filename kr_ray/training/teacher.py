@@ -29,23 +29,22 @@ def new_classifier(num_classes: int, channels: int, recipe: ClassifierConfig, se
 
 
 def train_on_real(
-    images: LabelledImages, num_classes: int, recipe: ClassifierConfig, epochs: float, seed: int
+    images: LabelledImages, num_classes: int, recipe: ClassifierConfig, schedule: Schedule, seed: int
 ) -> ClassifierTraining:
     """The recipe of Table 4 on `images`, not yet started."""
     device = pick_device()
     real = images.to(device)
     data = FixedSet(real.images, smoothed_one_hot(real.labels, num_classes, recipe.label_smoothing))
     model = new_classifier(num_classes, images.images.shape[1], recipe, seed)
-    schedule = Schedule.fit(recipe, len(images), epochs)
     return ClassifierTraining(model, data, recipe, schedule, derive_seed(seed, "data"), device)
 
 
 def train_teacher(
-    run: Path, folder: Path, recipe: ClassifierConfig, epochs: float, seed: int, state: State | None, save: Save
+    run: Path, folder: Path, recipe: ClassifierConfig, schedule: Schedule, seed: int, state: State | None, save: Save
 ) -> None:
     """Train on the real training split; leaves weights.safetensors and result.json in `folder`."""
     splits = load_stored_splits(run / SPLITS_FILE)
-    training = train_on_real(splits.train, splits.num_classes, recipe, epochs, derive_seed(seed, "teacher"))
+    training = train_on_real(splits.train, splits.num_classes, recipe, schedule, derive_seed(seed, "teacher"))
     ticked = TickedTraining(training, splits.validation, TEACHER_TICKS, state)
     ticked.finish(save)
     save_classifier(folder / "weights.safetensors", training.model)
@@ -58,7 +57,8 @@ def train_shadow(run: Path, path: Path, recipe: ClassifierConfig, audit: AuditCo
     validation = splits.validation
     parts = shadow_splits(validation.labels.numpy(), splits.num_classes, derive_seed(seed, "shadow split"), shadow)
     members = validation.subset(torch.from_numpy(parts.train))
-    training = train_on_real(members, splits.num_classes, recipe, audit.epochs, derive_seed(seed, "shadow", shadow))
+    schedule = Schedule.fit(recipe, len(members), audit.epochs)
+    training = train_on_real(members, splits.num_classes, recipe, schedule, derive_seed(seed, "shadow", shadow))
     training.train_until(training.schedule.steps)
     asked = np.concatenate([parts.train, parts.test])
     ShadowScores(
