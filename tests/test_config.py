@@ -63,6 +63,13 @@ def test_paper_scale_is_tables_1_3_and_4(name: str) -> None:
     assert config.tuning.epochs / config.tuning.rungs > recipe.warmup_epochs
 
 
+def test_the_paper_scale_configs_differ_in_the_data_set_only() -> None:
+    raws = [load_config(REPOSITORY / "configs" / f"{name}.yaml").model_dump() for name in sorted(PAPER_SETS)]
+    for raw in raws:
+        assert raw.pop("name") == raw["data"].pop("name")
+    assert all(raw == raws[0] for raw in raws)
+
+
 def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: Path) -> None:
     raw = tiny_settings(
         teacher={"epochs": "many", "epoch": 3},

@@ -28,8 +28,8 @@ WORKER_ENVIRONMENT = {
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[dict[str, float]]:
-    """Connect to Ray for the length of the block; yields the cluster's resources.
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Connect to Ray for the length of the block.
 
     `address: auto-or-local` joins RAY_ADDRESS (set by `ray job submit`) and otherwise starts a local Ray that ends with the block.
     """
@@ -52,7 +52,7 @@ def ray_session(config: ClusterConfig) -> Iterator[dict[str, float]]:
     try:
         if address == "local":  # a cluster may still grow
             _check_fits(config, ray.cluster_resources())
-        yield ray.cluster_resources()
+        yield
     finally:
         ray.shutdown()
 

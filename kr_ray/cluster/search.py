@@ -220,7 +220,7 @@ def run_tuning(
         trainable: each `step()` trains one unit, of `config.rungs` in all, and returns at least `{"resource": k, "cas": c}`
             with k counting from 1. Its config holds `constants`, the three parameters and `trial`, a number by which it must
             keep its results and state, on storage all workers share, so as to return them again without computing. Must have
-            `reset_config` (workers are reused) and save and load `{"resource": k}` as its checkpoint.
+            `reset_config` (workers are reused) and save and load k as its checkpoint.
         constants: same for all trials; plain values.
         stage_dir: local or shared; receives `study.journal` and Tune's own files in `tune/`, both started anew.
         resources: of one trial: `{"cpu": ..., "gpu": ...}`. They bound how many run at a time.

@@ -45,7 +45,6 @@ class SyntheticSet:
         self._prior = prior if config.class_prior == "real" else torch.full_like(prior, 1 / len(prior))
         self._regeneration = -1
         self._set: tuple[Tensor, Tensor] | None = None
-        self.images_generated = 0
         sampler.set_latent_std(
             config.latent_std, derive_seed(seed, "standing"), self._prior, config.standing_batches, config.batch_size
         )
@@ -81,7 +80,6 @@ class SyntheticSet:
                 targets.append(kept_targets)
                 drawn, block = drawn + len(part), block + 1
             wanted = torch.cat(rejected)
-        self.images_generated += drawn
         accepted_images, accepted_targets = torch.cat(images), torch.cat(targets)
         if not len(accepted_images):
             raise CollapsedGenerator(

@@ -82,7 +82,6 @@ class TickedTraining:
             "step": self.training.step,
             "images_seen": self.training.images_seen,
             "seconds": 0.0,
-            "gave_up": 1.0,
         }
         row |= {"epoch": 0.0, "val_accuracy": accuracy(logits, self.validation.labels)}
         for tick in range(len(self.history), self.ticks.count):
