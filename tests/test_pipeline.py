@@ -34,17 +34,18 @@ def write_config(folder: Path, raw: dict[str, Any]) -> str:
     return str(path)
 
 
+def without_times(value: Any) -> Any:
+    """The same JSON value without seconds and images per second."""
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if not key.endswith(("seconds", "second", "_s"))}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
 def final_numbers(run: Path) -> dict[str, Any]:
     """Everything in report.json but times, dates and places."""
     report = read_json(run / "report" / "report.json")
-    for stage in report["stages"].values():
-        stage.clear()
-    for curve in (report["teacher"]["curve"], report["generator"]["curve"], report["student"]["curve"]):
-        for row in curve:
-            for key in [key for key in row if key.endswith(("seconds", "_s"))]:
-                del row[key]
-    del report["created"], report["config"]["storage"]
-    return dict(report)
+    del report["created"], report["stages"], report["config"]["storage"]
+    return dict(without_times(report))
 
 
 def kill_in(stage: str, config: str, run: Path) -> bool:

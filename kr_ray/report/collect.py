@@ -46,7 +46,7 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         "versions": {"commit": _commit(), "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "config": config.model_dump(mode="json"),
-        "data": results["data"],
+        "data": {key: value for key, value in results["data"].items() if key != "wall_s"},
         "device": _device(),
         "stages": {name: _stage(result, skipped.get(name, False)) for name, result in results.items()},
     }
