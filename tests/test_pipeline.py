@@ -161,6 +161,7 @@ def test_killed_in_every_stage_at_the_quickstarts_scale(tmp_path: Path) -> None:
     assert kills >= 7  # fitting the attacks takes a second or two: that kill may come too late
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("sections", [{"checkpoints": {"search": "halving", "epochs": 12}, "tuning": {"searcher": "hyperopt"}}])
 def test_the_other_searches(tmp_path: Path, sections: dict[str, Any]) -> None:

@@ -203,7 +203,10 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
         ax.set_xlabel("predicted class")
         if k <= 24:
             ax.set_xticks(range(k), [str(index) for index in range(k)])
-            ax.set_yticks(range(k), [f"{_short(name)}  {index}" for index, name in enumerate(class_names)])
+            names = [
+                _short(name) if name == str(index) else f"{_short(name)}  {index}" for index, name in enumerate(class_names)
+            ]
+            ax.set_yticks(range(k), names)
         if k <= 12:
             for (row, column), share in np.ndenumerate(shares):
                 color = "white" if share > 0.55 else "#4b5563"
