@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     for name, (stage, text) in STAGE_COMMANDS.items():
-        add(name, text, _run).set_defaults(stage=stage, reports_only=name == "report")
+        sub = add(name, text, _audit if name == "audit" else _run)
+        sub.set_defaults(stage=stage, reports_only=name == "report")
+        if name == "audit":
+            _worst_case_options(sub)
     compare = add("compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", _compare_labels)
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
     compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
@@ -102,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _worst_case_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--arms",
+        metavar="ARM,ARM",
+        help="worst-case audit of teacher, kr, student_only: many trainings with and without canaries",
+    )
+    sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.models)")
+    sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +126,28 @@ def _run(parsed: argparse.Namespace) -> int:
         result = pipeline.report() if parsed.reports_only else pipeline.run_until(parsed.stage)
         results = pipeline.results
     _summary(config, parsed.stage, results, result)
+    return 0
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    if parsed.arms is None:
+        if parsed.models is not None or parsed.budget is not None:
+            raise ConfigError(
+                "`--models` and `--budget` belong to the worst-case audit; say what to audit, as in --arms teacher,kr"
+            )
+        return _run(parsed)
+    if parsed.budget is not None and not parsed.budget > 0:
+        raise ConfigError(f"`--budget > 0` must hold, but got {parsed.budget}; give device hours")
+    models = [] if parsed.models is None else [f"audit.models={parsed.models}"]
+    config = load_config(parsed.config, [*parsed.set, f"audit.arms=[{parsed.arms}]", *models])
+    if not config.audit.arms:
+        raise ConfigError("`--arms` must name at least one arm; use --arms teacher,kr")
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        result = pipeline.worst_case(parsed.budget)
+        results = pipeline.results
+    _summary(config, "report", results, result)
     return 0
 
 
@@ -251,6 +286,9 @@ class Display:
             self.logged = time.monotonic()
             self.console.print(f"{stage}: {share:.0%} {note}", soft_wrap=True)
 
+    def notice(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
     def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None:
         note = _headline(stage, result)
         if stage not in self.tasks:
@@ -278,7 +316,14 @@ def _headline(stage: str, result: dict[str, Any]) -> str:
         return f"validation CAS {best['val_cas']:.4f} ({result['delta_cas']:+.4f} over the defaults)"
     if stage == "audit":
         return "AUC_MIA " + ", ".join(f"{name} {result['kr'][name]['auc']:.4f}" for name in ("teacher", "student"))
+    if stage == "worst_case":
+        return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {_tpr(found['canary'])}" for arm, found in result["lira"].items())
     return ""
+
+
+def _tpr(figures: dict[str, Any]) -> str:
+    value = figures["tpr_at_fpr_0.001"]
+    return "–" if value is None else f"{value:.1%}"
 
 
 if __name__ == "__main__":

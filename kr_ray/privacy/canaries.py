@@ -154,7 +154,9 @@ def _reference(splits: Splits, most: int, seed: int) -> IndexArray:
     copies = [duplicate_indices(images), duplicate_indices(images, splits.train.images)]
     candidates = np.setdiff1d(np.arange(len(images)), torch.cat(copies).numpy())
     if len(candidates) == 0:
-        raise DataError("the audit needs test images that are not copies of training images, but there is none; use another test split")
+        raise DataError(
+            "the audit needs test images that are not copies of training images, but there is none; use another test split"
+        )
     return np.sort(np.random.default_rng(seed).permutation(candidates)[:most])
 
 
