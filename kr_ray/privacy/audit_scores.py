@@ -12,6 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kr_ray.artifacts import atomic_write
+
 FloatArray = NDArray[np.float64]
 LogitArray = NDArray[np.float32]
 IndexArray = NDArray[np.int64]
@@ -30,8 +32,6 @@ class _Arrays:
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz, atomically."""
-        from kr_ray.artifacts import atomic_write  # imports torch, which reading somebody's scores does not need
-
         with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **vars(self))
 
