@@ -266,6 +266,21 @@ class ShadowAttackConfig(Section):
     max_svc_rows: int = Field(20000, ge=100)
 
 
+class CopiesConfig(Section):
+    """Whether generated images are copies of training images, and how well they cover the real ones."""
+
+    images: int = Field(2000, ge=100)
+    """Generated for the comparison."""
+    quantile: float = Field(0.01, gt=0, lt=0.5)
+    """A generated image is a near-copy if it is as near to a training image as the nearest such share of the test images is."""
+    encoder: str = ""
+    """TorchScript or ONNX file of the feature space; empty: the teacher's penultimate layer. A TorchScript file is a program that
+    is run: give only files you trust."""
+    encoder_size: int = Field(0, ge=0)
+    """Images are resized to this side for the encoder; 0 = as they are."""
+    encoder_normalisation: Literal["none", "imagenet"] = "none"
+
+
 ArmName = Literal["teacher", "kr", "student_only"]
 
 
@@ -294,6 +309,7 @@ class AuditConfig(ShadowAttackConfig):
     """Images a model is asked for each audit sample: itself, its mirror image and shifts, as far as training augments so."""
     keep_models: bool = False
     """Keep the models of all runs; else only their logits stay."""
+    copies: CopiesConfig = CopiesConfig()
 
     @model_validator(mode="after")
     def _runs_come_in_pairs(self) -> AuditConfig:

@@ -37,6 +37,7 @@ STAGES = (
     "checkpoints",
     "tuning",
     "student",
+    "copies",
     "equal_compute_teacher",
     "shadows",
     "audit",
@@ -89,8 +90,8 @@ class Pipeline:
         """Run all stages up to and including `last`; returns its result."""
         config = self.config
         wanted = STAGES[: STAGES.index(last) + 1]
-        if last in ("shadows", "audit"):  # the attack needs no equal-compute teacher
-            wanted = tuple(stage for stage in wanted if stage != "equal_compute_teacher")
+        if last in ("shadows", "audit"):  # the attack needs neither
+            wanted = tuple(stage for stage in wanted if stage not in ("copies", "equal_compute_teacher"))
         for stage in wanted:
             if stage == "equal_compute_teacher" and not config.student.equal_compute_teacher:
                 continue
@@ -156,6 +157,7 @@ class Pipeline:
             "checkpoints": ([c.seed, c.classifier, c.synthesis, c.checkpoints], ["generator"], self._checkpoints),
             "tuning": ([c.seed, c.classifier, c.synthesis, c.tuning], ["checkpoints"], self._tuning),
             "student": ([c.seed, c.classifier, c.synthesis, c.student.epochs], ["tuning"], self._student),
+            "copies": ([c.seed, c.audit.copies, *self._encoder_stamp()], ["student"], self._copies),
             "equal_compute_teacher": ([c.seed, c.classifier], ["teacher", "student"], self._equal_compute_teacher),
             "shadows": ([c.seed, c.classifier, c.audit.shadow_models, c.audit.epochs], ["data"], self._shadows),
             "audit": ([c.seed, c.audit.shadow_attack()], ["teacher", "student", "shadows"], self._audit),
@@ -245,6 +247,20 @@ class Pipeline:
         synthesis = SynthesisConfig.model_validate(c.synthesis.model_dump() | chosen)
         return StudentSpec(best, synthesis, c.student.epochs, derive_seed(c.seed, "final student"))
 
+    def _copies(self, folder: Path) -> Result:
+        """Whether the student's images are copies of training images."""
+        from kr_ray.cluster.tasks import run_tasks
+        from kr_ray.privacy.copies import measure_copies
+
+        c, spec = self.config, self._final_spec()
+        what = (self.run.path, spec.checkpoint_epoch, spec.synthesis.latent_std, c.audit.copies, derive_seed(c.seed, "copies"))
+        return run_tasks("copies", measure_copies, [what], c.cluster.trial, c.cluster.max_retries)[0]
+
+    def _encoder_stamp(self) -> list[list[Any]]:
+        """Of a user's own encoder, so that another file under the same name is used anew."""
+        path = Path(self.config.audit.copies.encoder).expanduser()
+        return [_file_stamp(path)] if path.is_file() else []
+
     def _equal_compute_teacher(self, folder: Path) -> Result:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
         from kr_ray.training.classifier import Schedule
@@ -291,7 +307,7 @@ class Pipeline:
         c, audit, done = self.config, self.config.audit, self.run / "worst_case" / "done.json"
         if not audit.arms and done.exists():
             audit = AuditConfig.model_validate_json(json.dumps(read_json(done)["result"]["audit"]))
-        keys = audit.model_dump(mode="json", exclude={*ShadowAttackConfig.model_fields, "keep_models"})
+        keys = audit.model_dump(mode="json", exclude={*ShadowAttackConfig.model_fields, "keep_models", "copies"})
         sections = [c.seed, c.classifier, c.teacher, keys]
         if set(audit.arms) - {"teacher"}:
             spec = self._final_spec()
@@ -472,4 +488,8 @@ def _source_stamp(data: DataConfig) -> list[list[Any]]:
         return []
     root = Path(data.path).expanduser()
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return [_file_stamp(path) for path in files]
+
+
+def _file_stamp(path: Path) -> list[Any]:
+    return [str(path), path.stat().st_size, path.stat().st_mtime_ns]
