@@ -162,6 +162,13 @@ def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[s
             attacked = results["audit"]["kr"][name]
             table.add_row(name, f"{results[name]['test_accuracy']:.4f}", f"{attacked['auc']:.4f}", f"{attacked['aop']:.4f}")
         console.print(table)
+    if "worst_case" in results:
+        table = Table("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >=", title="worst case, at 0.1 % FPR")
+        for arm, found in results["worst_case"]["lira"].items():
+            bound = found["canary"]["epsilon"]["clopper_pearson"]
+            rates = [_tpr(found[group]) for group in ("canary", "population")]
+            table.add_row(arm, f"{found['test_accuracy']:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
+        console.print(table)
     if stage == "report":
         console.print(f"report: [bold]{Path(result['page']).resolve()}[/bold]", soft_wrap=True)
     else:
@@ -323,7 +330,7 @@ def _headline(stage: str, result: dict[str, Any]) -> str:
 
 def _tpr(figures: dict[str, Any]) -> str:
     value = figures["tpr_at_fpr_0.001"]
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{value:.1%} ({figures['true_positives']} of {figures['n_members']})"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores
 from kr_ray.privacy.canaries import AuditDesign, design_audit
 from kr_ray.privacy.worst_case import audit_arm
 from kr_ray.seeding import derive_seed
-from kr_ray.training.audit_runs import AuditPlan, RunScores, held_out_losses, query_offsets
+from kr_ray.training.audit_runs import AuditPlan, RunScores, held_out_losses
 from kr_ray.training.student import StudentSpec
 
 HELD_OUT_REPEATS = 2
@@ -156,12 +156,17 @@ def _attack(plan: AuditPlan, arm: str) -> dict[str, Any]:
     canary, population, reference = collect_scores(plan, runs)
     accuracies = [run.test_accuracy for run in runs]
     found = audit_arm(canary, population, reference, derive_seed(config.seed, "worst case") % 2**32)
+    # A curve is drawn of the headline attack alone: twelve attacks' curves would make report.json ten times as long.
+    attacks = {
+        name: {group: {k: v for k, v in figures.items() if k != "roc"} for group, figures in groups.items()}
+        for name, groups in found["attacks"].items()
+    }
     return found | {
+        "attacks": attacks,
         "canary_kind": config.audit.canary_kind,
         "canaries": len(design.canaries),
         "population_samples": len(design.population),
         "reference_images": len(design.reference),
-        "queries": len(query_offsets(config.classifier, config.audit.queries)),
         "test_accuracy": float(np.mean(accuracies)),
         "test_accuracy_sd": float(np.std(accuracies, ddof=1)),
         "seconds": float(sum(run.seconds for run in runs)),
