@@ -44,9 +44,10 @@ def measure_copies(run: Path, checkpoint_epoch: int, latent_std: float, config: 
         if config.encoder
         else teacher_features(load_classifier(run / "teacher" / "weights.safetensors", device))
     )
-    parts = [images.to(device) for images in (generated, train, test)]
-    encoded = {"pixels": [pixels(images) for images in parts], "features": [encoder(images) for images in parts]}
-    fake, real, unseen = encoded["features"]
+    sets = [images.to(device) for images in (generated, train, test)]
+    fake, real, unseen = (encoder(images) for images in sets)
+    in_pixels = copy_figures(*(pixels(images) for images in sets), quantile=config.quantile)
+    in_features = copy_figures(fake, real, unseen, quantile=config.quantile)
     return {
         "images": len(generated),
         "train": len(train),
@@ -54,7 +55,7 @@ def measure_copies(run: Path, checkpoint_epoch: int, latent_std: float, config: 
         "quantile": config.quantile,
         "encoder": Path(config.encoder).name if config.encoder else "teacher",
         "exact_copies": len(duplicate_indices(generated, train)),
-        "spaces": {name: copy_figures(*features, config.quantile) for name, features in encoded.items()},
+        "spaces": {"pixels": in_pixels, "features": in_features},
         "fidelity": {
             "generated": fidelity(real, fake, derive_seed(seed, "fidelity")),
             # Real against real: what the same measures say of images that are certainly good.

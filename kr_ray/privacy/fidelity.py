@@ -85,9 +85,7 @@ def _kid(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")  # says that it keeps the features
         torch.manual_seed(seed)  # the library draws its subsets from the global state
-        metric = KernelInceptionDistance(
-            feature=_GivenFeatures(real.shape[1]), subsets=KID_SUBSETS, subset_size=size
-        )
+        metric = KernelInceptionDistance(feature=_GivenFeatures(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
         metric.update(real, real=True)
         metric.update(generated, real=False)
         mean, sd = metric.compute()

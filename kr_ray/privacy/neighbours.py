@@ -56,7 +56,7 @@ def nearest(queries: Tensor, among: Tensor, *, skip_self: bool = False) -> Neare
     return Nearest(best, index)
 
 
-def copy_figures(generated: Tensor, train: Tensor, test: Tensor, quantile: float) -> dict[str, Any]:
+def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: float) -> dict[str, Any]:
     """What the nearest training neighbours say, in one space; all three float32 [N, D] and free of exact copies of each other.
 
     Returns:

@@ -224,6 +224,8 @@ def draw_figures(report: Report) -> dict[str, str]:
         drawn["importance"] = figures.importance_figure(tuning.importance)
     if audit and any(part and part.roc for part in (audit.teacher, audit.student)):
         drawn["roc"] = figures.roc_figure(audit.teacher, audit.student)
+    if report.audit and report.audit.copies:
+        drawn["copies"] = figures.copies_figure(report.audit.copies)
     if report.audit and report.audit.lira:
         drawn["worst_case"] = figures.worst_case_figure(report.audit.lira, worst_case.ARM_NAMES)
     if teacher and teacher.confusion:

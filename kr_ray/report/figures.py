@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.report.schema import Attacked, Checkpoint, ClassifierPoint, CollapsePoint, GanPoint, LiraArm, Teacher, Trial, Tuning
+from kr_ray.report.schema import (
+    Attacked,
+    Checkpoint,
+    ClassifierPoint,
+    CollapsePoint,
+    Copies,
+    GanPoint,
+    LiraArm,
+    Teacher,
+    Trial,
+    Tuning,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -214,6 +225,21 @@ def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> 
         ax.set_xlabel("false positive rate (log)")
         ax.set_ylabel("true positive rate (log)")
         ax.figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, columnspacing=1)
+    return uri[0]
+
+
+def copies_figure(copies: Copies) -> str:
+    """Distances to the nearest training image, generated against real test images, in pixels and in features."""
+    with _canvas((9.6, 2.9), columns=len(copies.spaces)) as (panels, uri):
+        for ax, (name, space) in zip(panels, copies.spaces.items(), strict=True):
+            edges = space.histogram.edges
+            ax.stairs(space.histogram.test, edges, color=TEACHER, label="real test images")
+            ax.stairs(space.histogram.generated, edges, color=STUDENT, fill=True, alpha=0.35, label="generated images")
+            ax.axvline(space.threshold, color=ALARM, linewidth=1, linestyle="--", label="near-copy")
+            ax.set_xlabel(f"distance to the nearest training image, {name}")
+            _percent_axis(ax.yaxis)
+        panels[0].set_ylabel("share of images (%)")
+        panels[0].legend(fontsize=8.5)
     return uri[0]
 
 

@@ -266,8 +266,64 @@ class LiraArm(OpenSection):
     seconds: Annotated[float, Field(ge=0)]
 
 
+class Histogram(Section):
+    """Shares of images by distance: `edges` [B + 1], `generated` and `test` [B]."""
+
+    edges: list[float]
+    generated: list[Fraction]
+    test: list[Fraction]
+
+
+class CopySpace(Section):
+    """Nearest training neighbours in one space (see kr_ray.privacy.neighbours.copy_figures)."""
+
+    threshold: float
+    near_copies: Count
+    near_copy_share: Fraction
+    ci_low: Fraction
+    ci_high: Fraction
+    data_copying: float
+    """Mann-Whitney z against the test images: below -2, generated images are nearer to the training images than test images are."""
+    memorised_share: Fraction
+    memorised_share_test: Fraction
+    median_generated: float
+    median_test: float
+    histogram: Histogram
+
+
+class Fidelity(Section):
+    """See kr_ray.privacy.fidelity; null where refused."""
+
+    n_real: Count
+    n_generated: Count
+    fid: float | None
+    fid_refused: str = ""
+    kid: float | None
+    kid_sd: float | None
+    precision: Fraction | None
+    recall: Fraction | None
+    density: float | None
+    coverage: Fraction | None
+    refused: str = ""
+
+
+class Copies(Section):
+    """Generated images against the real ones; exact copies among the latter were set aside first."""
+
+    images: Count
+    train: Count
+    test: Count
+    quantile: Fraction
+    encoder: str
+    exact_copies: Count
+    """Generated images that equal a training image pixel by pixel."""
+    spaces: dict[Literal["pixels", "features"], CopySpace]
+    fidelity: dict[Literal["generated", "test"], Fidelity]
+
+
 class Audit(Section):
     kr: KrAudit | None = None
+    copies: Copies | None = None
     lira: dict[str, LiraArm] = {}
     """By arm (see kr_ray.config.ArmName)."""
 
