@@ -323,6 +323,9 @@ def _headline(stage: str, result: dict[str, Any]) -> str:
         return f"validation CAS {best['val_cas']:.4f} ({result['delta_cas']:+.4f} over the defaults)"
     if stage == "audit":
         return "AUC_MIA " + ", ".join(f"{name} {result['kr'][name]['auc']:.4f}" for name in ("teacher", "student"))
+    if stage == "copies":
+        shares = ", ".join(f"{name} {space['near_copy_share']:.1%}" for name, space in result["spaces"].items())
+        return f"near-copies by {shares} ({result['quantile']:.0%} expected)"
     if stage == "worst_case":
         return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {_tpr(found['canary'])}" for arm, found in result["lira"].items())
     return ""
