@@ -380,8 +380,8 @@ class Pipeline:
         return result
 
     def _begin(self, stage: str, stamp: str) -> Path:
-        # Every run of the audit names its own inputs: with more models, another arm or a smaller budget the others still stand.
-        return self.run.begin(stage, fingerprint(WORK_VERSION, stage) if stage == "worst_case" else stamp)
+        # The audit's scores name their own inputs: with more models, another arm or a smaller budget the others still stand.
+        return self.run.begin(stage, stage if stage == "worst_case" else stamp)
 
     def _stamp(self, stage: str, sections: list[Any], after: Sequence[str]) -> str:
         plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
