@@ -14,7 +14,14 @@ A low figure is no guarantee: a stronger attack may find more. Only differential
 def score_table(result: dict[str, Any]) -> Table:
     """One row per attack and group of `score_files.audit_score_file`'s result."""
     table = Table(
-        "attack", "samples", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "AUC", "balanced acc.", "epsilon >=", "pairs in / out"
+        Column("attack", no_wrap=True),
+        "samples",
+        "TPR at 0.1 % FPR",
+        "TPR at 1 % FPR",
+        "AUC",
+        "balanced acc.",
+        "epsilon >=",
+        "pairs in / out",
     )
     table.title = f"{result['file']}: {result['models']} model{'s' * (result['models'] > 1)}"
     for name, groups in result["attacks"].items():
