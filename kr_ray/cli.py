@@ -97,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, (stage, text) in STAGE_COMMANDS.items():
         add(name, text, _run).set_defaults(stage=stage, reports_only=name == "report")
-    _accept_score_file(commands.choices["audit"])
     compare = add("compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", _compare_labels)
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
     compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
@@ -112,17 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--storage", default="runs")
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
+    _accept_score_file(commands.choices["audit"])
     return parser
-
-
-def _accept_score_file(audit: argparse.ArgumentParser) -> None:
-    """`kr audit --scores FILE` beside whatever `kr audit CONFIG` does."""
-    audit.add_argument(
-        "--scores", metavar="FILE", type=Path, help="attack somebody's own scores instead of a run (formats below)"
-    )
-    audit.add_argument("--json", metavar="OUT", type=Path, help="with --scores: write all figures to this file")
-    audit.epilog, audit.formatter_class = SCORE_FORMATS, argparse.RawDescriptionHelpFormatter
-    audit.set_defaults(command=partial(_audit_run_or_scores, audit.get_default("command")))
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -154,6 +144,16 @@ def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[s
         console.print(f"report: [bold]{Path(result['page']).resolve()}[/bold]", soft_wrap=True)
     else:
         console.print(f"result: {(Path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+
+
+def _accept_score_file(audit: argparse.ArgumentParser) -> None:
+    """`kr audit --scores FILE` beside whatever `kr audit CONFIG` does."""
+    audit.add_argument(
+        "--scores", metavar="FILE", type=Path, help="attack somebody's own scores instead of a run (formats below)"
+    )
+    audit.add_argument("--json", metavar="OUT", type=Path, help="with --scores: write all figures to this file")
+    audit.epilog, audit.formatter_class = SCORE_FORMATS, argparse.RawDescriptionHelpFormatter
+    audit.set_defaults(command=partial(_audit_run_or_scores, audit.get_default("command")))
 
 
 def _audit_run_or_scores(audit_run: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
