@@ -13,7 +13,11 @@ import json
 import os
 import shutil
 import socket
+import struct
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +29,12 @@ from safetensors import safe_open
 
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
     from torch import Tensor
+
+READ_ERRORS = (
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, OverflowError, MemoryError,
+    struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+)  # fmt: skip
+"""What numpy and Pillow raise on damaged files (found by truncating and altering thousands of them)."""
 
 
 class ArtifactError(RuntimeError):

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ STAGE_COMMANDS = {
     "audit": ("audit", "attack teacher and student with shadow models"),
     "report": ("report", "report.json and report.html of what has finished so far"),
 }
+SCORE_FORMATS = """score files: higher = more likely a member
+  .npz, one model     member_scores [M], non_member_scores [N]
+  .npz, many models   scores [models, samples], member [models, samples] (bool); adds LiRA on these scores
+  .npz, all attacks   logits [models, samples, classes] or [models, samples, queries, classes], labels [samples],
+                      member [models, samples]; optional true_labels [samples] where the given label was wrong;
+                      for RMIA also reference_logits [models, reference, classes], reference_labels [reference]
+                      of images that no model saw
+  many models         every sample in at least two and out of at least two; optional canary [samples] (bool)
+                      gives canaries and population their own figures
+  .parquet            one row per model and sample: model, sample, score, member, optionally canary"""
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
@@ -79,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if config:
-            sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+            optional = "?" if name == "audit" else None
+            sub.add_argument("config", nargs=optional, help="a YAML file, such as configs/quickstart.yaml")
             sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key")
         return sub
 
@@ -102,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--storage", default="runs")
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
+    _accept_score_file(commands.choices["audit"])
     return parser
 
 
@@ -173,6 +186,46 @@ def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[s
         console.print(f"report: [bold]{Path(result['page']).resolve()}[/bold]", soft_wrap=True)
     else:
         console.print(f"result: {(Path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+
+
+def _accept_score_file(audit: argparse.ArgumentParser) -> None:
+    """`kr audit --scores FILE` beside whatever `kr audit CONFIG` does."""
+    audit.add_argument(
+        "--scores", metavar="FILE", type=Path, help="attack somebody's own scores instead of a run (formats below)"
+    )
+    audit.add_argument("--json", metavar="OUT", type=Path, help="with --scores: write all figures to this file")
+    audit.epilog, audit.formatter_class = SCORE_FORMATS, argparse.RawDescriptionHelpFormatter
+    audit.set_defaults(command=partial(_audit_run_or_scores, audit.get_default("command")))
+
+
+def _audit_run_or_scores(audit_run: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
+    if (parsed.config is None) == (parsed.scores is None):
+        raise ConfigError("`kr audit` takes either a configuration or --scores FILE; give one of them")
+    if parsed.scores is not None:
+        return _audit_scores(parsed)
+    if parsed.json is not None:
+        raise ConfigError("`--json` belongs to --scores; a run's figures are in its report.json")
+    return audit_run(parsed)
+
+
+def _audit_scores(parsed: argparse.Namespace) -> int:
+    from rich import print as rich_print
+
+    from kr_ray.artifacts import write_json
+    from kr_ray.privacy.audit_scores import ScoreError
+    from kr_ray.privacy.score_files import audit_score_file
+    from kr_ray.report.score_table import NOTES, score_table
+
+    try:
+        result = audit_score_file(parsed.scores, seed=0)
+    except ScoreError as error:
+        raise ConfigError(str(error)) from error
+    rich_print(score_table(result))
+    print(NOTES)
+    if parsed.json is not None:
+        write_json(parsed.json, result)
+        print(f"written to {parsed.json}")
+    return 0
 
 
 def _compare_labels(parsed: argparse.Namespace) -> int:

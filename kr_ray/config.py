@@ -321,6 +321,10 @@ class AuditConfig(ShadowAttackConfig):
             raise ValueError(f"`arms` must be different, but got {list(self.arms)}; name each once")
         return self
 
+    def worst_case_keys(self) -> dict[str, Any]:
+        """What decides the worst-case audit's figures, as JSON."""
+        return self.model_dump(mode="json", exclude={*ShadowAttackConfig.model_fields, "keep_models", "copies"})
+
     def shadow_attack(self) -> ShadowAttackConfig:
         """The keys of the paper's attack alone."""
         return ShadowAttackConfig(**self.model_dump(include=set(ShadowAttackConfig.model_fields)))

@@ -9,7 +9,6 @@ and a changed key runs again exactly what depends on it.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import threading
@@ -23,7 +22,7 @@ import yaml
 from pydantic import BaseModel
 
 from kr_ray.artifacts import ArtifactError, RunDirectory, atomic_write, fingerprint, read_json, read_progress
-from kr_ray.config import AuditConfig, Config, ConfigError, DataConfig, ShadowAttackConfig, SynthesisConfig
+from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
 from kr_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -150,6 +149,8 @@ class Pipeline:
     def _plan(self, stage: str) -> tuple[list[Any], list[str], Callable[[Path], Result]]:
         """The config keys a stage uses, the stages it reads, and its work."""
         c = self.config
+        if stage == "worst_case":
+            return *self._worst_case_inputs(), self._worst_case
         return {
             "data": ([c.data, c.generator.batch_size, _source_stamp(c.data)], [], self._data),
             "teacher": ([c.seed, c.classifier, c.teacher], ["data"], self._teacher),
@@ -161,7 +162,6 @@ class Pipeline:
             "equal_compute_teacher": ([c.seed, c.classifier], ["teacher", "student"], self._equal_compute_teacher),
             "shadows": ([c.seed, c.classifier, c.audit.shadow_models, c.audit.epochs], ["data"], self._shadows),
             "audit": ([c.seed, c.audit.shadow_attack()], ["teacher", "student", "shadows"], self._audit),
-            "worst_case": (*self._worst_case_inputs(), self._worst_case),
             "report": ([c], [s for s in STAGES if s in self.results], self._report),
         }[stage]  # type: ignore[return-value]
 
@@ -289,32 +289,26 @@ class Pipeline:
 
     def _worst_case(self, folder: Path) -> Result:
         """Zhao & Zhang 2025: whole pipelines trained again with and without canaries, and attacked."""
-        from kr_ray.cluster import worst_case
+        from kr_ray.cluster.worst_case import audit_worst_case
 
-        plan = self._audit_plan(folder)
-        if seconds := worst_case.stage_seconds(self.results, self.config, plan.spec):
-            self.watcher.notice(worst_case.describe_cost(self.config, seconds, "from this run's stages"))
-        else:
-            seconds = worst_case.measure_first_runs(plan)
-            self.watcher.notice(worst_case.describe_cost(self.config, seconds, "measured on the first two"))
-        return worst_case.audit_worst_case(plan)
+        return audit_worst_case(self._audit_plan(folder), self.results, self.watcher.notice)
 
     def _worst_case_inputs(self) -> tuple[list[Any], list[str]]:
         """The keys and stages on which the arms' numbers depend.
 
         `kr audit --arms` is not in the file: without arms in the configuration, those of the audit that was made are meant.
         """
-        c, audit, done = self.config, self.config.audit, self.run / "worst_case" / "done.json"
-        if not audit.arms and done.exists():
-            audit = AuditConfig.model_validate_json(json.dumps(read_json(done)["result"]["audit"]))
-        keys = audit.model_dump(mode="json", exclude={*ShadowAttackConfig.model_fields, "keep_models", "copies"})
+        c, done = self.config, self.run / "worst_case" / "done.json"
+        keys = c.audit.worst_case_keys()
+        if not c.audit.arms and done.exists():
+            keys = read_json(done)["result"]["audit"]
         sections = [c.seed, c.classifier, c.teacher, keys]
-        if set(audit.arms) - {"teacher"}:
+        if set(keys["arms"]) - {"teacher"}:
             spec = self._final_spec()
             sections += [spec.checkpoint_epoch, spec.synthesis, spec.epochs]
-        if "kr" in audit.arms:
+        if "kr" in keys["arms"]:
             sections.append(c.generator)
-        return sections, ["data", "generator"] if "student_only" in audit.arms else ["data"]
+        return sections, ["data", "generator"] if "student_only" in keys["arms"] else ["data"]
 
     def _audit_plan(self, folder: Path) -> AuditPlan:
         from kr_ray.cluster.worst_case import plan_audit
@@ -322,16 +316,14 @@ class Pipeline:
         return plan_audit(self.run.path, folder, self.config, self._final_spec(), self.results["data"]["digest"])
 
     def _cut_to(self, budget_hours: float) -> None:
-        """Lower `audit.models` to what fits, by the times of this run's stages or else of the audit's first two runs."""
-        from kr_ray.cluster import worst_case
+        """Lower `audit.models` to what the budget bears."""
+        from kr_ray.cluster.worst_case import models_within, run_seconds
 
-        seconds = worst_case.stage_seconds(self.results, self.config, self._final_spec())
-        if seconds is None:
-            folder = self._begin("worst_case", "")
-            self.connect()
-            with self._watched("worst_case", folder):
-                seconds = worst_case.measure_first_runs(self._audit_plan(folder))
-        models = worst_case.models_within(budget_hours, seconds, self.config)
+        folder = self._begin("worst_case", "")
+        self.connect()
+        with self._watched("worst_case", folder):
+            seconds, _ = run_seconds(self._audit_plan(folder), self.results)
+        models = models_within(budget_hours, seconds, self.config)
         if models < self.config.audit.models:
             self.watcher.notice(f"--budget {budget_hours:g}: {models} runs instead of {self.config.audit.models}")
         audit = self.config.audit.model_copy(update={"models": models})
@@ -404,7 +396,7 @@ class Pipeline:
         return result
 
     def _begin(self, stage: str, stamp: str) -> Path:
-        # Every run of the audit names its own inputs: with more models, another arm or a smaller budget the others still stand.
+        # The audit's scores name their own inputs: with more models, another arm or a smaller budget the others still stand.
         return self.run.begin(stage, stage if stage == "worst_case" else stamp)
 
     def _stamp(self, stage: str, sections: list[Any], after: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,13 @@ def stage_seconds(results: Results, config: Config, spec: StudentSpec) -> float 
     return float(seconds)
 
 
-def measure_first_runs(plan: AuditPlan) -> float:
-    """Seconds of one run, measured on the audit's first two, which are trained for it if they are not there yet."""
+def run_seconds(plan: AuditPlan, results: Results) -> tuple[float, str]:
+    """Seconds of one run and how they are known: from the audited run's stages, or else from the first two runs, which this trains."""
+    if seconds := stage_seconds(results, plan.config, plan.spec):
+        return seconds, "from this run's stages"
     train_runs(plan, (0, 1))
-    return sum(_scores(plan, number, arm).seconds for number in (0, 1) for arm in plan.config.audit.arms) / 2
+    measured = [_scores(plan, number, arm).seconds for number in (0, 1) for arm in plan.config.audit.arms]
+    return sum(measured) / 2, "measured on the first two"
 
 
 def describe_cost(config: Config, seconds: float, source: str) -> str:
@@ -136,14 +139,14 @@ def models_within(budget_hours: float, seconds: float, config: Config) -> int:
 # --- attack ----------------------------------------------------------------------------------------------------------
 
 
-def audit_worst_case(plan: AuditPlan) -> dict[str, Any]:
-    """Train all runs and attack every arm; see report.schema.LiraArm."""
+def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], None]) -> dict[str, Any]:
+    """Train all runs and attack every arm; see report.schema.LiraArm. What it will take is told before."""
     audit, cluster = plan.config.audit, plan.config.cluster
+    notice(describe_cost(plan.config, *run_seconds(plan, results)))
     train_runs(plan, range(audit.models))
     attacked = run_tasks("worst-case attack", _attack, [(plan, arm) for arm in audit.arms], cluster.trial, cluster.max_retries)
     return {
-        "arms": list(audit.arms),
-        "audit": audit.model_dump(mode="json"),
+        "audit": audit.worst_case_keys(),
         "excluded_copies": plan.design.excluded,
         "lira": dict(zip(audit.arms, attacked, strict=True)),
     }

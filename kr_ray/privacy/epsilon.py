@@ -1,8 +1,12 @@
 """Lower bounds of epsilon that an attack's success proves at a stated confidence: what was trained is *not* more private.
 
-A bound says nothing about the opposite direction: a bound of zero is no guarantee. Thresholds are chosen on scores that the bound
-is not computed from. Both bounds take the pairs as independent; pairs of one model share its training, as in all audits that
-pool canaries (Jagielski et al. 2020, Nasr et al. 2023), and LiRA's attack on one model knows the other models' membership.
+A bound says nothing about the opposite direction: zero is no guarantee. Thresholds are chosen on scores that the bound is not
+computed from. What the confidence rests on:
+* the pairs are taken as independent, as in all audits that pool canaries (Jagielski et al. 2020, Nasr et al. 2023), though pairs of
+  one model share its training;
+* the attack on one model may know the other models' membership (LiRA, matched shadows). Where every sample is in exactly half of the
+  models that knowledge would settle the attacked model's own; the attacks here do not use it, beyond how many models each
+  Gaussian is fitted on.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ models an AUC slightly below 0.5 is this bias of the estimator, and means "no ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -41,22 +42,24 @@ def logit_scaled(logits: LogitArray, labels: IndexArray) -> FloatArray:
         logits: [models, samples, queries, classes].
         labels: y, [samples].
     """
-    true, others = _split(logits, labels)
-    return true - special.logsumexp(others, axis=-1)
+    return _margin(logits, labels, lambda others: special.logsumexp(others, axis=-1))
 
 
 def hinge(logits: LogitArray, labels: IndexArray) -> FloatArray:
     """z_y - the largest other logit (section VI-A), float64 [models, samples, queries]; arguments as `logit_scaled`."""
-    true, others = _split(logits, labels)
-    return true - others.max(axis=-1)
+    return _margin(logits, labels, lambda others: others.max(axis=-1))
 
 
-def _split(logits: LogitArray, labels: IndexArray) -> tuple[FloatArray, FloatArray]:
-    others = logits.astype(np.float64)
-    index = np.broadcast_to(labels[None, :, None, None], (*logits.shape[:3], 1))
-    true = np.take_along_axis(others, index, axis=-1)[..., 0]
-    np.put_along_axis(others, index, -np.inf, axis=-1)
-    return true, others
+def _margin(logits: LogitArray, labels: IndexArray, rival: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """z_y minus what `rival` makes of the other logits; model by model, since double precision copies of all take much memory."""
+    result = np.empty(logits.shape[:3])
+    index = np.broadcast_to(labels[:, None, None], (*logits.shape[1:3], 1))
+    for model, values in enumerate(logits):
+        others = values.astype(np.float64)
+        true = np.take_along_axis(others, index, axis=-1)[..., 0]
+        np.put_along_axis(others, index, -np.inf, axis=-1)
+        result[model] = true - rival(others)
+    return result
 
 
 class Gaussians(NamedTuple):

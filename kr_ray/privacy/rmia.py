@@ -16,9 +16,9 @@ from kr_ray.privacy.audit_scores import FloatArray, ReferenceScores, SampleScore
 from kr_ray.privacy.lira import logit_scaled
 
 GAMMA = 2.0
-"""The paper's setting for image models (section 3; its ablation finds the attack insensitive to it)."""
+"""The paper's setting for image models (its ablation finds the attack insensitive to it)."""
 OFFLINE_A = 0.3
-"""The offline correction `a` that the paper finds for CIFAR-10 models (appendix B.2.2); 0 to 1, 1 = no correction."""
+"""The offline correction `a` that the paper finds for CIFAR-10 models; 0 to 1, 1 = no correction."""
 TINY = 1e-300
 
 
@@ -28,7 +28,7 @@ def rmia_scores(
     """Membership scores in [0, 1] by leave-one-out over the models, float64 [models, samples].
 
     Online, p(x) is the mean of the averages over the models with and over those without x. Offline only the latter are known,
-    and p(x) = ((1 + a) p_out(x) + 1 - a) / 2 stands for the missing half (appendix B.2.2). No model saw a reference image z: its
+    and p(x) = ((1 + a) p_out(x) + 1 - a) / 2 stands for the missing half (the paper's offline approximation). No model saw a reference image z: its
     mean over all other models is p_out(z), corrected likewise offline, taken as it is online. The score of several queries is the
     mean of their scores.
 

@@ -55,11 +55,18 @@ def audit_arm(
         "given_label_share": _share(canary, "labels"),
         "attacks": attacks,
     }
-    if (canary.labels != canary.true_labels).any():
-        statistic = logit_scaled(canary.logits, canary.true_labels)
-        scores = lira_scores(statistic, canary.member, online=True, per_sample_variance=False)
-        result["canary_true_label"] = figures(scores, canary.member, seed, delta)
+    if (on_true_label := true_label_figures(canary, seed, delta)) is not None:
+        result["canary_true_label"] = on_true_label
     return result
+
+
+def true_label_figures(samples: SampleScores, seed: int, delta: float = DELTA) -> dict[str, Any] | None:
+    """Figures of the headline attack scoring the true label; None where no given label is wrong."""
+    if (samples.labels == samples.true_labels).all():
+        return None
+    statistic = logit_scaled(samples.logits, samples.true_labels)
+    scores = lira_scores(statistic, samples.member, online=True, per_sample_variance=False)
+    return figures(scores, samples.member, seed, delta)
 
 
 def attack_groups(

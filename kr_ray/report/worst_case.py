@@ -44,6 +44,7 @@ class WorstCaseRow:
     canary: Rate
     population: Rate
     epsilon: str
+    epsilon_one_run: str
 
 
 def rows(report: Report) -> list[WorstCaseRow]:
@@ -56,7 +57,8 @@ def rows(report: Report) -> list[WorstCaseRow]:
             accuracy_sd=percent(arm.test_accuracy_sd),
             canary=_rate(arm.canary),
             population=_rate(arm.population),
-            epsilon=_epsilon(arm.canary),
+            epsilon=_bound(arm.canary.epsilon.clopper_pearson),
+            epsilon_one_run=_bound(arm.canary.epsilon.one_run),
         )
         for name, arm in _arms(report).items()
     ]
@@ -114,8 +116,7 @@ def _rate(figures: AttackFigures) -> Rate:
     )
 
 
-def _epsilon(figures: AttackFigures) -> str:
-    bound = figures.epsilon.clopper_pearson
+def _bound(bound: float | None) -> str:
     return "–" if bound is None else f"{bound:.2f}"
 
 

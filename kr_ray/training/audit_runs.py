@@ -89,6 +89,10 @@ class RunScores:
             return cls(file["samples"], file["reference"], float(file["test_accuracy"]), float(file["seconds"]))
 
 
+def _nobody_asks(what: str) -> None:
+    """For runs that are looked up and not trained."""
+
+
 @dataclass(frozen=True)
 class AuditPlan:
     """What all runs of an audit share.
@@ -106,7 +110,7 @@ class AuditPlan:
     design: AuditDesign
     digest: str
 
-    def arm_run(self, number: int, tell: Tell) -> ArmRun:
+    def arm_run(self, number: int, tell: Tell = _nobody_asks) -> ArmRun:
         c, member = self.config, self.design.member(number - number % 2 + 2)[number]
         parts = (self.design.canaries, self.design.given_labels, self.design.population, member)
         stamp = fingerprint(self.digest, [part.tolist() for part in parts])
@@ -115,7 +119,7 @@ class AuditPlan:
 
     def scores(self, number: int, arm: str) -> RunScores | None:
         """What the arm answered in this run, if it has been trained on just these inputs."""
-        return RunScores.load(self.scores_file(number, arm), self._stamp(self.arm_run(number, print), arm))
+        return RunScores.load(self.scores_file(number, arm), self._stamp(self.arm_run(number), arm))
 
     def scores_file(self, number: int, arm: str) -> Path:
         return self.folder / "runs" / str(number) / f"scores_{arm}.npz"
@@ -137,10 +141,10 @@ class AuditPlan:
         # A worker whose driver was killed lives on for a moment: the next one waits until it has let go.
         with FileLock(self.folder / "runs" / f"{number}.lock", timeout=120):
             missing = self.missing(number)
+            save_splits(self.folder / "runs" / str(number) / SPLITS_FILE, self.design.splits_of_run(splits, number))
             for arm in missing:
                 share = (len(arms) - len(missing) + missing.index(arm)) / len(arms)
                 run = self.arm_run(number, partial(tell, share))
-                save_splits(run.directory / str(SPLITS_FILE), self.design.splits_of_run(splits, number))
                 started = time.perf_counter()
                 scores = self._ask(ARMS[arm].train(run), splits)
                 took = time.perf_counter() - started
