@@ -13,18 +13,28 @@ import json
 import os
 import shutil
 import socket
+import struct
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
+    from torch import Tensor
+
+READ_ERRORS = (
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, OverflowError, MemoryError,
+    struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+)  # fmt: skip
+"""What numpy and Pillow raise on damaged files (found by truncating and altering thousands of them)."""
 
 
 class ArtifactError(RuntimeError):
@@ -57,6 +67,8 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
     """Write a safetensors file atomically; `metadata` is kept as one JSON string."""
+    from safetensors.torch import save_file
+
     with atomic_write(path) as temporary:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -83,12 +95,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state (tensors, numbers, strings, nested) atomically."""
+    import torch
+
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """The training state at `path`, or None. Never unpickles code."""
+    import torch
+
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ STAGE_COMMANDS = {
     "audit": ("audit", "attack teacher and student with shadow models"),
     "report": ("report", "report.json and report.html of what has finished so far"),
 }
+SCORE_FORMATS = """score files: higher = more likely a member
+  .npz, one model     member_scores [M], non_member_scores [N]
+  .npz, many models   scores [models, samples], member [models, samples] (bool); adds LiRA on these scores
+  .npz, all attacks   logits [models, samples, classes] or [models, samples, queries, classes], labels [samples],
+                      member [models, samples]; optional true_labels [samples] where the given label was wrong;
+                      for RMIA also reference_logits [models, reference, classes], reference_labels [reference]
+                      of images that no model saw
+  many models         every sample in at least two and out of at least two; optional canary [samples] (bool)
+                      gives canaries and population their own figures
+  .parquet            one row per model and sample: model, sample, score, member, optionally canary"""
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
@@ -79,12 +90,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if config:
-            sub.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+            optional = "?" if name == "audit" else None
+            sub.add_argument("config", nargs=optional, help="a YAML file, such as configs/quickstart.yaml")
             sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key")
         return sub
 
     for name, (stage, text) in STAGE_COMMANDS.items():
-        add(name, text, _run).set_defaults(stage=stage, reports_only=name == "report")
+        sub = add(name, text, _audit if name == "audit" else _run)
+        sub.set_defaults(stage=stage, reports_only=name == "report")
+        if name == "audit":
+            _worst_case_options(sub)
     compare = add("compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", _compare_labels)
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
     compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
@@ -99,7 +114,18 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--storage", default="runs")
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
+    _accept_score_file(commands.choices["audit"])
     return parser
+
+
+def _worst_case_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--arms",
+        metavar="ARM,ARM",
+        help="worst-case audit of teacher, kr, student_only: many trainings with and without canaries",
+    )
+    sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.models)")
+    sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -116,6 +142,28 @@ def _run(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(parsed: argparse.Namespace) -> int:
+    if parsed.arms is None:
+        if parsed.models is not None or parsed.budget is not None:
+            raise ConfigError(
+                "`--models` and `--budget` belong to the worst-case audit; say what to audit, as in --arms teacher,kr"
+            )
+        return _run(parsed)
+    if parsed.budget is not None and not parsed.budget > 0:
+        raise ConfigError(f"`--budget > 0` must hold, but got {parsed.budget}; give device hours")
+    models = [] if parsed.models is None else [f"audit.models={parsed.models}"]
+    config = load_config(parsed.config, [*parsed.set, f"audit.arms=[{parsed.arms}]", *models])
+    if not config.audit.arms:
+        raise ConfigError("`--arms` must name at least one arm; use --arms teacher,kr")
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        result = pipeline.worst_case(parsed.budget)
+        results = pipeline.results
+    _summary(config, "report", results, result)
+    return 0
+
+
 def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -127,10 +175,57 @@ def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[s
             attacked = results["audit"]["kr"][name]
             table.add_row(name, f"{results[name]['test_accuracy']:.4f}", f"{attacked['auc']:.4f}", f"{attacked['aop']:.4f}")
         console.print(table)
+    if "worst_case" in results:
+        table = Table("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >=", title="worst case, at 0.1 % FPR")
+        for arm, found in results["worst_case"]["lira"].items():
+            bound = found["canary"]["epsilon"]["clopper_pearson"]
+            rates = [_tpr(found[group]) for group in ("canary", "population")]
+            table.add_row(arm, f"{found['test_accuracy']:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
+        console.print(table)
     if stage == "report":
         console.print(f"report: [bold]{Path(result['page']).resolve()}[/bold]", soft_wrap=True)
     else:
         console.print(f"result: {(Path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+
+
+def _accept_score_file(audit: argparse.ArgumentParser) -> None:
+    """`kr audit --scores FILE` beside whatever `kr audit CONFIG` does."""
+    audit.add_argument(
+        "--scores", metavar="FILE", type=Path, help="attack somebody's own scores instead of a run (formats below)"
+    )
+    audit.add_argument("--json", metavar="OUT", type=Path, help="with --scores: write all figures to this file")
+    audit.epilog, audit.formatter_class = SCORE_FORMATS, argparse.RawDescriptionHelpFormatter
+    audit.set_defaults(command=partial(_audit_run_or_scores, audit.get_default("command")))
+
+
+def _audit_run_or_scores(audit_run: Callable[[argparse.Namespace], int], parsed: argparse.Namespace) -> int:
+    if (parsed.config is None) == (parsed.scores is None):
+        raise ConfigError("`kr audit` takes either a configuration or --scores FILE; give one of them")
+    if parsed.scores is not None:
+        return _audit_scores(parsed)
+    if parsed.json is not None:
+        raise ConfigError("`--json` belongs to --scores; a run's figures are in its report.json")
+    return audit_run(parsed)
+
+
+def _audit_scores(parsed: argparse.Namespace) -> int:
+    from rich import print as rich_print
+
+    from kr_ray.artifacts import write_json
+    from kr_ray.privacy.audit_scores import ScoreError
+    from kr_ray.privacy.score_files import audit_score_file
+    from kr_ray.report.score_table import NOTES, score_table
+
+    try:
+        result = audit_score_file(parsed.scores, seed=0)
+    except ScoreError as error:
+        raise ConfigError(str(error)) from error
+    rich_print(score_table(result))
+    print(NOTES)
+    if parsed.json is not None:
+        write_json(parsed.json, result)
+        print(f"written to {parsed.json}")
+    return 0
 
 
 def _compare_labels(parsed: argparse.Namespace) -> int:
@@ -251,6 +346,9 @@ class Display:
             self.logged = time.monotonic()
             self.console.print(f"{stage}: {share:.0%} {note}", soft_wrap=True)
 
+    def notice(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
     def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None:
         note = _headline(stage, result)
         if stage not in self.tasks:
@@ -278,7 +376,17 @@ def _headline(stage: str, result: dict[str, Any]) -> str:
         return f"validation CAS {best['val_cas']:.4f} ({result['delta_cas']:+.4f} over the defaults)"
     if stage == "audit":
         return "AUC_MIA " + ", ".join(f"{name} {result['kr'][name]['auc']:.4f}" for name in ("teacher", "student"))
+    if stage == "copies":
+        shares = ", ".join(f"{name} {space['near_copy_share']:.1%}" for name, space in result["spaces"].items())
+        return f"near-copies by {shares} ({result['quantile']:.0%} expected)"
+    if stage == "worst_case":
+        return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {_tpr(found['canary'])}" for arm, found in result["lira"].items())
     return ""
+
+
+def _tpr(figures: dict[str, Any]) -> str:
+    value = figures["tpr_at_fpr_0.001"]
+    return "–" if value is None else f"{value:.1%} ({figures['true_positives']} of {figures['n_members']})"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Knowledge Recycling as one readable function (arXiv 2407.15526, section 3 and figure 1).
 
-    teacher, generator -> checkpoints -> tuning -> student -> audit -> report
+    teacher, generator -> checkpoints -> tuning -> student -> audit (-> worst case, if asked for) -> report
 
 Every stage is a function of artefacts and returns a small JSON result. A finished stage is skipped as long as its fingerprint
 stands: the config sections it uses, the data, and the fingerprints of the stages it builds on. So the same command resumes,
@@ -26,6 +26,7 @@ from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
 from kr_ray.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from kr_ray.training.audit_runs import AuditPlan
     from kr_ray.training.student import StudentSpec
 
 STAGES = (
@@ -35,9 +36,11 @@ STAGES = (
     "checkpoints",
     "tuning",
     "student",
+    "copies",
     "equal_compute_teacher",
     "shadows",
     "audit",
+    "worst_case",
     "report",
 )
 WORK_VERSION = 1
@@ -54,6 +57,7 @@ class Watcher(Protocol):
     def stage_started(self, stage: str) -> None: ...
     def stage_progress(self, stage: str, share: float, note: str) -> None: ...
     def stage_finished(self, stage: str, result: Result, skipped: bool) -> None: ...
+    def notice(self, text: str) -> None: ...
 
 
 class Pipeline:
@@ -85,36 +89,68 @@ class Pipeline:
         """Run all stages up to and including `last`; returns its result."""
         config = self.config
         wanted = STAGES[: STAGES.index(last) + 1]
-        if last in ("shadows", "audit"):  # the attack needs no equal-compute teacher
-            wanted = tuple(stage for stage in wanted if stage != "equal_compute_teacher")
+        if last in ("shadows", "audit"):  # the attack needs neither
+            wanted = tuple(stage for stage in wanted if stage not in ("copies", "equal_compute_teacher"))
         for stage in wanted:
             if stage == "equal_compute_teacher" and not config.student.equal_compute_teacher:
                 continue
-            sections, after, work = self._plan(stage)
-            self.results[stage] = self._run_stage(stage, sections, after, work)
+            if stage == "worst_case" and not config.audit.arms and not self._stands(stage):
+                continue
+            self._run(stage)
         return self.results[last]
+
+    def worst_case(self, budget_hours: float | None = None) -> Result:
+        """The worst-case audit of `audit.arms`, after or without the other stages, and the report of what there is then.
+
+        Args:
+            budget_hours: device hours (GPU, or CPU cores where runs get no GPU) that all runs may take; the number of runs is cut to fit.
+
+        Raises:
+            ConfigError: the budget is too small for any audit.
+            ArtifactError: an arm needs a checkpoint that is not there.
+        """
+        self._run("data")
+        self._find_finished()
+        if "student_only" in self.config.audit.arms and "generator" not in self.results:
+            raise ArtifactError(
+                "the arm student_only needs this run's generator, which has not been trained; run `kr generator` first"
+            )
+        if budget_hours is not None:
+            self._cut_to(budget_hours)
+        self._run("worst_case")
+        return self._run("report")
 
     def report(self) -> Result:
         """Report on what has finished so far; runs no other stage."""
-        for stage in STAGES[:-1]:
-            sections, after, _ = self._plan(stage)
-            if not all(name in self.prints for name in after):
-                continue
-            self.prints[stage] = self._stamp(stage, sections, after)
-            result = self.run.result(stage, self.prints[stage])
-            if result is None:
-                del self.prints[stage]
-                continue
-            self.results[stage], self.skipped[stage] = result, True
-            self.prints[stage] = result.get("digest", self.prints[stage])
+        self._find_finished()
         if "data" not in self.results:
             raise ArtifactError(f"{self.run.path} holds no finished stage of this configuration; start it with `kr run`")
-        sections, after, work = self._plan("report")
-        return self._run_stage("report", sections, after, work)
+        return self._run("report")
+
+    def _find_finished(self) -> None:
+        """Take over the results of all stages that stand, running none."""
+        for stage in STAGES[:-1]:
+            if self._stands(stage):
+                stamp = self._stamp(stage, *self._plan(stage)[:2])
+                result = self.run.result(stage, stamp) or {}
+                self.results[stage], self.skipped[stage] = result, True
+                self.prints[stage] = result.get("digest", stamp)
+
+    def _stands(self, stage: str) -> bool:
+        """Whether the stage has finished on what its inputs are now."""
+        sections, after, _ = self._plan(stage)
+        ready = all(name in self.prints for name in after)
+        return ready and self.run.result(stage, self._stamp(stage, sections, after)) is not None
+
+    def _run(self, stage: str) -> Result:
+        self.results[stage] = self._run_stage(stage, *self._plan(stage))
+        return self.results[stage]
 
     def _plan(self, stage: str) -> tuple[list[Any], list[str], Callable[[Path], Result]]:
         """The config keys a stage uses, the stages it reads, and its work."""
         c = self.config
+        if stage == "worst_case":
+            return *self._worst_case_inputs(), self._worst_case
         return {
             "data": ([c.data, c.generator.batch_size, _source_stamp(c.data)], [], self._data),
             "teacher": ([c.seed, c.classifier, c.teacher], ["data"], self._teacher),
@@ -122,9 +158,10 @@ class Pipeline:
             "checkpoints": ([c.seed, c.classifier, c.synthesis, c.checkpoints], ["generator"], self._checkpoints),
             "tuning": ([c.seed, c.classifier, c.synthesis, c.tuning], ["checkpoints"], self._tuning),
             "student": ([c.seed, c.classifier, c.synthesis, c.student.epochs], ["tuning"], self._student),
+            "copies": ([c.seed, c.audit.copies, *self._encoder_stamp()], ["student"], self._copies),
             "equal_compute_teacher": ([c.seed, c.classifier], ["teacher", "student"], self._equal_compute_teacher),
             "shadows": ([c.seed, c.classifier, c.audit.shadow_models, c.audit.epochs], ["data"], self._shadows),
-            "audit": ([c.seed, c.audit], ["teacher", "student", "shadows"], self._audit),
+            "audit": ([c.seed, c.audit.shadow_attack()], ["teacher", "student", "shadows"], self._audit),
             "report": ([c], [s for s in STAGES if s in self.results], self._report),
         }[stage]  # type: ignore[return-value]
 
@@ -200,14 +237,29 @@ class Pipeline:
         return dict(read_json(folder / "result.json")) | {"synthesis": spec.synthesis.model_dump()}
 
     def _final_spec(self) -> StudentSpec:
-        """Best checkpoint, tuned generation parameters, the whole schedule."""
+        """Best checkpoint, tuned generation parameters, the whole schedule; what is not known yet is the last and the default."""
         from kr_ray.training.student import StudentSpec
 
-        c = self.config
-        synthesis = SynthesisConfig.model_validate(c.synthesis.model_dump() | self.results["tuning"]["chosen"])
-        return StudentSpec(
-            self.results["checkpoints"]["best_epoch"], synthesis, c.student.epochs, derive_seed(c.seed, "final student")
-        )
+        c, found = self.config, self.results
+        epochs = found["generator"]["checkpoints"] if "generator" in found else [c.generator.epochs]
+        best = found["checkpoints"]["best_epoch"] if "checkpoints" in found else epochs[-1]
+        chosen = found["tuning"]["chosen"] if "tuning" in found else {}
+        synthesis = SynthesisConfig.model_validate(c.synthesis.model_dump() | chosen)
+        return StudentSpec(best, synthesis, c.student.epochs, derive_seed(c.seed, "final student"))
+
+    def _copies(self, folder: Path) -> Result:
+        """Whether the student's images are copies of training images."""
+        from kr_ray.cluster.tasks import run_tasks
+        from kr_ray.privacy.copies import measure_copies
+
+        c, spec = self.config, self._final_spec()
+        what = (self.run.path, spec.checkpoint_epoch, spec.synthesis.latent_std, c.audit.copies, derive_seed(c.seed, "copies"))
+        return run_tasks("copies", measure_copies, [what], c.cluster.trial, c.cluster.max_retries)[0]
+
+    def _encoder_stamp(self) -> list[list[Any]]:
+        """Of a user's own encoder, so that another file under the same name is used anew."""
+        path = Path(self.config.audit.copies.encoder).expanduser()
+        return [_file_stamp(path)] if path.is_file() else []
 
     def _equal_compute_teacher(self, folder: Path) -> Result:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
@@ -234,6 +286,48 @@ class Pipeline:
         from kr_ray.cluster.attack import attack_teacher_and_student
 
         return {"kr": attack_teacher_and_student(self.run.path, self.results, self.config)}
+
+    def _worst_case(self, folder: Path) -> Result:
+        """Zhao & Zhang 2025: whole pipelines trained again with and without canaries, and attacked."""
+        from kr_ray.cluster.worst_case import audit_worst_case
+
+        return audit_worst_case(self._audit_plan(folder), self.results, self.watcher.notice)
+
+    def _worst_case_inputs(self) -> tuple[list[Any], list[str]]:
+        """The keys and stages on which the arms' numbers depend.
+
+        `kr audit --arms` is not in the file: without arms in the configuration, those of the audit that was made are meant.
+        """
+        c, done = self.config, self.run / "worst_case" / "done.json"
+        keys = c.audit.worst_case_keys()
+        if not c.audit.arms and done.exists():
+            keys = read_json(done)["result"]["audit"]
+        sections = [c.seed, c.classifier, c.teacher, keys]
+        if set(keys["arms"]) - {"teacher"}:
+            spec = self._final_spec()
+            sections += [spec.checkpoint_epoch, spec.synthesis, spec.epochs]
+        if "kr" in keys["arms"]:
+            sections.append(c.generator)
+        return sections, ["data", "generator"] if "student_only" in keys["arms"] else ["data"]
+
+    def _audit_plan(self, folder: Path) -> AuditPlan:
+        from kr_ray.cluster.worst_case import plan_audit
+
+        return plan_audit(self.run.path, folder, self.config, self._final_spec(), self.results["data"]["digest"])
+
+    def _cut_to(self, budget_hours: float) -> None:
+        """Lower `audit.models` to what the budget bears."""
+        from kr_ray.cluster.worst_case import models_within, run_seconds
+
+        folder = self._begin("worst_case", "")
+        self.connect()
+        with self._watched("worst_case", folder):
+            seconds, _ = run_seconds(self._audit_plan(folder), self.results)
+        models = models_within(budget_hours, seconds, self.config)
+        if models < self.config.audit.models:
+            self.watcher.notice(f"--budget {budget_hours:g}: {models} runs instead of {self.config.audit.models}")
+        audit = self.config.audit.model_copy(update={"models": models})
+        self.config = self.config.model_copy(update={"audit": audit})
 
     def _report(self, folder: Path) -> Result:
         from kr_ray.report.collect import write_run_report
@@ -289,7 +383,7 @@ class Pipeline:
         result = self.run.result(stage, stamp)
         self.skipped[stage] = result is not None
         if result is None:
-            folder = self.run.begin(stage, stamp)
+            folder = self._begin(stage, stamp)
             if stage not in ("data", "report"):
                 self.connect()
             with self._watched(stage, folder) as clock:
@@ -300,6 +394,10 @@ class Pipeline:
             self.prints[stage] = result["digest"]  # the same images from another place are the same data
         self.watcher.stage_finished(stage, result, self.skipped[stage])
         return result
+
+    def _begin(self, stage: str, stamp: str) -> Path:
+        # The audit's scores name their own inputs: with more models, another arm or a smaller budget the others still stand.
+        return self.run.begin(stage, stage if stage == "worst_case" else stamp)
 
     def _stamp(self, stage: str, sections: list[Any], after: Sequence[str]) -> str:
         plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
@@ -341,6 +439,7 @@ class Pipeline:
             "checkpoints": len(self.results.get("generator", {}).get("checkpoints", [])),
             "tuning": c.tuning.trials,
             "shadows": c.audit.shadow_models,
+            "worst_case": c.audit.models,
         }.get(stage, 1)
 
     def connect(self) -> None:
@@ -381,4 +480,8 @@ def _source_stamp(data: DataConfig) -> list[list[Any]]:
         return []
     root = Path(data.path).expanduser()
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return [_file_stamp(path) for path in files]
+
+
+def _file_stamp(path: Path) -> list[Any]:
+    return [str(path), path.stat().st_size, path.stat().st_mtime_ns]

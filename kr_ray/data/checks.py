@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-READ_ERRORS = (
-    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, OverflowError, MemoryError,
-    struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
-)  # fmt: skip
-"""What numpy and Pillow raise on damaged files (found by truncating and altering thousands of them)."""
+from kr_ray.artifacts import READ_ERRORS
 
 
 class DataError(ValueError):

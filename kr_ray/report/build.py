@@ -12,7 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from kr_ray.artifacts import atomic_write, write_json
-from kr_ray.report import figures, words
+from kr_ray.report import figures, words, worst_case
 from kr_ray.report.schema import KrAudit, Report, validate_report
 
 VISIBLE_CLASSES = 12
@@ -76,6 +76,12 @@ def render_page(report: Report, data: ReportData) -> str:
         findings=words.privacy_findings(report),
         rows=result_rows(report),
         classes=class_rows(report),
+        worst_rows=worst_case.rows(report),
+        arm_names=worst_case.ARM_NAMES,
+        canary_words=worst_case.CANARY_WORDS,
+        headline_attack=worst_case.headline_attack(report),
+        worst_findings=worst_case.findings(report),
+        attack_rows=worst_case.attack_rows(report),
         samples=sample_strips(report, data.samples),
         figures=draw_figures(report),
         config_yaml=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True, width=100),
@@ -218,6 +224,10 @@ def draw_figures(report: Report) -> dict[str, str]:
         drawn["importance"] = figures.importance_figure(tuning.importance)
     if audit and any(part and part.roc for part in (audit.teacher, audit.student)):
         drawn["roc"] = figures.roc_figure(audit.teacher, audit.student)
+    if report.audit and report.audit.copies:
+        drawn["copies"] = figures.copies_figure(report.audit.copies)
+    if report.audit and report.audit.lira:
+        drawn["worst_case"] = figures.worst_case_figure(report.audit.lira, worst_case.ARM_NAMES)
     if teacher and teacher.confusion:
         drawn["teacher_confusion"] = figures.confusion_figure(teacher.confusion, names)
     if student and student.confusion:

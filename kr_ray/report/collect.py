@@ -68,6 +68,10 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         report["student"] = figures | cas | {"checkpoint_epoch": results["checkpoints"]["best_epoch"]}
     if audit := results.get("audit"):
         report["audit"] = {"kr": audit["kr"]}
+    if copies := results.get("copies"):
+        report["audit"] = report.get("audit", {}) | {"copies": {key: value for key, value in copies.items() if key != "wall_s"}}
+    if worst := results.get("worst_case"):
+        report["audit"] = report.get("audit", {}) | {"lira": worst["lira"]}
     return report
 
 

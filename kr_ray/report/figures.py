@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.report.schema import Attacked, Checkpoint, ClassifierPoint, CollapsePoint, GanPoint, Teacher, Trial, Tuning
+from kr_ray.report.schema import (
+    Attacked,
+    Checkpoint,
+    ClassifierPoint,
+    CollapsePoint,
+    Copies,
+    GanPoint,
+    LiraArm,
+    Teacher,
+    Trial,
+    Tuning,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,6 +200,46 @@ def roc_figure(teacher: Attacked | None, student: Attacked | None) -> str:
         _percent_axis(ax.xaxis)
         _percent_axis(ax.yaxis)
         ax.legend(loc="lower right")
+    return uri[0]
+
+
+def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> str:
+    """ROC of the headline attack per arm in log-log axes: solid on the canaries, dashed on the population; dots at 0.1 % FPR."""
+    colors = {"teacher": TEACHER, "kr": STUDENT, "student_only": "#0f8a6d"}
+    finest = min(group.finest_fpr for arm in arms.values() for group in (arm.canary, arm.population))
+    with _canvas((4.7, 4.6)) as ((ax,), uri):
+        ax.plot([finest, 1], [finest, 1], color="#9aa1ab", linewidth=1, linestyle=":", label="guessing")
+        for name, arm in arms.items():
+            for group, figures, line in (("canaries", arm.canary, "-"), ("population", arm.population, "--")):
+                if figures.roc is None:
+                    continue
+                color = colors.get(name, TUNED)
+                fpr, tpr = (np.maximum(values, finest / 2) for values in (figures.roc.fpr, figures.roc.tpr))
+                ax.step(fpr, tpr, where="post", color=color, linestyle=line, label=f"{names.get(name, name)}, {group}")
+                if figures.tpr_at_01:
+                    ax.plot([1e-3], [figures.tpr_at_01], marker="o", markersize=5, color=color)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(finest * 0.9, 1.05)
+        ax.set_ylim(finest * 0.9, 1.15)
+        ax.set_xlabel("false positive rate (log)")
+        ax.set_ylabel("true positive rate (log)")
+        ax.figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, columnspacing=1)
+    return uri[0]
+
+
+def copies_figure(copies: Copies) -> str:
+    """Distances to the nearest training image, generated against real test images, in pixels and in features."""
+    with _canvas((9.6, 2.9), columns=len(copies.spaces)) as (panels, uri):
+        for ax, (name, space) in zip(panels, copies.spaces.items(), strict=True):
+            edges = space.histogram.edges
+            ax.stairs(space.histogram.test, edges, color=TEACHER, label="real test images")
+            ax.stairs(space.histogram.generated, edges, color=STUDENT, fill=True, alpha=0.35, label="generated images")
+            ax.axvline(space.threshold, color=ALARM, linewidth=1, linestyle="--", label="near-copy")
+            ax.set_xlabel(f"distance to the nearest training image, {name}")
+            _percent_axis(ax.yaxis)
+        panels[0].set_ylabel("share of images (%)")
+        panels[0].legend(fontsize=8.5)
     return uri[0]
 
 

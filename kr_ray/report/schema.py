@@ -207,8 +207,125 @@ class KrAudit(Section):
     non_members: Count
 
 
+class Epsilon(OpenSection):
+    """Lower bounds: with `confidence`, no (epsilon, delta)-differential privacy below them holds. Null: not computable."""
+
+    clopper_pearson: float | None
+    one_run: float | None
+    delta: float
+    confidence: Fraction
+
+
+class AttackFigures(OpenSection):
+    """What one attack finds among all pairs of a run and an audit sample (see kr_ray.privacy.rates for the intervals)."""
+
+    tpr_at_01: Fraction | None = Field(alias="tpr_at_fpr_0.001")
+    """Share of members called members where one in 1,000 non-members is; null if there are too few, `refused` then says so."""
+    ci_low: Fraction | None
+    ci_high: Fraction | None
+    true_positives: Count | None
+    false_positives: Count | None
+    refused: str | None = None
+    tpr_at_1: Fraction | None = Field(alias="tpr_at_fpr_0.01")
+    ci_low_at_1: Fraction | None = Field(alias="ci_low_0.01")
+    ci_high_at_1: Fraction | None = Field(alias="ci_high_0.01")
+    auc: Fraction
+    auc_low: Fraction
+    auc_high: Fraction
+    balanced_accuracy: Fraction | None
+    epsilon: Epsilon
+    n_members: Count
+    n_non_members: Count
+    finest_fpr: Fraction
+    roc: Roc | None = None
+    """Of the headline attack only."""
+
+
+class LiraArm(OpenSection):
+    """The worst-case audit of one arm: `models` runs, each trained on half of the canaries and half of the population samples."""
+
+    models: Count
+    queries: Count
+    headline: str
+    """The attack behind `population`, `canary` and `canary_true_label`, chosen beforehand."""
+    population: AttackFigures
+    canary: AttackFigures
+    canary_true_label: AttackFigures | None = None
+    """The same attack asking for the canaries' true label; success shows generalisation, not memory of the given one."""
+    true_label_share: dict[str, Fraction]
+    """How often a canary's true label is predicted by models that were (`in`) and were not (`out`) trained on it."""
+    given_label_share: dict[str, Fraction]
+    attacks: dict[str, dict[str, AttackFigures]]
+    canary_kind: str
+    canaries: Count
+    population_samples: Count
+    reference_images: Count
+    test_accuracy: Fraction
+    test_accuracy_sd: Annotated[float, Field(ge=0)]
+    """Mean and standard deviation over the runs."""
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Histogram(Section):
+    """Shares of images by distance: `edges` [B + 1], `generated` and `test` [B]."""
+
+    edges: list[float]
+    generated: list[Fraction]
+    test: list[Fraction]
+
+
+class CopySpace(Section):
+    """Nearest training neighbours in one space (see kr_ray.privacy.neighbours.copy_figures)."""
+
+    threshold: float
+    near_copies: Count
+    near_copy_share: Fraction
+    ci_low: Fraction
+    ci_high: Fraction
+    data_copying: float
+    """Mann-Whitney z against the test images: below -2, generated images are nearer to the training images than test images are."""
+    memorised_share: Fraction
+    memorised_share_test: Fraction
+    median_generated: float
+    median_test: float
+    histogram: Histogram
+
+
+class Fidelity(Section):
+    """See kr_ray.privacy.fidelity; null where refused."""
+
+    n_real: Count
+    n_generated: Count
+    fid: float | None
+    fid_refused: str = ""
+    kid: float | None
+    kid_sd: float | None
+    precision: Fraction | None
+    recall: Fraction | None
+    density: float | None
+    coverage: Fraction | None
+    refused: str = ""
+
+
+class Copies(Section):
+    """Generated images against the real ones; exact copies among the latter were set aside first."""
+
+    images: Count
+    train: Count
+    test: Count
+    quantile: Fraction
+    encoder: str
+    exact_copies: Count
+    """Generated images that equal a training image pixel by pixel."""
+    spaces: dict[Literal["pixels", "features"], CopySpace]
+    fidelity: dict[Literal["generated", "test"], Fidelity]
+
+
 class Audit(Section):
     kr: KrAudit | None = None
+    copies: Copies | None = None
+    lira: dict[str, LiraArm] = {}
+    """By arm (see kr_ray.config.ArmName)."""
 
 
 class Stage(OpenSection):

@@ -16,7 +16,11 @@ COLUMNS = (
 def results_table(storage: Path) -> str:
     """One line per run with a complete report; AUC_MIA is max(AUC, 0.5) as in the paper, the measured value in brackets if lower."""
     reports = [read_json(path) for path in sorted(storage.glob("*/report/report.json"))]
-    rows = [_row(report) for report in reports if report["audit"] and report["student"] and report["tuning"]]
+    rows = [
+        _row(report)
+        for report in reports
+        if report["audit"] and report["audit"]["kr"] and report["student"] and report["tuning"]
+    ]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 

@@ -1,0 +1,194 @@
+"""The worst-case audit on Ray: whole pipelines trained again, one task per run, and attacked by what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from kr_ray.artifacts import ArtifactError, read_json, report_progress, write_json
+from kr_ray.cluster.tasks import run_tasks
+from kr_ray.config import Config, ConfigError
+from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores
+from kr_ray.privacy.canaries import AuditDesign, design_audit
+from kr_ray.privacy.worst_case import audit_arm
+from kr_ray.seeding import derive_seed
+from kr_ray.training.audit_runs import AuditPlan, RunScores, held_out_losses
+from kr_ray.training.student import StudentSpec
+
+HELD_OUT_REPEATS = 2
+FEWEST_MODELS = 4
+
+Results = Mapping[str, dict[str, Any]]
+
+
+def plan_audit(run: Path, folder: Path, config: Config, spec: StudentSpec, digest: str) -> AuditPlan:
+    """Choose who is audited. For outliers this trains models, whose losses are kept in `folder`.
+
+    Raises:
+        kr_ray.data.checks.DataError: the set cannot bear as many audit samples.
+    """
+    splits = load_stored_splits(run / SPLITS_FILE)
+    losses = _held_out(run, folder, config, digest) if config.audit.canary_kind == "outlier" else None
+    design = design_audit(splits, config.audit, derive_seed(config.seed, "audit design"), losses)
+    _check_batches(config, len(splits.train), design)
+    return AuditPlan(run, folder, config, spec, design, digest)
+
+
+def _held_out(run: Path, folder: Path, config: Config, digest: str) -> np.ndarray:
+    path, stamp = (
+        folder / "held_out_losses.json",
+        [digest, config.seed, config.classifier.model_dump(), config.teacher.model_dump()],
+    )
+    if not path.exists() or read_json(path)["stamp"] != stamp:
+        work = [(run, config, repeat) for repeat in range(HELD_OUT_REPEATS)]
+        losses = run_tasks("held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries)
+        write_json(path, {"stamp": stamp, "losses": np.mean(losses, axis=0).tolist()})
+    return np.array(read_json(path)["losses"])
+
+
+def _check_batches(config: Config, images: int, design: AuditDesign) -> None:
+    left = images - len(design.samples)
+    if "kr" in config.audit.arms and left < config.generator.batch_size:
+        raise ConfigError(
+            f"`training images - audit samples >= generator.batch_size` must hold, but got {images} - {len(design.samples)} < "
+            f"{config.generator.batch_size}; lower generator.batch_size, audit.canaries or audit.population"
+        )
+
+
+def train_runs(plan: AuditPlan, numbers: Sequence[int]) -> None:
+    """Train the runs that have no scores yet, as many at a time as the cluster has room for."""
+    cluster = plan.config.cluster
+
+    def work(number: int) -> None:
+        _train_one_run(plan, number)
+
+    missing = [(number,) for number in numbers if plan.missing(number)]
+    for number in set(numbers) - {number for (number,) in missing}:
+        report_progress(plan.folder, f"run_{number:03d}", 1.0)
+    run_tasks("audit run", work, missing, cluster.trial, cluster.max_retries)
+
+
+def _train_one_run(plan: AuditPlan, number: int) -> None:
+    def tell(share: float, what: str) -> None:
+        report_progress(plan.folder, f"run_{number:03d}", share, f"run {number}: {what}")
+
+    plan.train(number, tell)
+    tell(1.0, "done")
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def stage_seconds(results: Results, config: Config, spec: StudentSpec) -> float | None:
+    """Seconds of one run, from what the stages of the audited run took; None where one that is needed has not finished."""
+    arms = config.audit.arms
+    students = ("kr" in arms) + ("student_only" in arms)
+    needed = {"teacher"} | ({"student"} if students else set()) | ({"generator"} if "kr" in arms else set())
+    if not needed <= results.keys():
+        return None
+    seconds = results["teacher"]["wall_s"] + students * results.get("student", {}).get("wall_s", 0.0)
+    if "kr" in arms:
+        seconds += results["generator"]["wall_s"] * spec.checkpoint_epoch / results["generator"]["checkpoints"][-1]
+    return float(seconds)
+
+
+def run_seconds(plan: AuditPlan, results: Results) -> tuple[float, str]:
+    """Seconds of one run and how they are known: from the audited run's stages, or else from the first two runs, which this trains."""
+    if seconds := stage_seconds(results, plan.config, plan.spec):
+        return seconds, "from this run's stages"
+    train_runs(plan, (0, 1))
+    measured = [_scores(plan, number, arm).seconds for number in (0, 1) for arm in plan.config.audit.arms]
+    return sum(measured) / 2, "measured on the first two"
+
+
+def describe_cost(config: Config, seconds: float, source: str) -> str:
+    """What the audit takes, for the person who starts it."""
+    models, trial = config.audit.models, config.cluster.trial
+    available = ray.cluster_resources()
+    slots = [available.get(kind.upper(), 0.0) / amount for kind, amount in trial.model_dump().items() if amount]
+    at_once = max(1, min(models, *(int(slot) for slot in slots))) if slots else models
+    device, amount = ("GPU", trial.gpu) if trial.gpu else ("core", trial.cpu)
+    return (
+        f"worst-case audit: {models} runs of {', '.join(config.audit.arms)} take about {models * seconds * amount / 3600:.2f} {device} "
+        f"hours ({source}: {seconds:.0f} s a run), some {-(-models // at_once) * seconds / 60:.0f} min with {at_once} at a time"
+    )
+
+
+def models_within(budget_hours: float, seconds: float, config: Config) -> int:
+    """The even number of runs, at most `audit.models`, that fit into so many device hours.
+
+    Raises:
+        ConfigError: not even four fit.
+    """
+    amount = config.cluster.trial.gpu or config.cluster.trial.cpu
+    run_hours = seconds * amount / 3600
+    fitting = int(budget_hours / run_hours) // 2 * 2
+    if fitting < FEWEST_MODELS:
+        raise ConfigError(
+            f"`--budget >= {FEWEST_MODELS * run_hours:.3g}` device hours ({FEWEST_MODELS} runs of {seconds:.0f} s) must hold, but got "
+            f"{budget_hours:g}; raise it, or shorten what is trained"
+        )
+    return min(fitting, config.audit.models)
+
+
+# --- attack ----------------------------------------------------------------------------------------------------------
+
+
+def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], None]) -> dict[str, Any]:
+    """Train all runs and attack every arm; see report.schema.LiraArm. What it will take is told before."""
+    audit, cluster = plan.config.audit, plan.config.cluster
+    notice(describe_cost(plan.config, *run_seconds(plan, results)))
+    train_runs(plan, range(audit.models))
+    attacked = run_tasks("worst-case attack", _attack, [(plan, arm) for arm in audit.arms], cluster.trial, cluster.max_retries)
+    return {
+        "audit": audit.worst_case_keys(),
+        "excluded_copies": plan.design.excluded,
+        "lira": dict(zip(audit.arms, attacked, strict=True)),
+    }
+
+
+def _attack(plan: AuditPlan, arm: str) -> dict[str, Any]:
+    """Figures of one arm: what the attack finds, beside what the models are worth."""
+    config, design = plan.config, plan.design
+    runs = [_scores(plan, number, arm) for number in range(config.audit.models)]
+    canary, population, reference = collect_scores(plan, runs)
+    accuracies = [run.test_accuracy for run in runs]
+    found = audit_arm(canary, population, reference, derive_seed(config.seed, "worst case") % 2**32)
+    # A curve is drawn of the headline attack alone: twelve attacks' curves would make report.json ten times as long.
+    attacks = {
+        name: {group: {k: v for k, v in figures.items() if k != "roc"} for group, figures in groups.items()}
+        for name, groups in found["attacks"].items()
+    }
+    return found | {
+        "attacks": attacks,
+        "canary_kind": config.audit.canary_kind,
+        "canaries": len(design.canaries),
+        "population_samples": len(design.population),
+        "reference_images": len(design.reference),
+        "test_accuracy": float(np.mean(accuracies)),
+        "test_accuracy_sd": float(np.std(accuracies, ddof=1)),
+        "seconds": float(sum(run.seconds for run in runs)),
+    }
+
+
+def collect_scores(plan: AuditPlan, runs: Sequence[RunScores]) -> tuple[SampleScores, SampleScores, ReferenceScores]:
+    """The runs' answers as the attacks read them: canaries, population, reference."""
+    design, splits = plan.design, load_stored_splits(plan.run / SPLITS_FILE)
+    logits, member, first = np.stack([run.samples for run in runs]), design.member(len(runs)), len(design.canaries)
+    true = splits.train.labels.numpy()[design.samples]
+    canary = SampleScores(logits[:, :first], design.given_labels, true[:first], member[:, :first])
+    population = SampleScores(logits[:, first:], true[first:], true[first:], member[:, first:])
+    labels = splits.test.labels.numpy()[design.reference]
+    return canary, population, ReferenceScores(np.stack([run.reference for run in runs]), labels)
+
+
+def _scores(plan: AuditPlan, number: int, arm: str) -> RunScores:
+    scores = plan.scores(number, arm)
+    if scores is None:
+        raise ArtifactError(f"{plan.scores_file(number, arm)} is missing or of another audit; run the same command again")
+    return scores

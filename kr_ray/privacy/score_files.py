@@ -1,0 +1,233 @@
+"""Anybody's own scores from a file: `kr audit --scores FILE`. Numpy, scipy and pyarrow only.
+
+Higher scores mean "more likely a member". An npz file holds one of
+
+* one model: `member_scores` [M] and `non_member_scores` [N];
+* many models: `scores` [models, samples] and `member` [models, samples] (bool or 0/1); besides the scores as they are, LiRA is run on
+  them, so that each should be roughly Gaussian over the models, such as log(p / (1 - p)) of the label's confidence;
+* all attacks: `logits` [models, samples, classes] or [models, samples, queries, classes], `labels` [samples] (as given in
+  training, 0, 1, ...) and `member` [models, samples]; optionally `true_labels` [samples], where the given label was wrong (what
+  `SampleScores.save` writes is such a file); for RMIA also `reference_logits` [models, reference, classes] and
+  `reference_labels` [reference] of images that no model saw.
+
+With many models every sample must be a member of at least two and a non-member of at least two. An optional `canary` [samples]
+(bool or 0/1) splits the samples into two groups, whose figures stand side by side.
+
+A Parquet file is a long table, one row per model and sample: `model`, `sample` (numbers or names), `score`, `member`, and
+optionally `canary`; with one model it is read as the first form, with more as the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kr_ray.artifacts import READ_ERRORS
+from kr_ray.privacy.audit_scores import (
+    BoolArray,
+    FloatArray,
+    IndexArray,
+    ReferenceScores,
+    SampleScores,
+    ScoreError,
+    check_finite,
+    check_member,
+)
+from kr_ray.privacy.worst_case import HEADLINE, attack_groups, figures, lira_variants, true_label_figures
+
+Arrays = Mapping[str, NDArray[Any]]
+
+NPZ_FORMS = {
+    "one model": ({"member_scores", "non_member_scores"}, set[str]()),
+    "many models": ({"scores", "member"}, {"canary"}),
+    "logits": ({"logits", "labels", "member"}, {"true_labels", "canary", "reference_logits", "reference_labels"}),
+}
+"""Form -> keys that must be there, keys that may be."""
+COLUMNS = ("model", "sample", "score", "member")
+
+
+def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
+    """Attack the models of a score file; plain JSON values.
+
+    Returns:
+        file; form: "one model", "many models" or "logits"; models; attacks: name -> group ("all", or "population" and "canary")
+        -> `worst_case.figures`.
+
+    Raises:
+        ScoreError: no such file, unreadable, wrong keys, or scores that cannot be audited.
+    """
+    form, arrays = _read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_npz(path)
+    models, attacks = {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
+    return {"file": str(path), "form": form, "models": models, "attacks": attacks}
+
+
+# --- the three forms -------------------------------------------------------------------------------------------------
+
+
+def _one_model(arrays: Arrays, seed: int) -> tuple[int, dict[str, Any]]:
+    parts = [_numbers(arrays, name, 1) for name in ("member_scores", "non_member_scores")]
+    for name, values in zip(("member_scores", "non_member_scores"), parts, strict=True):
+        if not values.size:
+            raise ScoreError(f"`{name}` must hold at least one score, but is empty; both members and non-members are needed")
+    scores = np.concatenate(parts)[None]
+    member = (np.arange(scores.size) < len(parts[0]))[None]
+    return 1, {"global_threshold": {"all": figures(scores, member, seed)}}
+
+
+def _many_models(arrays: Arrays, seed: int) -> tuple[int, dict[str, Any]]:
+    scores = _numbers(arrays, "scores", 2)
+    member = _flags(arrays, "member")
+    check_member(member, *scores.shape)
+    attacks: dict[str, Any] = {}
+    for group, rows in _groups(arrays, scores.shape[1]).items():
+        part, inside = scores[:, rows], member[:, rows]
+        for name, values in {"global_threshold": part, **lira_variants(part[..., None], inside)}.items():
+            attacks.setdefault(name, {})[group] = figures(values, inside, seed)
+    return len(scores), attacks
+
+
+def _logits(arrays: Arrays, seed: int) -> tuple[int, dict[str, Any]]:
+    logits = arrays["logits"][:, :, None] if arrays["logits"].ndim == 3 else arrays["logits"]
+    labels, member = _integers(arrays, "labels"), _flags(arrays, "member")
+    true_labels = _integers(arrays, "true_labels") if "true_labels" in arrays else labels
+    everything = SampleScores(_single(logits, "logits"), labels, true_labels, member)
+    groups = {
+        group: SampleScores(everything.logits[:, rows], labels[rows], true_labels[rows], member[:, rows])
+        for group, rows in _groups(arrays, len(labels)).items()
+    }
+    has_reference = [name in arrays for name in ("reference_logits", "reference_labels")]
+    if any(has_reference) != all(has_reference):
+        raise ScoreError(
+            "`reference_logits` and `reference_labels` must come together, but one is missing; add it, or leave out both"
+        )
+    reference = None
+    if all(has_reference):
+        reference = ReferenceScores(
+            _single(arrays["reference_logits"], "reference_logits"), _integers(arrays, "reference_labels")
+        )
+    attacks = attack_groups(groups, reference, seed)
+    true = {group: true_label_figures(samples, seed) for group, samples in groups.items()}
+    if mislabeled := {group: found for group, found in true.items() if found is not None}:
+        attacks[f"{HEADLINE}_true_label"] = mislabeled
+    return len(logits), attacks
+
+
+def _groups(arrays: Arrays, samples: int) -> dict[str, IndexArray]:
+    """Indices of each group's samples."""
+    if "canary" not in arrays:
+        return {"all": np.arange(samples)}
+    canary = _flags(arrays, "canary")
+    if canary.shape != (samples,):
+        raise ScoreError(f"`canary` must be [{samples}], one per sample, but got {canary.shape}; save matching arrays")
+    groups = {"population": np.flatnonzero(~canary), "canary": np.flatnonzero(canary)}
+    return {name: rows for name, rows in groups.items() if rows.size}
+
+
+def _numbers(arrays: Arrays, name: str, dimensions: int) -> FloatArray:
+    values = arrays[name]
+    if values.dtype.kind not in "fiu" or values.ndim != dimensions:
+        shape = "[M]" if dimensions == 1 else "[models, samples]"
+        raise ScoreError(f"`{name}` must be numbers, {shape}, but got {values.dtype} {values.shape}; reshape or convert it")
+    check_finite(name, values)
+    return values.astype(np.float64)
+
+
+def _single(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    if values.dtype.kind not in "fiu":
+        raise ScoreError(f"`{name}` must be numbers, but got {values.dtype}; convert before")
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return values.astype(np.float32)
+
+
+def _integers(arrays: Arrays, name: str) -> IndexArray:
+    values = arrays[name]
+    if values.dtype.kind not in "iu":
+        raise ScoreError(f"`{name}` must be integers, but got {values.dtype}; number the classes 0, 1, 2, ...")
+    return values.astype(np.int64)
+
+
+def _flags(arrays: Arrays, name: str) -> BoolArray:
+    values = arrays[name]
+    if values.dtype.kind not in "biuf" or not np.isin(values, (0, 1)).all():
+        raise ScoreError(f"`{name}` must be bool or 0 and 1, but got {values.dtype} with other values; save it as bool")
+    return values.astype(np.bool_)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path) -> tuple[str, Arrays]:
+    _check_file(path)
+    try:
+        archive = np.load(path, allow_pickle=False)
+        arrays = {"one array without a name": archive} if isinstance(archive, np.ndarray) else dict(archive)
+    except READ_ERRORS as error:
+        raise ScoreError(
+            f"`{path}` must be an .npz of plain arrays or a .parquet file, but got {type(error).__name__}: {error}; save it again"
+        ) from error
+    found = set(arrays)
+    for form, (needed, optional) in NPZ_FORMS.items():
+        if needed <= found <= needed | optional:
+            return form, arrays
+    forms = "; ".join(
+        ", ".join([*sorted(needed), *(f"[{key}]" for key in sorted(more))]) for needed, more in NPZ_FORMS.values()
+    )
+    raise ScoreError(
+        f"`{path}` must hold one of these sets of arrays: {forms}; but got {', '.join(sorted(found))}; rename or remove"
+    )
+
+
+def _read_parquet(path: Path) -> tuple[str, Arrays]:
+    import pyarrow
+    from pyarrow import parquet
+
+    _check_file(path)
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ScoreError(f"`{path}` must be a complete Parquet file, but got {error}; write it again") from error
+    missing, unknown = set(COLUMNS) - set(table.column_names), set(table.column_names) - {*COLUMNS, "canary"}
+    if missing or unknown:
+        raise ScoreError(
+            f"`{path}` must hold the columns {', '.join(COLUMNS)} and may hold canary, but got {', '.join(table.column_names)}; "
+            "rename or remove columns"
+        )
+    if nulls := [name for name in table.column_names if table[name].null_count]:
+        raise ScoreError(f"`{path}` must hold no empty cells, but columns {', '.join(nulls)} do; fill or drop those rows")
+    return _pivot(path, {name: table[name].to_numpy() for name in table.column_names})
+
+
+def _pivot(path: Path, values: Arrays) -> tuple[str, Arrays]:
+    """The table's rows as the arrays of the first form (one model) or the second."""
+    models, model = np.unique(values["model"], return_inverse=True)
+    samples, sample = np.unique(values["sample"], return_inverse=True)
+    cell = model * len(samples) + sample
+    if len(cell) != len(models) * len(samples) or len(np.unique(cell)) != len(cell):
+        raise ScoreError(
+            f"`{path}` must hold every sample under every model exactly once: {len(models)} models x {len(samples)} samples, "
+            f"but got {len(cell)} rows, {len(np.unique(cell))} of them different; add or drop rows"
+        )
+    order = np.argsort(cell)
+    grid = {name: values[name][order].reshape(len(models), len(samples)) for name in values if name not in ("model", "sample")}
+    if len(models) == 1:
+        if "canary" in grid:
+            raise ScoreError(f"`{path}`: `canary` needs the scores of several models, but got one; remove the column")
+        member = _flags(grid, "member")
+        return "one model", {"member_scores": grid["score"][member], "non_member_scores": grid["score"][~member]}
+    arrays = {"scores": grid["score"], "member": grid["member"]}
+    if "canary" in grid:
+        if (grid["canary"] != grid["canary"][:1]).any():
+            raise ScoreError(f"`{path}`: `canary` must be the same for a sample under all models; correct the column")
+        arrays["canary"] = grid["canary"][0]
+    return "many models", arrays
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ScoreError(
+            f"`{path}` must be a score file, but got {'a folder' if path.is_dir() else 'nothing there'}; correct the path"
+        )

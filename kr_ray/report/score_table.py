@@ -1,0 +1,51 @@
+"""The figures of a score file as one table for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Column, Table
+
+NOTES = """Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the estimated threshold included.
+TP, FP: members and non-members above the threshold. Epsilon: proven lower bounds at 95 % (pooled / from one run), delta 1e-05.
+A low figure is no guarantee: a stronger attack may find more. Only differential privacy bounds what any attack can find."""
+
+
+def score_table(result: dict[str, Any]) -> Table:
+    """One row per attack and group of `score_files.audit_score_file`'s result."""
+    table = Table(
+        Column("attack", no_wrap=True),
+        "samples",
+        "TPR at 0.1 % FPR",
+        "TPR at 1 % FPR",
+        "AUC",
+        "balanced acc.",
+        "epsilon >=",
+        "pairs in / out",
+    )
+    table.title = f"{result['file']}: {result['models']} model{'s' * (result['models'] > 1)}"
+    for name, groups in result["attacks"].items():
+        for group, found in groups.items():
+            epsilon = found["epsilon"]
+            table.add_row(
+                name,
+                group,
+                _tpr(found, "tpr_at_fpr_0.001", ""),
+                _tpr(found, "tpr_at_fpr_0.01", "_0.01"),
+                f"{found['auc']:.4f} [{found['auc_low']:.4f}, {found['auc_high']:.4f}]".replace("[", r"\["),
+                _number(found["balanced_accuracy"], ".4f"),
+                f"{_number(epsilon['clopper_pearson'], '.2f')} / {_number(epsilon['one_run'], '.2f')}",
+                f"{found['n_members']} / {found['n_non_members']}",
+            )
+    return table
+
+
+def _tpr(found: dict[str, Any], key: str, suffix: str) -> str:
+    if found[key] is None:
+        return f"refused: finest FPR is {found['finest_fpr']:.2g}"
+    interval = rf"\[{found[f'ci_low{suffix}']:.2%}, {found[f'ci_high{suffix}']:.2%}]"
+    return f"{found[key]:.2%} {interval}\n{found[f'true_positives{suffix}']} TP, {found[f'false_positives{suffix}']} FP"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
