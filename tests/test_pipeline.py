@@ -18,7 +18,7 @@ from kr_ray.artifacts import read_json, read_progress
 from kr_ray.pipeline import STAGES
 from kr_ray.report.schema import validate_report
 
-KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "report"))
+KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "report"))
 
 
 def kr(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
