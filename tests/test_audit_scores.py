@@ -161,6 +161,10 @@ ALL = {name: values for name, values in arrays().items() if name != "true_labels
         (ALL | {"logits": np.full((MODELS, SAMPLES, 3), 1e300)}, "`logits` must be finite"),
         (ALL | {"labels": np.zeros(SAMPLES)}, "`labels` must be integers"),
         (ALL | {"reference_logits": LOGITS[:, :, 0]}, "must come together"),
+        (
+            ALL | {"reference_logits": LOGITS[1:, :9, 0], "reference_labels": np.zeros(9, dtype=int)},
+            "`reference` must hold the 6 models",
+        ),
         (ALL | {"member": np.array([None] * 3)}, "must be an .npz of plain arrays"),
     ],
 )

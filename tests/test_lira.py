@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores
+from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.lira import hinge, lira_scores, logit_scaled
 from kr_ray.privacy.metrics import auc
 from kr_ray.privacy.rmia import rmia_scores
@@ -225,4 +225,6 @@ def test_audit_of_an_arm_shows_canaries_beside_the_population() -> None:
         "global_threshold", "rmia_online", "rmia_offline", "shokri_matched"
     }  # fmt: skip
     assert sum(name.startswith("lira") for name in result["attacks"]) == 8
+    with pytest.raises(ScoreError, match="same runs"):
+        audit_arm(canary, made_up(6, 300, 2, 0.2), None, seed=3)
     assert "canary_true_label" not in audit_arm(population, population, None, seed=3)

@@ -96,9 +96,9 @@ def test_clopper_pearson_equals_scipy(hits: int, trials: int) -> None:
 # --- what the intervals cover ----------------------------------------------------------------------------------------
 
 
-def coverage(truth: float, draw: Callable[[np.random.Generator], tuple[float, float]]) -> float:
+def coverage(truth: float, draw: Callable[[np.random.Generator], tuple[float, float]], audits: int = AUDITS) -> float:
     rng = np.random.default_rng(1)
-    intervals = np.array([draw(rng) for _ in range(AUDITS)])
+    intervals = np.array([draw(rng) for _ in range(audits)])
     return float(((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean())
 
 
@@ -128,7 +128,9 @@ def test_clopper_pearson_alone_misses_the_true_tpr_far_too_often() -> None:
     ("count", "shift", "fpr"), [(8000, 1.0, 0.001), (8000, 3.0, 0.001), (20000, 1.0, 0.001), (4000, 2.0, 0.01)]
 )
 def test_coverage_at_the_sizes_of_an_audit(count: int, shift: float, fpr: float) -> None:
-    shown = coverage(gaussian_tpr(shift, fpr), lambda rng: tpr_interval(gaussian_pairs(rng, count, shift), fpr))
+    """4,000 audits: at eight expected false positives the coverage is 96.5 % (6,000 audits), and the share of 1,000 audits strays
+    from it by 0.6 points (one such thousand gave 97.6 %)."""
+    shown = coverage(gaussian_tpr(shift, fpr), lambda rng: tpr_interval(gaussian_pairs(rng, count, shift), fpr), audits=4000)
     assert 0.93 <= shown <= 0.97
 
 

@@ -30,9 +30,9 @@ FAIR = (0.4, 0.6)
 def epsilon_bounds(scores: FloatArray, member: BoolArray, seed: int, delta: float = DELTA) -> dict[str, Any]:
     """Both lower bounds at 95 % confidence.
 
-    `clopper_pearson`: from the pairs of all models; one half of the samples chooses the threshold and its side, the other half gives
-    the bound. `one_run`: from the first model's samples alone, thresholds chosen on the other models (with a single model: on
-    one half of its samples). Null where a side is missing, or (`one_run`) where far more or fewer than half are members.
+    `clopper_pearson`: from the pairs of all models; one half of the samples chooses the threshold and its side, the other half
+    gives the bound. `one_run`: from the first model's samples alone, thresholds chosen on the other models (with a single
+    model: on one half of its samples). Null where a side is missing, or (`one_run`) where far more or fewer than half are members.
 
     Args:
         scores, member: [models, samples]; higher = member.
@@ -93,8 +93,8 @@ def _pooled_bound(selection: Pairs | None, judged: Pairs | None, delta: float) -
 
 
 def one_run_p_value(samples: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Probability of so many correct guesses under (epsilon, delta)-DP (Steinke, Nasr and Jagielski, "Privacy Auditing with One (1)
-    Training Run", NeurIPS 2023, Theorem 5.2 and appendix D).
+    """Probability of so many correct guesses under (epsilon, delta)-DP, at most 1 (Steinke, Nasr and Jagielski, "Privacy
+    Auditing with One (1) Training Run", NeurIPS 2023, main theorem and its listing).
 
     Args:
         samples: audit samples of the run, each a member with probability 1/2, independently.
@@ -136,7 +136,7 @@ def _one_run_bound(selection: Pairs | None, judged: Pairs | None, delta: float) 
 
 
 def _guess_thresholds(pairs: Pairs, samples: int) -> tuple[float, float]:
-    """Guess "member" above the first, "non-member" at or below the second: the pair with the best bound, at delta 0, for `samples`."""
+    """Guess "member" above the first, "non-member" at or below the second: the pair with the best bound for `samples`."""
     thresholds = np.concatenate([[-np.inf], _thresholds(pairs), [np.inf]])
     scale = samples / (len(pairs.members) + len(pairs.non_members))
     hits, wrong = scale * pairs.members_above(thresholds), scale * pairs.non_members_above(thresholds)

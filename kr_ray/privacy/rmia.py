@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from kr_ray.privacy.audit_scores import FloatArray, ReferenceScores, SampleScores
+from kr_ray.privacy.audit_scores import FloatArray, ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.lira import logit_scaled
 
 GAMMA = 2.0
@@ -28,9 +28,9 @@ def rmia_scores(
     """Membership scores in [0, 1] by leave-one-out over the models, float64 [models, samples].
 
     Online, p(x) is the mean of the averages over the models with and over those without x. Offline only the latter are known,
-    and p(x) = ((1 + a) p_out(x) + 1 - a) / 2 stands for the missing half (the paper's offline approximation). No model saw a reference image z: its
-    mean over all other models is p_out(z), corrected likewise offline, taken as it is online. The score of several queries is the
-    mean of their scores.
+    and p(x) = ((1 + a) p_out(x) + 1 - a) / 2 stands for the missing half (the paper's offline approximation). No model saw a
+    reference image z: its mean over all other models is p_out(z), corrected likewise offline, taken as it is online. The score
+    of several queries is the mean of their scores.
 
     Args:
         samples: the audit samples, scored on `labels`.
@@ -39,10 +39,11 @@ def rmia_scores(
         offline_a: in [0, 1].
 
     Raises:
-        ValueError: another number of models, gamma or offline_a out of range.
+        ScoreError: another number of models.
+        ValueError: gamma or offline_a out of range.
     """
     if len(reference.logits) != len(samples.logits):
-        raise ValueError(
+        raise ScoreError(
             f"`reference` must hold the {len(samples.logits)} models of `samples`, but got {len(reference.logits)}; score all models"
         )
     if not (gamma > 0 and 0 <= offline_a <= 1):

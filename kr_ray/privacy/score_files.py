@@ -3,8 +3,8 @@
 Higher scores mean "more likely a member". An npz file holds one of
 
 * one model: `member_scores` [M] and `non_member_scores` [N];
-* many models: `scores` [models, samples] and `member` [models, samples] (bool or 0/1); besides the scores as they are, LiRA is run on
-  them, so that each should be roughly Gaussian over the models, such as log(p / (1 - p)) of the label's confidence;
+* many models: `scores` [models, samples] and `member` [models, samples] (bool or 0/1); besides the scores as they are, LiRA is
+  run on them, so that each should be roughly Gaussian over the models, such as log(p / (1 - p)) of the label's confidence;
 * all attacks: `logits` [models, samples, classes] or [models, samples, queries, classes], `labels` [samples] (as given in
   training, 0, 1, ...) and `member` [models, samples]; optionally `true_labels` [samples], where the given label was wrong (what
   `SampleScores.save` writes is such a file); for RMIA also `reference_logits` [models, reference, classes] and
@@ -164,7 +164,11 @@ def _read_npz(path: Path) -> tuple[str, Arrays]:
     _check_file(path)
     try:
         archive = np.load(path, allow_pickle=False)
-        arrays = {"one array without a name": archive} if isinstance(archive, np.ndarray) else dict(archive)
+        if isinstance(archive, np.ndarray):
+            arrays = {"one array without a name": archive}
+        else:
+            with archive:
+                arrays = dict(archive)
     except READ_ERRORS as error:
         raise ScoreError(
             f"`{path}` must be an .npz of plain arrays or a .parquet file, but got {type(error).__name__}: {error}; save it again"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kr_ray.privacy.audit_scores import BoolArray, FloatArray, ReferenceScores, SampleScores
+from kr_ray.privacy.audit_scores import BoolArray, FloatArray, ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
 from kr_ray.privacy.lira import hinge, lira_scores, logit_scaled
 from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
@@ -35,13 +35,13 @@ def audit_arm(
         seed: of resampling and splitting; the same seed gives the same figures.
 
     Returns:
-        models, queries; headline: the name of the attack whose `figures` `population` and `canary` hold; canary_true_label:
-        the headline attack scoring the canaries' true label (absent where no label is wrong): success here shows that the model
-        has learned the sample's class rather than its given label; true_label_share, given_label_share: over (run, canary) pairs "in" and "out", how
-        often the run's model predicts that label (query 0); attacks: name -> group -> `figures`.
+        models, queries; headline: the name of the attack whose `figures` `population` and `canary` hold; canary_true_label: the
+        headline attack scoring the canaries' true label (absent where no label is wrong): success here shows that the model has
+        learned the sample's class rather than its given label; true_label_share, given_label_share: over (run, canary) pairs
+        "in" and "out", how often the run's model predicts that label (query 0); attacks: name -> group -> `figures`.
 
     Raises:
-        ScoreError: the two groups hold different runs.
+        ScoreError: the groups, or `reference`, hold another number of runs.
     """
     groups = {"population": population, "canary": canary}
     attacks = attack_groups(groups, reference, seed, delta)
@@ -73,6 +73,9 @@ def attack_groups(
     groups: Mapping[str, SampleScores], reference: ReferenceScores | None, seed: int, delta: float = DELTA
 ) -> dict[str, dict[str, Any]]:
     """Figures of every attack on every group: name of the attack -> name of the group -> `figures`."""
+    runs = {group: len(samples.logits) for group, samples in groups.items()}
+    if len(set(runs.values())) > 1:
+        raise ScoreError(f"the groups must hold the same runs, but got {runs}; score every group in every run")
     scores: dict[str, dict[str, FloatArray]] = {}
     for group, samples in groups.items():
         for name, values in attack_scores(samples, reference).items():

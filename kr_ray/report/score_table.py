@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.table import Column, Table
 
-NOTES = """Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the estimated threshold included.
-TP, FP: members and non-members above the threshold. Epsilon: proven lower bounds at 95 % (pooled / from one run), delta 1e-05.
+from kr_ray.privacy.epsilon import DELTA
+
+NOTES = f"""Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the estimated threshold included.
+TP, FP: members and non-members above the threshold. Epsilon: proven lower bounds at 95 % (pooled / from one run), delta {DELTA:g}.
 A low figure is no guarantee: a stronger attack may find more. Only differential privacy bounds what any attack can find."""
 
 
