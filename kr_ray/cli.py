@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -105,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
     export = add("export", "the student as ONNX and the synthetic set as Parquet", _export)
     export.add_argument("--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)")
+    submit = add("submit", "run a command as a job of a Ray cluster, follow it, end with its exit code", _submit)
+    submit.add_argument("--command", dest="job", choices=[*STAGE_COMMANDS, "compare-labels", "export"], default="run")
+    submit.add_argument("--address", default="", help="dashboard URL of the cluster (default: RAY_API_SERVER_ADDRESS, else this machine's)")
+    submit.add_argument("--working-dir", default=".", help="what is uploaded: a checkout of the project (default: here)")
+    submit.add_argument("--detach", action="store_true", help="do not wait for the job")
     predict = add("predict", "classes of image files by an exported student", _predict, config=False)
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--model", required=True, help="student.onnx as written by `kr export`")
@@ -259,6 +265,26 @@ def _export(parsed: argparse.Namespace) -> int:
     for name, text in written.items():
         print(f"{name}: {text}")
     return 0
+
+
+def _submit(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)  # a wrong one is refused here, not minutes later in a log
+    from kr_ray.cluster.submit import DEFAULT_ADDRESS, Submission, entrypoint
+
+    folder = Path(parsed.working_dir)
+    command = entrypoint(parsed.job, parsed.config, parsed.set, folder)
+    address = parsed.address or os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    job = Submission(address, command, folder, {"run": config.name, "command": parsed.job})
+    print(f"job {job.id}: {command}\ndashboard: {job.page}", flush=True)
+    if parsed.detach:
+        return 0
+    print("Ctrl-C stops the job (the next submission goes on from there); a second one leaves it alone", flush=True)
+    try:
+        return job.follow(lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print("kr: asking the job to stop", file=sys.stderr)
+        job.stop()
+        return job.follow(lambda text: None)
 
 
 def _predict(parsed: argparse.Namespace) -> int:
