@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, tiny_generator, tiny_recipe
+from onnx import TensorProto, helper
 from scipy import linalg, stats
 
 from kr_ray.config import CopiesConfig
@@ -152,6 +153,18 @@ def test_an_encoder_for_another_size_is_named(tmp_path: Path) -> None:
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
     torch.jit.save(torch.jit.trace(linear, torch.zeros(1, 3, 8, 8)), str(tmp_path / "linear.pt"))
     encode = file_encoder(CopiesConfig(encoder=str(tmp_path / "linear.pt")), torch.device("cpu"))
+    with pytest.raises(DataError, match="encoder_size"):
+        encode(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+
+
+def test_an_onnx_encoder_that_fails_inside_is_named(tmp_path: Path) -> None:
+    shape = helper.make_node("Reshape", ["x", "shape"], ["y"])  # free input sides, so only running it shows the wrong size
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
+    wanted = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 7])
+    graph = helper.make_graph([shape], "encoder", [x], [y], [wanted])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "reshape.onnx").write_bytes(model.SerializeToString())
+    encode = file_encoder(CopiesConfig(encoder=str(tmp_path / "reshape.onnx")), torch.device("cpu"))
     with pytest.raises(DataError, match="encoder_size"):
         encode(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
 

@@ -86,11 +86,20 @@ def _torchscript(path: Path, device: torch.device) -> Encoder:
 
 def _onnx(path: Path) -> Encoder:
     import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidProtobuf
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+    # None of them is a RuntimeError, and they share no other base than Exception.
+    unreadable = (
+        ort.Fail,
+        ort.InvalidArgument,
+        ort.InvalidGraph,
+        ort.InvalidProtobuf,
+        ort.NotImplemented,
+        ort.RuntimeException,
+    )
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except (Fail, InvalidProtobuf, InvalidArgument) as error:
+    except unreadable as error:
         raise DataError(
             f"`audit.copies.encoder` must be a TorchScript or ONNX file, but {path} is not valid ONNX; export it again"
         ) from error
@@ -99,7 +108,7 @@ def _onnx(path: Path) -> Encoder:
     def run(inputs: Tensor) -> Tensor:
         try:
             return torch.from_numpy(session.run(None, {name: inputs.cpu().numpy()})[0]).to(inputs.device)
-        except (Fail, InvalidArgument) as error:
+        except (ort.Fail, ort.InvalidArgument, ort.NotImplemented, ort.RuntimeException) as error:
             raise RuntimeError(str(error)) from error
 
     return run
