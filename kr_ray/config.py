@@ -342,10 +342,29 @@ class ClusterConfig(Section):
     """`auto-or-local`: join RAY_ADDRESS if set (as under `ray job submit`), else start a local Ray."""
     train: Resources = Resources(cpu=2.0)
     """Of one teacher, generator or final-student worker."""
+    workers: int = Field(1, ge=1)
+    """Of teacher, generator and final student, each with its slice of every batch and `train`'s resources. Results are those of
+    one worker up to rounding."""
+    stream: Literal["on_device", "ray_data"] = "on_device"
+    """Who makes the final student's images: its own worker between two epochs, or makers (generator and teacher) in one Ray Data stream
+    that works ahead. Both give the same student."""
+    makers: int = Field(1, ge=1)
+    """`ray_data`: actors that make images side by side."""
+    maker: Resources = Resources(cpu=1.0)
+    """`ray_data`: of one of them; fractions of a GPU are allowed."""
     trial: Resources = Resources(cpu=1.0)
     """Of one student trial, shadow model or attack model; fractions of a GPU are allowed."""
     max_retries: int = Field(3, ge=0)
     dashboard: bool = False
+
+    @model_validator(mode="after")
+    def _one_worker_per_gpu(self) -> ClusterConfig:
+        if self.workers > 1 and 0 < self.train.gpu < 1:
+            raise ValueError(
+                f"`train.gpu >= 1` (or 0) must hold with several workers, but got workers={self.workers}, train.gpu={self.train.gpu}; "
+                "NCCL takes no two workers on one GPU: use train.gpu: 1, or workers: 1"
+            )
+        return self
 
 
 class Config(Section):
@@ -393,6 +412,18 @@ def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
             "`generator.checkpoint_every <= generator.epochs` must hold, but got "
             f"checkpoint_every={generator.checkpoint_every}, epochs={generator.epochs}; else there is no checkpoint"
         )
+    cluster, synthesis = sections.get("cluster"), sections.get("synthesis")
+    if cluster and synthesis and cluster.stream == "ray_data" and synthesis.labelling in ("filter", "gap_filler"):
+        wrong.append(
+            "`synthesis.labelling in (gkd, hard)` must hold with cluster.stream=ray_data, but got "
+            f"{synthesis.labelling!r}; rejected images are drawn again, one after the other: use cluster.stream: on_device"
+        )
+    for name in ("classifier", "generator"):
+        if cluster and name in sections and sections[name].batch_size % cluster.workers:
+            wrong.append(
+                f"`{name}.batch_size % cluster.workers == 0` must hold, but got batch_size={sections[name].batch_size}, "
+                f"workers={cluster.workers}; every worker takes an equal slice of a batch: use a number of workers that divides it"
+            )
     tuning = sections.get("tuning")
     if tuning and tuning.rungs > tuning.epochs:
         wrong.append(

@@ -71,12 +71,22 @@ def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:
     Raises:
         ConfigError: with every demand that this machine cannot meet.
     """
-    wrong = [
-        f"`cluster.{work}.{kind} <= {available.get(kind.upper(), 0):g}` (what this machine has) must hold, but got {demand:g}; "
-        f"use --set cluster.{work}.{kind}={available.get(kind.upper(), 0):g}, or join a cluster by RAY_ADDRESS"
-        for work, resources in (("train", config.train), ("trial", config.trial))
-        for kind, demand in resources.model_dump().items()
-        if demand > available.get(kind.upper(), 0)
-    ]
+    makers = config.makers if config.stream == "ray_data" else 0
+    wrong = []
+    for kind in ("cpu", "gpu"):
+        there = available.get(kind.upper(), 0)
+        making = makers * getattr(config.maker, kind)
+        for work, demand, count, beside in (
+            ("train", getattr(config.train, kind), config.workers, making),
+            ("trial", getattr(config.trial, kind), 1, 0.0),
+        ):
+            if demand * count + beside > there:
+                shown = f"{demand:g}" if count == 1 else f"{count} workers of {demand:g}"
+                shown += f" beside {beside:g} for the makers of synthetic images" if beside else ""
+                fitting = max(0.0, there - beside) / count
+                wrong.append(
+                    f"`cluster.{work}.{kind} <= {there:g}` (what this machine has) must hold, but got {shown}; "
+                    f"use --set cluster.{work}.{kind}={fitting:g}, or join a cluster by RAY_ADDRESS"
+                )
     if wrong:
         raise ConfigError("\n".join(wrong))
