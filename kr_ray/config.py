@@ -345,13 +345,6 @@ class ClusterConfig(Section):
     workers: int = Field(1, ge=1)
     """Of teacher, generator and final student, each with its slice of every batch and `train`'s resources. Results are those of
     one worker up to rounding."""
-    stream: Literal["on_device", "ray_data"] = "on_device"
-    """Who makes the final student's images: its own worker between two epochs, or makers (generator and teacher) in one Ray Data stream
-    that works ahead. Both give the same student."""
-    makers: int = Field(1, ge=1)
-    """`ray_data`: actors that make images side by side."""
-    maker: Resources = Resources(cpu=1.0)
-    """`ray_data`: of one of them; fractions of a GPU are allowed."""
     trial: Resources = Resources(cpu=1.0)
     """Of one student trial, shadow model or attack model; fractions of a GPU are allowed."""
     max_retries: int = Field(3, ge=0)
@@ -412,12 +405,7 @@ def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
             "`generator.checkpoint_every <= generator.epochs` must hold, but got "
             f"checkpoint_every={generator.checkpoint_every}, epochs={generator.epochs}; else there is no checkpoint"
         )
-    cluster, synthesis = sections.get("cluster"), sections.get("synthesis")
-    if cluster and synthesis and cluster.stream == "ray_data" and synthesis.labelling in ("filter", "gap_filler"):
-        wrong.append(
-            "`synthesis.labelling in (gkd, hard)` must hold with cluster.stream=ray_data, but got "
-            f"{synthesis.labelling!r}; rejected images are drawn again, one after the other: use cluster.stream: on_device"
-        )
+    cluster = sections.get("cluster")
     for name in ("classifier", "generator"):
         if cluster and name in sections and sections[name].batch_size % cluster.workers:
             wrong.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+import test_classifier
 import torch
 import torch.multiprocessing
 from conftest import tiny_recipe, tiny_settings
@@ -120,14 +121,15 @@ def test_uneven_batches_are_refused(tmp_path: Path) -> None:
 def cluster() -> Iterator[None]:
     from kr_ray.cluster.runtime import ray_session
 
-    with ray_session(parse_config(tiny_settings(cluster={"address": "local", "train": {"cpu": 1.0}})).cluster):
-        yield
+    local = parse_config(tiny_settings(cluster={"address": "local", "train": {"cpu": 1.0}})).cluster
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import this file
+        with ray_session(local):
+            yield
     assert not ray.is_initialized()
 
 
 def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
-    from test_classifier import images_of_two_classes
-
     from kr_ray.artifacts import write_json
     from kr_ray.cluster.train import train_on_cluster
     from kr_ray.data.images import LabelledImages
@@ -137,7 +139,9 @@ def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
 
     def train(folder: Path, victim: int) -> dict[str, Any]:
         def work(state: State | None, save: Save) -> None:
-            ticked = TickedTraining(classifier_training(recipe), LabelledImages(*images_of_two_classes()), Ticks(4), state)
+            ticked = TickedTraining(
+                classifier_training(recipe), LabelledImages(*test_classifier.images_of_two_classes()), Ticks(4), state
+            )
             while not ticked.finished:
                 row = ticked.advance()
                 save(ticked.state_dict(), row)

@@ -71,22 +71,16 @@ def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:
     Raises:
         ConfigError: with every demand that this machine cannot meet.
     """
-    makers = config.makers if config.stream == "ray_data" else 0
     wrong = []
     for kind in ("cpu", "gpu"):
         there = available.get(kind.upper(), 0)
-        making = makers * getattr(config.maker, kind)
-        for work, demand, count, beside in (
-            ("train", getattr(config.train, kind), config.workers, making),
-            ("trial", getattr(config.trial, kind), 1, 0.0),
-        ):
-            if demand * count + beside > there:
-                shown = f"{demand:g}" if count == 1 else f"{count} workers of {demand:g}"
-                shown += f" beside {beside:g} for the makers of synthetic images" if beside else ""
-                fitting = max(0.0, there - beside) / count
+        for work, resources, workers in (("train", config.train, config.workers), ("trial", config.trial, 1)):
+            demand = getattr(resources, kind)
+            if demand * workers > there:
+                shown = f"{demand:g}" if workers == 1 else f"{workers} workers of {demand:g}"
                 wrong.append(
-                    f"`cluster.{work}.{kind} <= {there:g}` (what this machine has) must hold, but got {shown}; "
-                    f"use --set cluster.{work}.{kind}={fitting:g}, or join a cluster by RAY_ADDRESS"
+                    f"`cluster.{work}.{kind} <= {there / workers:g}` (what this machine has) must hold, but got {shown}; "
+                    f"use --set cluster.{work}.{kind}={there / workers:g}, or join a cluster by RAY_ADDRESS"
                 )
     if wrong:
         raise ConfigError("\n".join(wrong))

@@ -13,8 +13,8 @@ from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.devices import pick_device
 from kr_ray.models.resnet import ResNet14
-from kr_ray.privacy.shadow import ShadowScores, shadow_splits
 from kr_ray.parallel import worker_rank
+from kr_ray.privacy.shadow import ShadowScores, shadow_splits
 from kr_ray.seeding import derive_seed
 from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, predict_logits, smoothed_one_hot
 from kr_ray.training.resumable import Save, State, TickedTraining, Ticks, save_classifier
