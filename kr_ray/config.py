@@ -342,10 +342,22 @@ class ClusterConfig(Section):
     """`auto-or-local`: join RAY_ADDRESS if set (as under `ray job submit`), else start a local Ray."""
     train: Resources = Resources(cpu=2.0)
     """Of one teacher, generator or final-student worker."""
+    workers: int = Field(1, ge=1)
+    """Of teacher, generator and final student, each with its slice of every batch and `train`'s resources. Results are those of
+    one worker up to rounding."""
     trial: Resources = Resources(cpu=1.0)
     """Of one student trial, shadow model or attack model; fractions of a GPU are allowed."""
     max_retries: int = Field(3, ge=0)
     dashboard: bool = False
+
+    @model_validator(mode="after")
+    def _one_worker_per_gpu(self) -> ClusterConfig:
+        if self.workers > 1 and 0 < self.train.gpu < 1:
+            raise ValueError(
+                f"`train.gpu >= 1` (or 0) must hold with several workers, but got workers={self.workers}, train.gpu={self.train.gpu}; "
+                "NCCL takes no two workers on one GPU: use train.gpu: 1, or workers: 1"
+            )
+        return self
 
 
 class Config(Section):
@@ -393,6 +405,13 @@ def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
             "`generator.checkpoint_every <= generator.epochs` must hold, but got "
             f"checkpoint_every={generator.checkpoint_every}, epochs={generator.epochs}; else there is no checkpoint"
         )
+    cluster = sections.get("cluster")
+    for name in ("classifier", "generator"):
+        if cluster and name in sections and sections[name].batch_size % cluster.workers:
+            wrong.append(
+                f"`{name}.batch_size % cluster.workers == 0` must hold, but got batch_size={sections[name].batch_size}, "
+                f"workers={cluster.workers}; every worker takes an equal slice of a batch: use a number of workers that divides it"
+            )
     tuning = sections.get("tuning")
     if tuning and tuning.rungs > tuning.epochs:
         wrong.append(

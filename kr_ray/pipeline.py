@@ -453,7 +453,8 @@ class Pipeline:
     def _train(self, work: Any, folder: Path) -> None:
         from kr_ray.cluster.train import train_on_cluster
 
-        train_on_cluster(work, folder, self.config.cluster.train, self.config.cluster.max_retries)
+        cluster = self.config.cluster
+        train_on_cluster(work, folder, cluster.train, cluster.max_retries, cluster.workers)
 
 
 def _storage(config: Config) -> Path:

@@ -71,12 +71,16 @@ def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:
     Raises:
         ConfigError: with every demand that this machine cannot meet.
     """
-    wrong = [
-        f"`cluster.{work}.{kind} <= {available.get(kind.upper(), 0):g}` (what this machine has) must hold, but got {demand:g}; "
-        f"use --set cluster.{work}.{kind}={available.get(kind.upper(), 0):g}, or join a cluster by RAY_ADDRESS"
-        for work, resources in (("train", config.train), ("trial", config.trial))
-        for kind, demand in resources.model_dump().items()
-        if demand > available.get(kind.upper(), 0)
-    ]
+    wrong = []
+    for kind in ("cpu", "gpu"):
+        there = available.get(kind.upper(), 0)
+        for work, resources, workers in (("train", config.train, config.workers), ("trial", config.trial, 1)):
+            demand = getattr(resources, kind)
+            if demand * workers > there:
+                shown = f"{demand:g}" if workers == 1 else f"{workers} workers of {demand:g}"
+                wrong.append(
+                    f"`cluster.{work}.{kind} <= {there / workers:g}` (what this machine has) must hold, but got {shown}; "
+                    f"use --set cluster.{work}.{kind}={there / workers:g}, or join a cluster by RAY_ADDRESS"
+                )
     if wrong:
         raise ConfigError("\n".join(wrong))

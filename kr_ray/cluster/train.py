@@ -10,10 +10,11 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
 
 from kr_ray.artifacts import load_state, report_progress, save_state
 from kr_ray.config import Resources
+from kr_ray.parallel import worker_rank
 from kr_ray.training.resumable import Row, Save, State
 
 STATE_FILE = "state.pt"
@@ -22,8 +23,8 @@ Work = Callable[[State | None, Save], None]
 """Trains from a state (None: from the start) and hands every new state to `save`."""
 
 
-def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries: int) -> None:
-    """Run `work` in a Ray Train worker. It resumes from the newest checkpoint below `folder`, whoever wrote it.
+def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries: int, workers: int = 1) -> None:
+    """Run `work` in `workers` Ray Train workers, joined by NCCL on GPUs and gloo on CPUs. It resumes from the newest checkpoint below `folder`, whoever wrote it.
 
     Train v2 finds the checkpoints of a run of the same name and storage by itself, so neither a dead worker (retried here) nor a
     dead driver (the same command again) needs any bookkeeping of ours.
@@ -34,6 +35,8 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
 
     def loop() -> None:
         torch.set_num_threads(max(1, int(resources.cpu)))
+        if resources.gpu:
+            torch.cuda.set_device(get_device())  # workers of one node see each other's devices
         newest = ray.train.get_checkpoint()
         state = None
         if newest is not None:
@@ -44,7 +47,7 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
     TorchTrainer(
         loop,
         scaling_config=ScalingConfig(
-            num_workers=1,
+            num_workers=workers,
             use_gpu=resources.gpu > 0,
             resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
         ),
@@ -58,6 +61,10 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
 
 
 def _report(folder: Path, state: dict[str, Any], row: Row) -> None:
+    """Every worker reports, as Train wants it; the states are equal, so that the first one's is kept."""
+    if worker_rank() != 0:
+        ray.train.report(dict(row))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         save_state(Path(temporary) / STATE_FILE, state)
         ray.train.report(dict(row), checkpoint=Checkpoint.from_directory(temporary))

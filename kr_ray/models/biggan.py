@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kr_ray.config import GeneratorConfig
+from kr_ray.parallel import JointNorm, batch_norm
 
 NORM_EPS = 1e-4
 NORM_MOMENTUM = 0.1
@@ -82,7 +83,7 @@ class Embedding(SpectralLayer):
         return functional.embedding(index, self.folded)
 
 
-class ConditionalNorm(SpectralLayer):
+class ConditionalNorm(SpectralLayer, JointNorm):
     """Batch norm, then ReLU, whose gain and bias are linear in the condition: one product for both, normalised apart."""
 
     running_mean: Tensor
@@ -100,7 +101,9 @@ class ConditionalNorm(SpectralLayer):
         """x [N, features, H, W], condition [N, condition] -> relu(norm(x) * (1 + gain) + bias)."""
         gain, bias = functional.linear(condition, self.folded).chunk(2, dim=1)
         gain = gain + 1
-        if self.training:
+        if self.training and self.joint:
+            x = batch_norm(x, self.running_mean, self.running_var, None, None, self.momentum, NORM_EPS)
+        elif self.training:
             x = functional.batch_norm(x, self.running_mean, self.running_var, None, None, True, self.momentum, NORM_EPS)
         else:
             # The statistics are constants here, so they go into gain and bias: one pass over x instead of two.
@@ -110,7 +113,7 @@ class ConditionalNorm(SpectralLayer):
         return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None]).relu_()
 
 
-class Norm(nn.Module):
+class Norm(JointNorm):
     """Unconditional batch norm with gain and bias, then ReLU: G's last one."""
 
     running_mean: Tensor
@@ -126,7 +129,10 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
-        normal = functional.batch_norm(x, mean, var, self.gain, self.bias, self.training, self.momentum, NORM_EPS)
+        if self.training and self.joint:
+            normal = batch_norm(x, mean, var, self.gain, self.bias, self.momentum, NORM_EPS)
+        else:
+            normal = functional.batch_norm(x, mean, var, self.gain, self.bias, self.training, self.momentum, NORM_EPS)
         return functional.relu(normal)
 
 

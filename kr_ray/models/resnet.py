@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kr_ray.parallel import BatchNorm2d
+
 BLOCKS_PER_STAGE = 2
 """n of the CIFAR-style 6n + 2 layout (He et al. 2015, section 4.2): 6 * 2 + 2 = 14 layers."""
 
@@ -18,12 +20,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
+        self.norm1 = BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.norm2 = BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = functional.relu(self.norm1(self.conv1(x)), inplace=True)
@@ -48,7 +50,7 @@ class ResNet14(nn.Module):
         # Built on "meta" and filled below: torch's layers would otherwise draw from the global random state.
         with torch.device("meta"):
             self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-            self.norm = nn.BatchNorm2d(width)
+            self.norm = BatchNorm2d(width)
             self.stages = nn.Sequential(*(self._stage(width, stage) for stage in range(3)))
             self.head = nn.Linear(4 * width, num_classes)
         self.to_empty(device="cpu")

@@ -14,6 +14,7 @@ from kr_ray.config import ClassifierConfig
 from kr_ray.data.augment import crop_and_flip, mixup, to_float, trivial_augment
 from kr_ray.devices import autocast, gradient_scaler
 from kr_ray.models.resnet import ResNet14
+from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice
 from kr_ray.seeding import seeded_generator
 
 SMALLEST_BATCH = 16
@@ -101,6 +102,9 @@ class Schedule:
 class ClassifierTraining:
     """A classifier's training that can stop at any step and go on from its state, bit for bit.
 
+    Within torch.distributed every worker takes its slice of each batch, and gradients and batch-norm statistics are the whole batch's
+    (kr_ray.parallel). Each worker augments the whole batch, for MixUp pairs images across slices.
+
     Args:
         model: on `device`; its weights are trained in place.
         data: the images, already on `device`.
@@ -122,6 +126,8 @@ class ClassifierTraining:
             fused=True,
         )
         self.scaler = gradient_scaler(device, recipe.precision)
+        check_batch(schedule.batch_size, "classifier.batch_size")
+        join_norms(model)
         self.step = 0
         self._order = (-1, torch.empty(0))
         self._loss_sum = torch.zeros((), device=device)
@@ -146,7 +152,7 @@ class ClassifierTraining:
             batches = self._augmented_chunk(epoch, first, last)
             for images, targets in batches[position - first :][: min(step, self.schedule.steps) - self.step]:
                 self._train_step(images, targets)
-        loss = float(self._loss_sum / self._loss_steps) if self._loss_steps else math.nan
+        loss = float(average(self._loss_sum) / self._loss_steps) if self._loss_steps else math.nan
         if self._loss_steps and not math.isfinite(loss):
             raise FloatingPointError(
                 f"the classifier's loss is {loss} at step {self.step}; lower classifier.learning_rate "
@@ -176,11 +182,13 @@ class ClassifierTraining:
         inputs, targets = mixup(
             to_float(images), targets, self.recipe.mixup_alpha, seeded_generator(self.seed, "mixup", self.step)
         )
+        inputs, targets = own_slice(inputs), own_slice(targets)
         with autocast(self.device, self.recipe.precision):
             logits = self.model(inputs.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        average_gradients(self.model.parameters())
         self.scaler.unscale_(self.optimizer)
         self._clip()
         self.scaler.step(self.optimizer)

@@ -15,6 +15,7 @@ from kr_ray.config import GeneratorConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.devices import autocast, gradient_scaler
 from kr_ray.models.biggan import Discriminator, Generator, SpectralNetwork, from_uint8
+from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images
 
@@ -83,7 +84,10 @@ def train_generator(
 
 
 class GanTraining:
-    """Both networks, their optimisers and the average, advanced epoch by epoch."""
+    """Both networks, their optimisers and the average, advanced epoch by epoch.
+
+    Within torch.distributed every worker takes its slice of each batch; gradients and G's batch-norm statistics are the whole batch's.
+    """
 
     def __init__(
         self, images: LabelledImages, num_classes: int, config: GeneratorConfig, seed: int, device: torch.device
@@ -97,12 +101,14 @@ class GanTraining:
         self.config, self.seed, self.device = config, seed, device
         self.images = images.to(device)
         self.batch_size = min(config.batch_size, len(images))
+        check_batch(self.batch_size, "generator.batch_size")
         self.generator = Generator(config, num_classes, channels)
         self.discriminator = Discriminator(config, num_classes, channels)
         self.generator.initialise(seeded_generator(seed, "generator weights"))
         self.discriminator.initialise(seeded_generator(seed, "discriminator weights"))
         self.generator.to(device)
         self.discriminator.to(device)
+        join_norms(self.generator)
         betas = (config.beta1, config.beta2)
         d_class = torch.optim.AdamW if config.d_optimizer == "adamw" else torch.optim.Adam
         self.optimizer_d = d_class(
@@ -134,7 +140,7 @@ class GanTraining:
                 self.d_steps_since_g = 0
         self.epoch += 1
         # The only wait for the device: once per epoch.
-        loss_d, real, fake, loss_g = sums.tolist()
+        loss_d, real, fake, loss_g = average(sums).tolist()
         self._check_finite(loss_d, loss_g)
         self.loss_d = loss_d / d_steps
         self.loss_g = loss_g / g_steps if g_steps else self.loss_g
@@ -165,6 +171,7 @@ class GanTraining:
             mirrored = torch.rand(len(index), 1, 1, 1, generator=random, device=self.device) < 0.5
             real = torch.where(mirrored, real.flip(3), real)
         latents, fake_labels = self._draw(random)
+        real, labels = own_slice(real), own_slice(labels)
         self.discriminator.refresh_spectral_norm()
         with autocast(self.device, self.config.precision):
             with torch.no_grad():
@@ -197,10 +204,10 @@ class GanTraining:
         return loss.detach()
 
     def _draw(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A batch of standard normal latents, and labels as frequent as in the real images."""
+        """This worker's slice of a batch of standard normal latents, and of labels as frequent as in the real images."""
         latents = torch.randn(self.batch_size, self.config.latent_dim, generator=random, device=self.device)
         index = torch.randint(len(self.images), (self.batch_size,), generator=random, device=self.device)
-        return latents, self.images.labels[index]
+        return own_slice(latents), own_slice(self.images.labels[index])
 
     def _check_finite(self, loss_d: float, loss_g: float) -> None:
         if not (abs(loss_d) < float("inf") and abs(loss_g) < float("inf")):
@@ -268,6 +275,7 @@ def generator_loss(on_fake: Tensor, config: GeneratorConfig) -> Tensor:
 def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    average_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
     scaler.step(optimizer)
     scaler.update()
 

@@ -15,6 +15,7 @@ from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.devices import pick_device
 from kr_ray.models.biggan import Discriminator, Generator
+from kr_ray.parallel import from_first, worker_rank
 from kr_ray.seeding import derive_seed, seeded_generator
 from kr_ray.synthesis.collapse import measure_collapse, within_class_spread
 from kr_ray.synthesis.sampling import Sampler, image_grid, save_generator
@@ -43,7 +44,11 @@ class CheckpointKeeper:
         self.collapse: list[dict[str, Any]] = []
 
     def keep(self, checkpoint: GeneratorCheckpoint) -> bool:
-        """Write `checkpoint`; True if the training is to stop."""
+        """Write and judge `checkpoint` (the first worker does); True if the training is to stop."""
+        self.collapse.append(from_first(lambda: self._keep(checkpoint)))
+        return self.has_collapsed()
+
+    def _keep(self, checkpoint: GeneratorCheckpoint) -> dict[str, Any]:
         path = self.run / checkpoint_file(checkpoint.epoch)
         save_generator(path, checkpoint, self.config, self.splits.num_classes, self.splits.channels)
         sampler = Sampler.load(path, self.device)
@@ -54,8 +59,7 @@ class CheckpointKeeper:
         )
         images = sampler.images(classes, seeded_generator(self.seed, "alarm images"))
         found = measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.config.collapse)
-        self.collapse.append({"epoch": checkpoint.epoch} | found)
-        return self.has_collapsed()
+        return {"epoch": checkpoint.epoch} | found
 
     def has_collapsed(self) -> bool:
         """Whether the last `patience` checkpoints all raised the alarm and that is to end the training."""
@@ -100,6 +104,8 @@ def train_generator_stage(run: Path, folder: Path, config: GeneratorConfig, seed
             on_state=on_state,
             save_state_every=max(1, min(config.checkpoint_every, config.epochs // 20)),
         )
+    if worker_rank() != 0:
+        return
     networks = {"g": Generator, "d": Discriminator}
     counts = {
         f"parameters_{name}": sum(p.numel() for p in network(config, splits.num_classes, splits.channels).parameters())

@@ -14,6 +14,7 @@ import torch
 from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.data.images import LabelledImages
 from kr_ray.models.resnet import ResNet14
+from kr_ray.parallel import from_first
 from kr_ray.training.classifier import ClassifierTraining, accuracy, confusion_matrix, predict_logits
 
 State = dict[str, Any]
@@ -69,21 +70,23 @@ class TickedTraining:
         if not math.isnan(loss):  # a tick of a very short schedule may hold no step
             row["train_loss"] = loss
         if self.ticks.validates(tick):
-            logits = predict_logits(training.model, self.validation.images, training.device)
-            row["val_accuracy"] = accuracy(logits, self.validation.labels)
+            row["val_accuracy"] = from_first(self._val_accuracy)
         row["seconds"] = time.perf_counter() - started
         self.history.append(row)
         return row
 
+    def _val_accuracy(self) -> float:
+        logits = predict_logits(self.training.model, self.validation.images, self.training.device)
+        return accuracy(logits, self.validation.labels)
+
     def give_up(self) -> None:
         """End here: a student that no image is left for stays as it is, and its accuracy is that of what it has learnt so far."""
-        logits = predict_logits(self.training.model, self.validation.images, self.training.device)
         row = {
             "step": self.training.step,
             "images_seen": self.training.images_seen,
             "seconds": 0.0,
         }
-        row |= {"epoch": 0.0, "val_accuracy": accuracy(logits, self.validation.labels)}
+        row |= {"epoch": 0.0, "val_accuracy": self._val_accuracy()}
         for tick in range(len(self.history), self.ticks.count):
             self.history.append(row | {"tick": tick, "share": (tick + 1) / self.ticks.count})
 

@@ -12,6 +12,7 @@ from kr_ray.config import ClassifierConfig, SynthesisConfig
 from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.devices import pick_device
+from kr_ray.parallel import worker_rank
 from kr_ray.seeding import derive_seed
 from kr_ray.synthesis.sampling import Sampler
 from kr_ray.synthesis.stream import SyntheticSet
@@ -79,5 +80,6 @@ def train_final_student(
     training, splits = student_training(run, spec, recipe)
     ticked = TickedTraining(training, splits.validation, FINAL_STUDENT_TICKS, state)
     ticked.finish(save)
-    save_classifier(folder / "weights.safetensors", training.model)
-    write_json(folder / "result.json", ticked.result(splits.test))
+    if worker_rank() == 0:
+        save_classifier(folder / "weights.safetensors", training.model)
+        write_json(folder / "result.json", ticked.result(splits.test))

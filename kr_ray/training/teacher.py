@@ -13,6 +13,7 @@ from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.devices import pick_device
 from kr_ray.models.resnet import ResNet14
+from kr_ray.parallel import worker_rank
 from kr_ray.privacy.shadow import ShadowScores, shadow_splits
 from kr_ray.seeding import derive_seed
 from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, predict_logits, smoothed_one_hot
@@ -47,8 +48,9 @@ def train_teacher(
     training = train_on_real(splits.train, splits.num_classes, recipe, schedule, derive_seed(seed, "teacher"))
     ticked = TickedTraining(training, splits.validation, TEACHER_TICKS, state)
     ticked.finish(save)
-    save_classifier(folder / "weights.safetensors", training.model)
-    write_json(folder / "result.json", ticked.result(splits.test))
+    if worker_rank() == 0:
+        save_classifier(folder / "weights.safetensors", training.model)
+        write_json(folder / "result.json", ticked.result(splits.test))
 
 
 def train_shadow(run: Path, path: Path, recipe: ClassifierConfig, audit: AuditConfig, seed: int, shadow: int) -> None:
