@@ -270,7 +270,7 @@ class CopiesConfig(Section):
     """Whether generated images are copies of training images, and how well they cover the real ones."""
 
     images: int = Field(2000, ge=100)
-    """Generated for the comparison."""
+    """Generated for the comparison, and at most so many test images as its yardstick."""
     quantile: float = Field(0.01, gt=0, lt=0.5)
     """A generated image is a near-copy if it is as near to a training image as the nearest such share of the test images is."""
     encoder: str = ""

@@ -68,6 +68,8 @@ class Pipeline:
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
         self.config, self.watcher = config, watcher
+        if (encoder := config.audit.copies.encoder) and not Path(encoder).expanduser().is_file():
+            raise ConfigError(f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path")
         self.run = RunDirectory(_storage(config) / config.name)
         self.results: dict[str, Result] = {}
         self.prints: dict[str, str] = {}

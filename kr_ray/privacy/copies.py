@@ -27,7 +27,7 @@ def measure_copies(run: Path, checkpoint_epoch: int, latent_std: float, config: 
     """Compare images of the student's checkpoint, at its latent std, with the real ones; see report.schema.Copies.
 
     Exact copies among the real images are set aside first: training images count once, and a test image that is also a training
-    image is no yardstick. Memory: the features of all sets and a distance block of 4 MB.
+    image is no yardstick. At most `images` of the test images are used. Memory: the features of all sets and a distance block of 4 MB.
 
     Raises:
         DataError: no test image is left as a yardstick, or the encoder file cannot be used.
@@ -36,6 +36,7 @@ def measure_copies(run: Path, checkpoint_epoch: int, latent_std: float, config: 
     train = _without(splits.train.images, duplicate_indices(splits.train.images))
     test = splits.test.images
     test = _without(test, torch.cat([duplicate_indices(test), duplicate_indices(test, train)]))
+    test = test[torch.randperm(len(test), generator=seeded_generator(seed, "copies test"))[: config.images]]
     if not len(test):
         raise DataError("the copies stage needs test images that are not copies of training images; use another test split")
     generated = _generate(run, checkpoint_epoch, latent_std, class_prior(splits.train.labels, splits.num_classes), config, seed)

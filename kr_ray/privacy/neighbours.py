@@ -31,14 +31,13 @@ class Nearest:
 
 
 @torch.inference_mode()
-def nearest(queries: Tensor, among: Tensor, *, skip_self: bool = False) -> Nearest:
+def nearest(queries: Tensor, among: Tensor, own: Tensor | None = None) -> Nearest:
     """Euclidean nearest neighbour of every query, block by block on the queries' device.
 
     Args:
         queries: float32 [N, D].
-        among: float32 [M, D], M >= 1 (2 with `skip_self`).
-        skip_self: each query is left out of its own search: `queries` holds rows of `among`, and a zero distance is not counted
-            once (exact copies must have been removed before).
+        among: float32 [M, D], M >= 1.
+        own: int64 [N]: each query is this row of `among`, which is left out of its search (M >= 2).
     """
     best = torch.full((len(queries),), torch.inf, device=queries.device)
     index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
@@ -47,8 +46,8 @@ def nearest(queries: Tensor, among: Tensor, *, skip_self: bool = False) -> Neare
             block = among[first : first + CHUNK].to(queries.device)
             # Differences, not |a|^2 - 2ab + |b|^2: a copy must come out at zero, not at the root of a rounding error.
             distance = torch.cdist(queries[rows], block, compute_mode="donot_use_mm_for_euclid_dist")
-            if skip_self:
-                distance[distance == 0] = torch.inf
+            if own is not None:
+                distance[own[rows, None] == torch.arange(first, first + len(block), device=own.device)] = torch.inf
             found = distance.min(dim=1)
             closer = found.values < best[rows]
             best[rows] = torch.where(closer, found.values, best[rows])
@@ -61,7 +60,8 @@ def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: fl
 
     Returns:
         threshold: the `quantile` of the test images' distances to the training set; near_copies: generated images at or below it,
-        near_copy_share with its Clopper-Pearson interval ci_low, ci_high. Without copying about `quantile` of them are.
+        near_copy_share with its Clopper-Pearson interval ci_low, ci_high, which takes the threshold as given. Without copying about
+        `quantile` of them are.
         data_copying: Meehan, Chaudhuri and Dasgupta ("A Non-Parametric Test to Detect Data-Copying in Generative Models",
         AISTATS 2020), their Z_U over the whole space: the Mann-Whitney statistic of the two sets of distances, standard normal without
         copying; below -2 generated images are nearer to the training images than test images are, above 2 farther (underfit).
@@ -97,9 +97,8 @@ def mann_whitney_z(first: NDArray[np.float64], second: NDArray[np.float64]) -> f
 
 
 def _memorised_share(found: Nearest, train: Tensor) -> float:
-    neighbour = train[found.index.to(train.device)]
-    room = nearest(neighbour, train, skip_self=True).distance
-    return (found.distance < room.to(found.distance.device)).double().mean().item()
+    room = nearest(train[found.index], train, own=found.index).distance
+    return (found.distance < room).double().mean().item()
 
 
 def _histogram(fake: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str, list[float]]:
