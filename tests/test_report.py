@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kr_ray.privacy.audit_scores import SampleScores
 from kr_ray.privacy.metrics import accuracy_over_privacy
-from kr_ray.report import figures, words
+from kr_ray.privacy.worst_case import audit_arm
+from kr_ray.report import figures, words, worst_case
 from kr_ray.report.build import ReportData, render_page, result_rows, write_report
 from kr_ray.report.schema import Report, ReportError, validate_report
 
@@ -461,3 +463,57 @@ def test_browser_shows_every_image_and_nothing_overflows(browser: str, written: 
     images, decoded, scroll_width = (int(value) for value in found.groups())
     assert images == decoded == 8 + FIGURES
     assert scroll_width <= 400
+
+
+# --- the worst case --------------------------------------------------------------------------------------------------
+
+
+def constructed_arm(shift: float, samples: int = 200, models: int = 16) -> dict[str, Any]:
+    """An audited arm whose logits of the given label rise by `shift` for members among the canaries, and by nothing otherwise."""
+    rng = np.random.default_rng(0)
+
+    def group(by: float, wrong: bool) -> SampleScores:
+        half = rng.random((models // 2, samples)) < 0.5
+        member = np.stack([side for coins in half for side in (coins, ~coins)])
+        true = rng.integers(0, 8, samples)
+        given = (true + 1) % 8 if wrong else true
+        logits = rng.normal(size=(models, samples, 2, 8)).astype(np.float32)
+        logits[:, np.arange(samples), :, given] += by * member.T[..., None]
+        return SampleScores(logits, given, true, member)
+
+    found = audit_arm(group(shift, True), group(0, False), None, 0)
+    facts = {"canary_kind": "mislabeled", "canaries": samples, "population_samples": samples, "reference_images": 0}
+    return found | facts | {"test_accuracy": 0.9, "test_accuracy_sd": 0.01, "seconds": 60.0}
+
+
+def test_the_worst_case_is_shown_with_counts_and_words() -> None:
+    raw = fake_report()
+    raw["audit"]["lira"] = {"teacher": constructed_arm(8.0), "kr": constructed_arm(0.0)}
+    report = validate_report(raw)
+    again = validate_report(report.model_dump(mode="json", by_alias=True))
+    assert again == report
+    teacher, student = worst_case.rows(report)
+    found = raw["audit"]["lira"]["teacher"]["canary"]
+    assert teacher.canary.counts == f"{found['true_positives']:,} of 1,600" and found["true_positives"] > 1000
+    assert teacher.canary.value == f"{100 * found['true_positives'] / 1600:.1f}"
+    assert float(student.canary.value) < 3 and float(teacher.population.value) < 3
+    page = render_page(report, ReportData())
+    for text in (
+        teacher.canary.counts,
+        "LiRA online, fixed variance, logit score",
+        "No guarantee without differential privacy",
+        "log-log",
+    ):
+        assert text in page
+    headline = [row for row in worst_case.attack_rows(report) if row["headline"]]
+    assert len(headline) == 4 and len(worst_case.attack_rows(report)) == 4 * len(raw["audit"]["lira"]["kr"]["attacks"])
+    assert any("memory" in sentence for sentence in worst_case.findings(report))
+
+
+def test_a_rate_that_the_counts_cannot_bear_is_not_printed() -> None:
+    raw = fake_report()
+    raw["audit"] = {"lira": {"teacher": constructed_arm(8.0, samples=100, models=8)}}
+    (row,) = worst_case.rows(validate_report(raw))
+    assert (row.canary.value, row.canary.interval) == ("–", "needs 1,000 pairs, has 400") and "1 % FPR" in row.canary.counts
+    assert "not been audited" not in render_page(validate_report(raw), ReportData())
+    assert "The worst case has not been audited" in render_page(validate_report(fake_report()), ReportData())

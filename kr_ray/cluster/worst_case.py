@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from kr_ray.artifacts import ArtifactError, read_json, report_progress, write_json
 from kr_ray.cluster.tasks import run_tasks
@@ -39,11 +40,9 @@ def plan_audit(run: Path, folder: Path, config: Config, spec: StudentSpec, diges
     return AuditPlan(run, folder, config, spec, design, digest)
 
 
-def _held_out(run: Path, folder: Path, config: Config, digest: str) -> np.ndarray:
-    path, stamp = (
-        folder / "held_out_losses.json",
-        [digest, config.seed, config.classifier.model_dump(), config.teacher.model_dump()],
-    )
+def _held_out(run: Path, folder: Path, config: Config, digest: str) -> NDArray[np.float64]:
+    path = folder / "held_out_losses.json"
+    stamp = [digest, config.seed, config.classifier.model_dump(), config.teacher.model_dump()]
     if not path.exists() or read_json(path)["stamp"] != stamp:
         work = [(run, config, repeat) for repeat in range(HELD_OUT_REPEATS)]
         losses = run_tasks("held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries)

@@ -220,10 +220,13 @@ def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> 
                     ax.plot([1e-3], [figures.tpr_at_01], marker="o", markersize=5, color=color)
         ax.set_xscale("log")
         ax.set_yscale("log")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+            axis.set_minor_formatter("")
         ax.set_xlim(finest * 0.9, 1.05)
         ax.set_ylim(finest * 0.9, 1.15)
-        ax.set_xlabel("false positive rate (log)")
-        ax.set_ylabel("true positive rate (log)")
+        ax.set_xlabel("other images called training images (%, log)")
+        ax.set_ylabel("training images recognised (%, log)")
         ax.figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, columnspacing=1)
     return uri[0]
 

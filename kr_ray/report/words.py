@@ -92,6 +92,8 @@ def _bind(sentence: str) -> str:
 def _headline(report: Report) -> str:
     teacher, student = report.teacher, report.student
     if student is None:
+        if teacher is None and report.audit and report.audit.lira:
+            return "Only the worst-case audit has been made of this run; see below what it found."
         if teacher is None:
             return "No stage of this run has produced a result yet."
         return (

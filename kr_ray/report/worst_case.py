@@ -106,9 +106,8 @@ def _arms(report: Report) -> dict[str, LiraArm]:
 
 def _rate(figures: AttackFigures) -> Rate:
     if figures.tpr_at_01 is None:
-        return Rate(
-            "–", f"not measurable: finest rate {percent(figures.finest_fpr, 2)} %", f"{count(figures.n_non_members)} pairs"
-        )
+        coarser = "" if figures.tpr_at_1 is None else f"at 1 % FPR: {percent(figures.tpr_at_1, 1)}"
+        return Rate("–", f"needs 1,000 pairs, has {count(figures.n_non_members)}", coarser)
     return Rate(
         percent(figures.tpr_at_01, 1),
         f"{percent(figures.ci_low, 1)} to {percent(figures.ci_high, 1)}",
@@ -129,8 +128,8 @@ def _of_arm(name: str, arm: LiraArm) -> list[str]:
             else f" Of ordinary images it finds {percent(arm.population.tpr_at_01, 1)} %."
         )
         sentences.append(
-            f"{name}: an attacker who accepts one false accusation in 1,000 recognises {percent(arm.canary.tpr_at_01, 1)} % of the most "
-            f"vulnerable training images ({count(arm.canary.true_positives)} of {count(arm.canary.n_members)} pairs of a run and an image; "
+            f"{name}: an attacker who accepts one false accusation in 1,000 recognises {percent(arm.canary.tpr_at_01, 1)} % of the "
+            f"canaries that were trained on ({count(arm.canary.true_positives)} of {count(arm.canary.n_members)} pairs of a run and an image; "
             f"95 % interval {percent(arm.canary.ci_low, 1)} to {percent(arm.canary.ci_high, 1)} %).{ordinary}"
         )
     elif arm.canary.refused:
