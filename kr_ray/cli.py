@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)")
     submit = add("submit", "run a command as a job of a Ray cluster, follow it, end with its exit code", _submit)
     submit.add_argument("--command", dest="job", choices=[*STAGE_COMMANDS, "compare-labels", "export"], default="run")
-    submit.add_argument("--address", default="", help="dashboard URL of the cluster (default: RAY_API_SERVER_ADDRESS, else this machine's)")
+    submit.add_argument(
+        "--address", default="", help="dashboard URL of the cluster (default: RAY_API_SERVER_ADDRESS, else this machine's)"
+    )
     submit.add_argument("--working-dir", default=".", help="what is uploaded: a checkout of the project (default: here)")
     submit.add_argument("--detach", action="store_true", help="do not wait for the job")
     predict = add("predict", "classes of image files by an exported student", _predict, config=False)

@@ -128,7 +128,7 @@ def test_a_wrong_config_fails_the_job_with_2_and_its_message(head: Head, checkou
 
 @pytest.mark.timeout(600)
 def test_a_stopped_job_says_so_and_the_next_submission_goes_on(head: Head, checkout: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_settings(teacher={"epochs": 3000}))
+    config = write_config(tmp_path, tiny_settings(teacher={"epochs": 600}))
     run = tmp_path / "runs" / "tiny"
     job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
     head.job("submit", "--submission-id", "stopped", "--no-wait", *job, check=True)
@@ -153,7 +153,9 @@ def test_kr_submit_follows_the_job_and_ends_like_it(head: Head, checkout: Path, 
     assert done.returncode == 0, done.stdout + done.stderr
     submission = done.stdout.split()[1].rstrip(":")
     assert f"{head.dashboard}/#/jobs/{submission}" in done.stdout and "teacher: done" in done.stdout
-    assert details(head, submission)["metadata"] | {"run": "tiny", "command": "teacher"} == details(head, submission)["metadata"]
+    assert (
+        details(head, submission)["metadata"] | {"run": "tiny", "command": "teacher"} == details(head, submission)["metadata"]
+    )
     absent = kr_submit(head, checkout, "config.yaml", "--set", "data.name=bloodmnist", "--set", "data.download=false")
     assert absent.returncode == 2 and "bloodmnist" in absent.stdout  # refused there, for only the cluster can know its data
 
@@ -179,7 +181,7 @@ def test_a_submission_without_the_token_is_refused(checkout: Path, tmp_path: Pat
             assert refused.returncode != 0 and "uthentication" in refused.stdout + refused.stderr
             refused = kr_submit(stranger, checkout, "with_token.yaml")
             assert refused.returncode == 1 and "token" in refused.stderr and TOKEN not in refused.stderr
-        with pytest.raises(HTTPError, match="40[13]"):
+        with pytest.raises(HTTPError, match=r"40[13]"):
             details(head, "any")
         done = kr_submit(head, checkout, "--command", "teacher", "with_token.yaml")
         assert done.returncode == 0, done.stdout + done.stderr

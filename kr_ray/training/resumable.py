@@ -14,6 +14,7 @@ import torch
 from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.data.images import LabelledImages
 from kr_ray.models.resnet import ResNet14
+from kr_ray.synthesis.stream import SyntheticSet
 from kr_ray.training.classifier import ClassifierTraining, accuracy, confusion_matrix, predict_logits
 
 State = dict[str, Any]
@@ -39,7 +40,8 @@ class Ticks:
 class TickedTraining:
     """A training that advances tick by tick and goes on from the state of any tick.
 
-    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds and, where validated, val_accuracy.
+    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds, images_per_second; where
+    validated, val_accuracy; of a student, regeneration and images_generated.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TickedTraining:
     def advance(self) -> Row:
         """Train to the end of the next tick."""
         started, tick, training = time.perf_counter(), len(self.history), self.training
+        seen = training.images_seen
         loss = training.train_until(self.ticks.step(tick, training.schedule.steps))
         row: Row = {
             "tick": tick,
@@ -66,12 +69,15 @@ class TickedTraining:
             "step": training.step,
             "images_seen": training.images_seen,
         }
+        if isinstance(training.data, SyntheticSet):
+            row |= training.data.made_by(max(math.ceil(row["epoch"]), 1) - 1)
         if not math.isnan(loss):  # a tick of a very short schedule may hold no step
             row["train_loss"] = loss
         if self.ticks.validates(tick):
             logits = predict_logits(training.model, self.validation.images, training.device)
             row["val_accuracy"] = accuracy(logits, self.validation.labels)
         row["seconds"] = time.perf_counter() - started
+        row["images_per_second"] = (training.images_seen - seen) / row["seconds"]
         self.history.append(row)
         return row
 
