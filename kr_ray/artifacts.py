@@ -113,9 +113,12 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def report_progress(directory: Path, unit: str, share: float, note: str = "") -> None:
-    """Say that `share` (0 to 1) of one unit of a stage's work is done; `note` is shown to the person who waits."""
-    write_json(directory / "progress" / f"{unit}.json", {"share": share, "note": note})
+def report_progress(directory: Path, unit: str, share: float, note: str = "", **figures: Any) -> None:
+    """Say that `share` (0 to 1) of one unit of a stage's work is done; `note` is shown to the person who waits.
+
+    `figures` are for `kr watch`: `cas`, `images_per_second`, `pruned`.
+    """
+    write_json(directory / "progress" / f"{unit}.json", {"share": share, "note": note} | figures)
 
 
 def read_progress(directory: Path) -> list[dict[str, Any]]:

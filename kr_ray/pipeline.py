@@ -425,6 +425,7 @@ class Pipeline:
                     self.run.heartbeat(stage, clock(), share, note)
 
         self.watcher.stage_started(stage)
+        self._announce(stage, True)
         self.run.heartbeat(stage, before, 0.0, "")
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -433,6 +434,14 @@ class Pipeline:
         finally:
             over.set()
             thread.join()
+            self._announce(stage, False)
+
+    def _announce(self, stage: str, running: bool) -> None:
+        """To those who watch the cluster and not this run."""
+        if getattr(self, "_connected", False):
+            from kr_ray.cluster.metrics import announce_stage
+
+            announce_stage(self.config.name, stage, running)
 
     def _units(self, stage: str) -> int:
         """How many units of work report their own progress."""

@@ -128,7 +128,7 @@ def test_a_wrong_config_fails_the_job_with_2_and_its_message(head: Head, checkou
 
 @pytest.mark.timeout(600)
 def test_a_stopped_job_says_so_and_the_next_submission_goes_on(head: Head, checkout: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny_settings(teacher={"epochs": 3000}))
+    config = write_config(tmp_path, tiny_settings(teacher={"epochs": 600}))
     run = tmp_path / "runs" / "tiny"
     job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
     head.job("submit", "--submission-id", "stopped", "--no-wait", *job, check=True)

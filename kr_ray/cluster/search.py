@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
+from kr_ray.artifacts import report_progress
 from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
 from kr_ray.config import TuningConfig
 
@@ -85,8 +86,15 @@ class BracketBarrier(Searcher):
     to b - L: more trials run at a time, TPE learns later, and the study is another one, yet just as reproducible.
     """
 
-    def __init__(self, inner: Searcher, brackets: list[Bracket], in_flight: int = 1) -> None:
+    def __init__(
+        self,
+        inner: Searcher,
+        brackets: list[Bracket],
+        in_flight: int = 1,
+        on_pruned: Callable[[TrialOutcome], None] = lambda outcome: None,
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self._on_pruned = on_pruned
         self.outcomes: list[TrialOutcome] = []
         # Not called `searcher`: Tune would look inside wrappers by that name and pickle what it finds.
         self._inner = inner
@@ -117,6 +125,8 @@ class BracketBarrier(Searcher):
         outcome = self._outcome(trial_id)
         full = outcome.resource >= self._brackets[0].rungs[-1][1]
         outcome.state = "error" if error else "complete" if full else "pruned"
+        if outcome.state == "pruned":
+            self._on_pruned(outcome)
         if len(self.outcomes) == self._brackets[-1].trials.stop:
             self._tell(len(self._brackets))
 
@@ -162,7 +172,14 @@ def build_search(config: TuningConfig, seed: int, study_path: Path, brackets_in_
         )
     else:
         inner = _optuna_search(config, seed % 2**32, study_path)
-    return BracketBarrier(inner, hyperband_brackets(config.trials, config.rungs, config.reduction_factor), brackets_in_flight)
+    brackets = hyperband_brackets(config.trials, config.rungs, config.reduction_factor)
+    return BracketBarrier(inner, brackets, brackets_in_flight, lambda outcome: _report_pruned(study_path.parent, outcome))
+
+
+def _report_pruned(stage: Path, outcome: TrialOutcome) -> None:
+    """A pruned trial is finished work: it will report no more."""
+    cas = outcome.history.get(outcome.resource)
+    report_progress(stage, f"{outcome.number:04d}", 1.0, f"{outcome.number:04d}: pruned", cas=cas, pruned=True)
 
 
 def _optuna_search(config: TuningConfig, seed: int, study_path: Path) -> PruningOptunaSearch:

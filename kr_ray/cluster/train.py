@@ -13,6 +13,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from kr_ray.artifacts import load_state, report_progress, save_state
+from kr_ray.cluster.metrics import Publisher
 from kr_ray.config import Resources
 from kr_ray.parallel import worker_rank
 from kr_ray.training.resumable import Row, Save, State
@@ -42,7 +43,8 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
         if newest is not None:
             with newest.as_directory() as directory:
                 state = load_state(Path(directory) / STATE_FILE)
-        work(state, lambda state, row: _report(folder, state, row))
+        publisher = Publisher(folder) if worker_rank() == 0 else None
+        work(state, lambda state, row: _report(folder, state, row, publisher))
 
     TorchTrainer(
         loop,
@@ -60,15 +62,20 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
     ).fit()
 
 
-def _report(folder: Path, state: dict[str, Any], row: Row) -> None:
-    """Every worker reports, as Train wants it; the states are equal, so that the first one's is kept."""
-    if worker_rank() != 0:
+def _report(folder: Path, state: dict[str, Any], row: Row, publisher: Publisher | None) -> None:
+    """Every worker reports, as Train wants it; the states are equal, so that the first one's (which alone has a publisher) is kept."""
+    if publisher is None:
         ray.train.report(dict(row))
         return
     with tempfile.TemporaryDirectory() as temporary:
         save_state(Path(temporary) / STATE_FILE, state)
         ray.train.report(dict(row), checkpoint=Checkpoint.from_directory(temporary))
-    report_progress(folder, "train", row["share"], " · ".join(_figures(row)))
+    report_progress(folder, "train", row["share"], " · ".join(_figures(row)), **_rate(row))
+    publisher.publish(row)
+
+
+def _rate(row: Row) -> dict[str, float]:
+    return {"images_per_second": row["images_per_second"]} if "images_per_second" in row else {}
 
 
 def _figures(row: Row) -> list[str]:

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from kr_ray.artifacts import fingerprint, load_state, report_progress, save_state
+from kr_ray.cluster.metrics import Publisher
 from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
@@ -79,8 +80,10 @@ class StudentTrial(tune.Trainable):
         self.history = self.work.history()
         self.tick = 0
         self.training: TickedTraining | None = None
+        self.publisher: Publisher | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
         self.setup(new_config)
         return True
 
@@ -99,6 +102,8 @@ class StudentTrial(tune.Trainable):
     def _train_tick(self) -> None:
         work = self.work
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+        if self.publisher is None:
+            self.publisher = Publisher(work.folder.parent.parent, work.folder.name, self.history[-1] if self.history else None)
         if self.training is None:
             self.training = start_student(work.run, work.spec, work.recipe, work.ticks, work.load())
         try:
@@ -112,7 +117,13 @@ class StudentTrial(tune.Trainable):
         share = len(self.history) / work.ticks.count
         cas = self.history[-1].get("val_accuracy")
         note = f"{work.folder.name}: CAS {cas:.3f}" if cas is not None else work.folder.name
-        report_progress(work.folder.parent.parent, work.folder.name, share, note)
+        rate = self.history[-1].get("images_per_second")
+        report_progress(work.folder.parent.parent, work.folder.name, share, note, cas=cas, images_per_second=rate)
+        self.publisher.publish(self.history[-1])
+
+    def cleanup(self) -> None:
+        if self.publisher is not None:
+            self.publisher.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {"tick": self.tick}

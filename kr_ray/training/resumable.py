@@ -15,6 +15,7 @@ from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.data.images import LabelledImages
 from kr_ray.models.resnet import ResNet14
 from kr_ray.parallel import from_first
+from kr_ray.synthesis.stream import SyntheticSet
 from kr_ray.training.classifier import ClassifierTraining, accuracy, confusion_matrix, predict_logits
 
 State = dict[str, Any]
@@ -40,7 +41,8 @@ class Ticks:
 class TickedTraining:
     """A training that advances tick by tick and goes on from the state of any tick.
 
-    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds and, where validated, val_accuracy.
+    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds, images_per_second; where
+    validated, val_accuracy; of a student, regeneration and images_generated.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class TickedTraining:
     def advance(self) -> Row:
         """Train to the end of the next tick."""
         started, tick, training = time.perf_counter(), len(self.history), self.training
+        seen = training.images_seen
         loss = training.train_until(self.ticks.step(tick, training.schedule.steps))
         row: Row = {
             "tick": tick,
@@ -67,11 +70,14 @@ class TickedTraining:
             "step": training.step,
             "images_seen": training.images_seen,
         }
+        if isinstance(training.data, SyntheticSet):
+            row |= training.data.made_by(max(math.ceil(row["epoch"]), 1) - 1)
         if not math.isnan(loss):  # a tick of a very short schedule may hold no step
             row["train_loss"] = loss
         if self.ticks.validates(tick):
             row["val_accuracy"] = from_first(self._val_accuracy)
         row["seconds"] = time.perf_counter() - started
+        row["images_per_second"] = (training.images_seen - seen) / row["seconds"]
         self.history.append(row)
         return row
 
