@@ -54,7 +54,9 @@ def test_the_dockerfile_passes_hadolint() -> None:
 def test_the_image_is_pinned_locked_and_unprivileged() -> None:
     lines = (DOCKER / "Dockerfile").read_text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("USER")][-1] == "1000:100"
-    bases = re.findall(r"rayproject/ray:[\w.-]+", "".join(path.read_text() for path in DOCKER.glob("*ompose*.yaml")) + "\n".join(lines))
+    bases = re.findall(
+        r"rayproject/ray:[\w.-]+", "".join(path.read_text() for path in DOCKER.glob("*ompose*.yaml")) + "\n".join(lines)
+    )
     assert set(bases) == {"rayproject/ray:2.60.0-py312-gpu", "rayproject/ray:2.60.0-py312-cpu"}
     copied = {part for line in lines if line.startswith("COPY") for part in line.split()[2:-1]}
     assert all((REPOSITORY / part).exists() for part in copied)
@@ -106,7 +108,9 @@ def test_compose_prometheus_and_grafana_meet_each_other() -> None:
         assert f"--metrics-export-port={discovery['port']}" in compose[name]["command"]
     [source] = load(DOCKER / "grafana" / "provisioning" / "datasources" / "prometheus.yaml")["datasources"]
     assert source["url"] == compose["head"]["environment"]["RAY_PROMETHEUS_HOST"] == "http://prometheus:9090"
-    paths = [p["options"]["path"] for p in load(DOCKER / "grafana" / "provisioning" / "dashboards" / "dashboards.yaml")["providers"]]
+    paths = [
+        p["options"]["path"] for p in load(DOCKER / "grafana" / "provisioning" / "dashboards" / "dashboards.yaml")["providers"]
+    ]
     assert "./grafana/dashboards:/etc/grafana/kr_ray:ro" in compose["grafana"]["volumes"] and "/etc/grafana/kr_ray" in paths
 
 
@@ -163,7 +167,9 @@ def check_ray_cluster(spec: dict[str, Any]) -> None:
         pod = group["template"]["spec"]
         check_pod(pod)
         assert pod["restartPolicy"] == "Never"
-        claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        claims = [
+            volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume
+        ]
         assert claims == ["kr-ray-shared"]
     for group in spec["workerGroupSpecs"]:
         assert group.keys() == WORKER_GROUP_KEYS
@@ -213,7 +219,9 @@ def test_ray_up_files_fit_rays_schema(path: Path) -> None:
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     [head] = [command for command in config["head_start_ray_commands"] if "ray start" in command]
     [worker] = [command for command in config["worker_start_ray_commands"] if "ray start" in command]
-    assert head.startswith("RAY_AUTH_MODE=token ray start --head") and worker.startswith("RAY_AUTH_MODE=token ray start --address=")
+    assert head.startswith("RAY_AUTH_MODE=token ray start --head") and worker.startswith(
+        "RAY_AUTH_MODE=token ray start --address="
+    )
     assert "--dashboard-host=127.0.0.1" in head and "0.0.0.0" not in path.read_text()
 
 
