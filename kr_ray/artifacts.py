@@ -195,14 +195,17 @@ class RunDirectory:
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
-    """Status of every run below `storage`; a run marked running that nobody holds the lock of was killed."""
-    runs = []
-    for path in sorted(storage.glob("*/status.json")):
-        status = read_json(path) | {"name": path.parent.name}
-        if status.get("state") == "running" and not _locked(path.parent / ".lock"):
-            status["state"] = "killed"
-        runs.append(status)
-    return runs
+    """Status of every run below `storage`."""
+    return [run_status(path.parent) | {"name": path.parent.name} for path in sorted(storage.glob("*/status.json"))]
+
+
+def run_status(run: Path, stale_s: float = 0.0) -> dict[str, Any]:
+    """status.json; a run marked running, last stamped `stale_s` ago, that nobody holds the lock of was killed."""
+    status: dict[str, Any] = read_json(run / "status.json")
+    stale = time.time() - status["updated"] >= stale_s
+    if status.get("state") == "running" and stale and not _locked(run / ".lock"):
+        status["state"] = "killed"
+    return status
 
 
 def _locked(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -120,6 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--data-root", default="data", help="where data sets are looked for")
     results = add("results", "Table 2's row of every finished run, as Markdown", _results, config=False)
     results.add_argument("--storage", default="runs")
+    watch = add("watch", "follow a run from another terminal until it ends, and end like it", _watch, config=False)
+    watch.add_argument("run", help="its name, or its folder")
+    watch.add_argument("--storage", default="runs")
+    watch.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
     _accept_score_file(commands.choices["audit"])
@@ -332,6 +337,25 @@ def _runs(parsed: argparse.Namespace) -> int:
         )  # fmt: skip
     Console().print(table)
     return 0
+
+
+def _watch(parsed: argparse.Namespace) -> int:
+    from kr_ray.watch import describe, look
+
+    folder = Path(parsed.run) if Path(parsed.run, "status.json").exists() else Path(parsed.storage, parsed.run)
+    live, shown = sys.stdout.isatty(), ""
+    while True:
+        snapshot = look(folder)
+        line = describe(snapshot)
+        if live:
+            print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        elif line != shown:
+            print(line, flush=True)
+        shown = line
+        if snapshot.exit_code is not None:
+            print(end="\n" if live else "")
+            return snapshot.exit_code
+        time.sleep(max(0.1, parsed.every))
 
 
 # --- display ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -360,6 +361,22 @@ class ClusterConfig(Section):
         return self
 
 
+class TrackingConfig(Section):
+    """Trackers beside the run's own report."""
+
+    mlflow: str = ""
+    """URI of an MLflow server, or `sqlite:////path/mlflow.db`; empty = none. Credentials belong in MLflow's environment variables."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> TrackingConfig:
+        if "@" in urlsplit(self.mlflow).netloc:
+            raise ValueError(
+                "`mlflow` must hold no user or password, for reports and logs show it, but got one; set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return self
+
+
 class Config(Section):
     """A whole run."""
 
@@ -376,6 +393,7 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     audit: AuditConfig = AuditConfig()
     cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Config:

@@ -67,6 +67,10 @@ class Pipeline:
     """
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
+        if config.tracking.mlflow:
+            from kr_ray.report.tracking import require_mlflow
+
+            require_mlflow()
         self.config, self.watcher = config, watcher
         if (encoder := config.audit.copies.encoder) and not Path(encoder).expanduser().is_file():
             raise ConfigError(f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path")
@@ -333,8 +337,11 @@ class Pipeline:
 
     def _report(self, folder: Path) -> Result:
         from kr_ray.report.collect import write_run_report
+        from kr_ray.report.tracking import log_run
 
         page = write_run_report(self.run.path, folder, self.config, self.results, self.skipped)
+        if self.config.tracking.mlflow:
+            return {"page": str(page), "mlflow_run": log_run(self.config, self.results, sorted(folder.glob("report.*")))}
         return {"page": str(page)}
 
     # --- beside the pipeline ---

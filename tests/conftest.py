@@ -42,7 +42,7 @@ def tiny_settings(**sections: Any) -> dict[str, Any]:
         "cluster": {"train": {"cpu": 1.0}},
     }
     for section, values in sections.items():
-        raw[section] = raw[section] | values if isinstance(values, dict) else values
+        raw[section] = raw.get(section, {}) | values if isinstance(values, dict) else values
     return raw
 
 

@@ -1,0 +1,88 @@
+"""A finished run in MLflow: parameters, curves, results and the report, for those who compare runs there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kr_ray.artifacts import ArtifactError
+from kr_ray.config import Config, ConfigError
+
+EXPERIMENT = "kr_ray"
+PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits for one request
+
+Point = tuple[str, float, int]
+"""Name, value, step."""
+
+
+def require_mlflow() -> None:
+    """Raises ConfigError without the package, before any work."""
+    if find_spec("mlflow") is None:
+        raise ConfigError("`tracking.mlflow` needs the package mlflow; pip install 'kr_ray[mlflow]', or remove the key")
+
+
+def log_run(config: Config, results: dict[str, Any], files: list[Path]) -> str:
+    """Log the run as a new one of MLflow's experiment `kr_ray`; returns its id.
+
+    Raises:
+        ArtifactError: MLflow refuses or does not answer. Nothing of the run itself is lost.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+    from mlflow.exceptions import MlflowException
+
+    now = int(time.time() * 1000)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    try:
+        client = MlflowClient(tracking_uri=config.tracking.mlflow)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        identifier = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+        run = client.create_run(identifier, run_name=config.name).info.run_id
+        params = [Param(key, value) for key, value in _params(config.model_dump(mode="json"))]
+        for first in range(0, len(params), PARAMS_AT_ONCE):
+            client.log_batch(run, params=params[first : first + PARAMS_AT_ONCE])
+        metrics = [Metric(name, value, now, step) for name, value, step in _points(results)]
+        for first in range(0, len(metrics), METRICS_AT_ONCE):
+            client.log_batch(run, metrics=metrics[first : first + METRICS_AT_ONCE])
+        for file in files:
+            client.log_artifact(run, str(file))
+        client.set_terminated(run)
+    except (MlflowException, OSError) as error:
+        raise ArtifactError(
+            f"the report is written, but MLflow at {config.tracking.mlflow} must take it, and said: {error}; run the same command "
+            "again when it does, or remove `tracking.mlflow`"
+        ) from error
+    return str(run)
+
+
+def _params(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _params(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _points(results: dict[str, Any]) -> Iterator[Point]:
+    """Every figure and curve of the stages; a curve's step is images seen, of checkpoints the epoch, of trials the number."""
+    for stage, result in results.items():
+        for key in ("test_accuracy", "test_loss", "wall_s"):
+            if key in result:
+                yield f"{stage}/{'test_cas' if (stage, key) == ('student', 'test_accuracy') else key}", result[key], 0
+        for row in result.get("curve", []):
+            for key, value in row.items():
+                yield f"{stage}/curve/{key}", value, int(row["images_seen"])
+    for row in results.get("checkpoints", {}).get("checkpoints", []):
+        yield "checkpoints/val_cas", row["val_cas"], row["epoch"]
+    for row in results.get("tuning", {}).get("history", []):
+        if row["val_cas"] is not None:
+            yield "tuning/val_cas", row["val_cas"], row["trial"]
+    for model in ("teacher", "student"):
+        attacked = results.get("audit", {}).get("kr", {}).get(model, {})
+        for key in ("auc", "aop"):
+            if key in attacked:
+                yield f"audit/{model}/{key}", attacked[key], 0
