@@ -82,6 +82,7 @@ def stage_results(run: Path) -> dict[str, Any]:
     return {path.parent.name: without_times(read_json(path)["result"]) for path in run.glob("*/done.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_job_submit_computes_what_kr_run_computes(head: Head, checkout: Path, tmp_path: Path) -> None:
     """As far as the sweep: Ray Train and Ray Tune have then both been at work."""

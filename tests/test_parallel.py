@@ -129,6 +129,7 @@ def cluster() -> Iterator[None]:
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
     from kr_ray.artifacts import write_json
     from kr_ray.cluster.train import train_on_cluster

@@ -38,6 +38,22 @@ OPTIONAL = ("teacher", "generator", "checkpoints", "tuning", "student", "audit",
 # --- a made-up run with the figures of BloodMNIST's line in Table 2 -----------------------------------------------------
 
 
+def fake_copies(rng: np.random.Generator) -> dict[str, Any]:
+    space = {
+        "threshold": 0.05, "near_copies": 12, "near_copy_share": 0.006, "ci_low": 0.0031, "ci_high": 0.0105, "data_copying": -1.2,
+        "memorised_share": 0.31, "memorised_share_test": 0.33, "median_generated": 0.11, "median_test": 0.12,
+        "histogram": {"edges": np.linspace(0, 0.3, 31).tolist(), **{k: rng.dirichlet(np.ones(30)).tolist() for k in ("generated", "test")}},
+    }  # fmt: skip
+    found = {
+        "n_real": 2000, "n_generated": 2000, "fid": 0.5, "kid": 0.01, "kid_sd": 0.002, "precision": 0.6, "recall": 0.7,
+        "density": 0.8, "coverage": 0.75,
+    }  # fmt: skip
+    return {
+        "images": 2000, "train": 11959, "test": 2000, "quantile": 0.01, "encoder": "teacher", "exact_copies": 0,
+        "spaces": {"pixels": space, "features": space}, "fidelity": {"generated": found, "test": found},
+    }  # fmt: skip
+
+
 def fake_report(num_classes: int = 8, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     names = CLASS_NAMES if num_classes == 8 else [f"class {index}" for index in range(num_classes)]
@@ -77,7 +93,7 @@ def fake_report(num_classes: int = 8, seed: int = 0) -> dict[str, Any]:
             "attack_models": [{"class": k, "kind": ["logistic_regression", "svc_rbf", "random_forest"][k % 3],
                                "val_auc": 0.52 + 0.01 * (k % 4)} for k in range(num_classes)],
             "shadow_models": 10, "members": 11959, "non_members": 3421,
-        }},
+        }, "copies": fake_copies(rng)},
         "stages": {
             "teacher": {"wall_s": 412.3, "skipped": False, "images_per_s": 48211.0},
             "generator": {"wall_s": 7384.0, "skipped": True, "images_per_s": 3200.0},

@@ -111,6 +111,7 @@ def test_more_runs_extend_the_audit_and_what_was_asked_for_last_is_reported(audi
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_fixed_generators_student_needs_the_generator_first(audited: tuple[str, Path]) -> None:
     config, run = audited
