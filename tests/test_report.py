@@ -31,7 +31,7 @@ CLASS_NAMES = [
     "neutrophil",
     "platelet",
 ]
-FIGURES = 11
+FIGURES = 12
 OPTIONAL = ("teacher", "generator", "checkpoints", "tuning", "student", "audit", "stages")
 
 
