@@ -133,18 +133,19 @@ def test_a_stopped_job_says_so_and_the_next_submission_goes_on(head: Head, check
     run = tmp_path / "runs" / "tiny"
     job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
     head.job("submit", "--submission-id", "stopped", "--no-wait", *job, check=True)
-    wait_for(lambda: read_progress(run / "teacher"))
+    wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0]["share"] >= 0.15)
     head.job("stop", "stopped", check=True)
     assert details(head, "stopped")["status"] == "STOPPED"
     assert read_json(run / "status.json")["state"] == "interrupted"  # it ended by itself, nobody had to kill it
     kept = [load_state(path) for path in run.rglob("state.pt")]
     rows = max((list(state["history"]) for state in kept if state), key=len)
-    assert 1 <= len(rows) < 20
+    assert 3 <= len(rows) < 20
     done = head.job("submit", *job)
     assert done.returncode == 0, done.stdout + done.stderr
     curve = read_json(run / "teacher" / "result.json")["curve"]
     assert len(curve) == 20
-    assert curve[: len(rows)] == rows  # to the second: these epochs were not trained again
+    kept_rows = rows[:-1]  # the stop may fall between the last state's file and Ray's record of it
+    assert curve[: len(kept_rows)] == kept_rows  # to the second: these epochs were not trained again
 
 
 def test_kr_submit_follows_the_job_and_ends_like_it(head: Head, checkout: Path, tmp_path: Path) -> None:

@@ -219,7 +219,10 @@ class Toy(tune.Trainable):
             self._compute()
             units = self.units.read_text().split()
         done = self.resource == self.config.get("done_at")
-        return {"resource": self.resource, "cas": float(units[self.resource - 1]), tune.result.DONE: done}
+        judged = self.config.get("judged")
+        scored = judged is None or self.resource in judged[self.config["trial"]]
+        score = {"cas": float(units[self.resource - 1])} if scored else {}
+        return {"resource": self.resource, tune.result.DONE: done} | score
 
     def _compute(self):
         config, once = self.config, self.units.with_name("failed")
@@ -287,6 +290,15 @@ def test_workers_timing_and_chance_change_nothing_and_tune_is_silent(undisturbed
     outcomes = _run(TuningConfig(trials=17), tmp_path, cpu=2, sleep_s=0.01, salt=7, done_at=9)
     assert outcomes == undisturbed[1]
     assert capfd.readouterr() == ("", "")
+
+
+def test_scores_between_the_rungs_are_not_needed(undisturbed, cluster, tmp_path):
+    brackets = hyperband_brackets(17, 9, 3)
+    judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
+    outcomes = _run(TuningConfig(trials=17), tmp_path, judged=judged)
+    assert [(o.params, o.state, o.resource) for o in outcomes] == [(o.params, o.state, o.resource) for o in undisturbed[1]]
+    for sparse, full in zip(outcomes, undisturbed[1], strict=True):
+        assert sparse.history == {k: full.history[k] for k in judged[full.number] if k <= full.resource}
 
 
 def test_hyperopt_on_tune_agrees_with_the_simulation(cluster, tmp_path):

@@ -101,6 +101,8 @@ class SynchronousHyperBand(FIFOScheduler):
         self._history.setdefault(trial.config[TRIAL], {})
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if METRIC not in result:  # between two rungs: nothing to decide
+            return TrialScheduler.CONTINUE
         number, resource = trial.config[TRIAL], result[RESOURCE]
         self._history[number][resource] = result[METRIC]
         goal = self._settle(tune_controller, number).get(number, 0)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder
 from kr_ray.config import Config, SynthesisConfig
 from kr_ray.training.resumable import Ticks
 from kr_ray.training.student import StudentSpec
 
-SWEEP_TICKS = Ticks(count=5, validate_every=5)
+SWEEP_TICKS = Ticks(count=5, validated=(5,))
 """A sweep student is judged once, at its end; the ticks in between only bound what a kill can lose."""
 
 LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
@@ -60,10 +61,12 @@ def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Conf
     synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
     spec = StudentSpec(sweep["best_epoch"], synthesis, tuning.epochs, config.seed)
     shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs))
+    brackets = hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor)
+    judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
     outcomes = run_tuning(
         TuningTrial,
         tuning,
-        {"shared": shared},
+        {"shared": shared, "judged": judged},
         config.seed,
         folder,
         config.cluster.trial.model_dump(),

@@ -45,7 +45,7 @@ class StudentWork:
             spec.epochs,
             spec.seed,
             self.recipe.model_dump(),
-            [ticks.count, ticks.validate_every],
+            [ticks.count, ticks.validated],
         )
 
     def load(self) -> State | None:
@@ -133,14 +133,18 @@ class StudentTrial(tune.Trainable):
 
 
 class TuningTrial(StudentTrial):
-    """A student whose three generation parameters come from the searcher, beside what all trials share."""
+    """A student whose three generation parameters come from the searcher, beside what all trials share.
+
+    It is judged at the rungs of its bracket (`judged`, by trial number) and nowhere else.
+    """
 
     def student_work(self, config: dict[str, Any]) -> StudentWork:
         shared: StudentWork = config["shared"]
         tuned = {key: config[key] for key in ("latent_std", "regeneration_rate", "cardinality_scale")}
         synthesis = SynthesisConfig.model_validate(shared.spec.synthesis.model_dump() | tuned)
         spec = StudentSpec(shared.spec.checkpoint_epoch, synthesis, shared.spec.epochs, shared.spec.seed)
-        return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, shared.ticks)
+        ticks = Ticks(shared.ticks.count, config["judged"][config["trial"]])
+        return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, ticks)
 
 
 def trial_folder(stage: Path, trial: int) -> Path:

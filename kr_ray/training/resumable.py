@@ -26,16 +26,21 @@ Save = Callable[[State, Row], None]
 
 @dataclass(frozen=True)
 class Ticks:
-    """Where to stop, and where to validate (only where a decision or a curve needs it: it costs 5-8 % at every epoch)."""
+    """Where to stop, and where to validate (only where a decision or a curve needs it: it costs 5-8 % at every epoch).
+
+    Attributes:
+        count: ticks of the whole schedule, of equal length.
+        validated: ticks (from 1) at whose end validation images are looked at; None: all.
+    """
 
     count: int
-    validate_every: int = 1
+    validated: tuple[int, ...] | None = None
 
     def step(self, tick: int, steps: int) -> int:
         return round(steps * (tick + 1) / self.count)
 
     def validates(self, tick: int) -> bool:
-        return (tick + 1) % self.validate_every == 0 or tick + 1 == self.count
+        return self.validated is None or tick + 1 in self.validated
 
 
 class TickedTraining:
