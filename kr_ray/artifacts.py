@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import socket
 import struct
+import tempfile
 import time
 import tokenize
 import zipfile
@@ -24,8 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import safe_open
+
+from kr_ray.locks import is_locked, lock_file
+from kr_ray.storage import RemotePath, list_files, local_copy, remove_tree, upload
 
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
     from torch import Tensor
@@ -46,7 +49,12 @@ class ArtifactError(RuntimeError):
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place if the block succeeds, else leave nothing behind."""
+    """Yield a local, temporary path; put it into place, by a rename or an upload, if the block succeeds, else leave nothing behind."""
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory(prefix="kr_ray-") as folder:
+            yield (temporary := Path(folder) / path.name)
+            upload(temporary, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,8 +65,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, allow_nan=False)
+    if isinstance(path, RemotePath):
+        path.write_bytes(text.encode())
+        return
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False))
+        temporary.write_text(text)
 
 
 def read_json(path: Path) -> Any:
@@ -84,7 +96,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ArtifactError: the file is missing or not a safetensors file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with local_copy(path) as local, safe_open(local, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no __iter__)
     except FileNotFoundError as error:
@@ -105,7 +117,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """The training state at `path`, or None. Never unpickles code."""
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+    if not path.exists():
+        return None
+    with local_copy(path) as local:
+        return torch.load(local, map_location="cpu", weights_only=True)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -123,8 +138,8 @@ def report_progress(directory: Path, unit: str, share: float, note: str = "", **
 
 def read_progress(directory: Path) -> list[dict[str, Any]]:
     """The progress of all units that have begun, the latest first."""
-    files = sorted((directory / "progress").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [read_json(path) for path in files]
+    files = [file for file in list_files(directory / "progress") if not file.path.name.startswith(".")]
+    return [read_json(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True)]
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -141,7 +156,7 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = lock_file(self.path / ".lock")
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -174,7 +189,7 @@ class RunDirectory:
         """The stage's folder: with its partial work if that belongs to the same inputs, else emptied."""
         folder, marker = self / stage, self / stage / "started.json"
         if not marker.exists() or read_json(marker)["fingerprint"] != print_of_inputs:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             write_json(marker, {"fingerprint": print_of_inputs, "spent_s": 0.0})
         return folder
 
@@ -203,16 +218,6 @@ def run_status(run: Path, stale_s: float = 0.0) -> dict[str, Any]:
     """status.json; a run marked running, last stamped `stale_s` ago, that nobody holds the lock of was killed."""
     status: dict[str, Any] = read_json(run / "status.json")
     stale = time.time() - status["updated"] >= stale_s
-    if status.get("state") == "running" and stale and not _locked(run / ".lock"):
+    if status.get("state") == "running" and stale and not is_locked(run / ".lock"):
         status["state"] = "killed"
     return status
-
-
-def _locked(path: Path) -> bool:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False

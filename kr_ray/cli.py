@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.config import Config, ConfigError, load_config
+from kr_ray.storage import LocationError, local_copy, storage_path
 
 STAGE_COMMANDS = {
     "run": ("report", "the whole pipeline, from real images to the report"),
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
         return command(parsed)
-    except ConfigError as error:
+    except (ConfigError, LocationError) as error:
         return _fail(str(error), USAGE_ERROR)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", INTERRUPTED)
@@ -196,9 +197,9 @@ def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[s
             table.add_row(arm, f"{found['test_accuracy']:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
         console.print(table)
     if stage == "report":
-        console.print(f"report: [bold]{Path(result['page']).resolve()}[/bold]", soft_wrap=True)
+        console.print(f"report: [bold]{storage_path(result['page']).resolve()}[/bold]", soft_wrap=True)
     else:
-        console.print(f"result: {(Path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+        console.print(f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
 
 
 def _accept_score_file(audit: argparse.ArgumentParser) -> None:
@@ -297,8 +298,9 @@ def _submit(parsed: argparse.Namespace) -> int:
 def _predict(parsed: argparse.Namespace) -> int:
     from kr_ray.training.export import predict_files
 
-    for path, name, probability in predict_files(Path(parsed.model), [Path(image) for image in parsed.images]):
-        print(f"{path}\t{name}\t{probability:.4f}")
+    with local_copy(storage_path(parsed.model)) as model:
+        for path, name, probability in predict_files(model, [Path(image) for image in parsed.images]):
+            print(f"{path}\t{name}\t{probability:.4f}")
     return 0
 
 
@@ -314,7 +316,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 def _results(parsed: argparse.Namespace) -> int:
     from kr_ray.report.table import results_table
 
-    print(results_table(Path(parsed.storage)))
+    print(results_table(storage_path(parsed.storage)))
     return 0
 
 
@@ -324,7 +326,7 @@ def _runs(parsed: argparse.Namespace) -> int:
 
     from kr_ray.artifacts import list_runs
 
-    runs = list_runs(Path(parsed.storage))
+    runs = list_runs(storage_path(parsed.storage))
     if not runs:
         print(f"no runs below {parsed.storage!r}")
         return 0
@@ -342,7 +344,9 @@ def _runs(parsed: argparse.Namespace) -> int:
 def _watch(parsed: argparse.Namespace) -> int:
     from kr_ray.watch import describe, look
 
-    folder = Path(parsed.run) if Path(parsed.run, "status.json").exists() else Path(parsed.storage, parsed.run)
+    folder = storage_path(parsed.run)
+    if not (folder / "status.json").exists():
+        folder = storage_path(parsed.storage) / parsed.run
     live, shown = sys.stdout.isatty(), ""
     while True:
         snapshot = look(folder)

@@ -11,11 +11,16 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kr_ray.storage import check_location
+
+Location = Annotated[str, AfterValidator(check_location)]
+"""A local path, or a URI s3://bucket/folder or gs://bucket/folder."""
 
 
 class ConfigError(ValueError):
@@ -33,9 +38,9 @@ class DataConfig(Section):
 
     name: str
     """`digits`, `cifar10`, `cifar100`, `fashionmnist`, a MedMNIST flag such as `pneumoniamnist`, `npz` or `folder`."""
-    root: str = "data"
-    """Folder searched before anything is downloaded: `medmnist/*.npz`, `fashionmnist/*.gz`, `cifar10/...`."""
-    path: str = ""
+    root: Location = "data"
+    """Folder searched before anything is downloaded: `medmnist/*.npz`, `fashionmnist/*.gz`, `cifar10/...`. Of a store it is only read."""
+    path: Location = ""
     """The user's own data: an `.npz` with MedMNIST's keys (`name: npz`) or a folder of class sub-folders (`name: folder`)."""
     image_size: int = Field(32, ge=8, le=256)
     """Images are resized once, bilinearly and antialiased, to this height and width."""
@@ -382,7 +387,8 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(0, ge=0)
-    storage: str = "runs"
+    storage: Location = "runs"
+    """Where all runs are kept, each in a folder of its name: a path that all nodes see, or a URI of an object store."""
     data: DataConfig
     classifier: ClassifierConfig = ClassifierConfig()
     teacher: TeacherConfig = TeacherConfig()

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from kr_ray.artifacts import ArtifactError, RunDirectory, atomic_write, fingerprint, read_json, read_progress
 from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
 from kr_ray.seeding import derive_seed
+from kr_ray.storage import FileEntry, RemotePath, list_files, local_copies, storage_path
 
 if TYPE_CHECKING:
     from kr_ray.training.audit_runs import AuditPlan
@@ -47,6 +48,8 @@ WORK_VERSION = 1
 """Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
 
 MIN_VALIDATION = 10
+LOCAL_LOOK_S, REMOTE_LOOK_S = 0.25, 4.0
+"""How often a stage's progress is looked at: of a store every look is a request per unit of work."""
 
 Result = dict[str, Any]
 
@@ -72,7 +75,7 @@ class Pipeline:
 
             require_mlflow()
         self.config, self.watcher = config, watcher
-        if (encoder := config.audit.copies.encoder) and not Path(encoder).expanduser().is_file():
+        if (encoder := config.audit.copies.encoder) and not storage_path(encoder).is_file():
             raise ConfigError(f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path")
         self.run = RunDirectory(_storage(config) / config.name)
         self.results: dict[str, Result] = {}
@@ -264,8 +267,8 @@ class Pipeline:
 
     def _encoder_stamp(self) -> list[list[Any]]:
         """Of a user's own encoder, so that another file under the same name is used anew."""
-        path = Path(self.config.audit.copies.encoder).expanduser()
-        return [_file_stamp(path)] if path.is_file() else []
+        encoder = self.config.audit.copies.encoder
+        return [_file_stamp(file) for file in list_files(storage_path(encoder))] if encoder else []
 
     def _equal_compute_teacher(self, folder: Path) -> Result:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
@@ -341,7 +344,8 @@ class Pipeline:
 
         page = write_run_report(self.run.path, folder, self.config, self.results, self.skipped)
         if self.config.tracking.mlflow:
-            return {"page": str(page), "mlflow_run": log_run(self.config, self.results, sorted(folder.glob("report.*")))}
+            with local_copies(sorted(folder.glob("report.*"))) as files:
+                return {"page": str(page), "mlflow_run": log_run(self.config, self.results, files)}
         return {"page": str(page)}
 
     # --- beside the pipeline ---
@@ -416,20 +420,25 @@ class Pipeline:
     def _watched(self, stage: str, folder: Path) -> Iterator[Callable[[], float]]:
         """While the block runs, keep telling status.json and the watcher how far it is; yields a clock of the stage's wall time."""
         started, before, over = time.monotonic(), self.run.spent_s(stage), threading.Event()
+        look_s = REMOTE_LOOK_S if isinstance(folder, RemotePath) else LOCAL_LOOK_S
 
         def clock() -> float:
             return before + time.monotonic() - started
 
         def watch() -> None:
             beat = 0.0
-            while not over.wait(0.25):
-                units = read_progress(folder)
+            while not over.wait(look_s):
+                try:
+                    units = read_progress(folder)
+                except OSError:  # a store that failed for a minute: whoever works on the stage will find out too
+                    continue
                 share = sum(unit["share"] for unit in units) / max(self._units(stage), len(units), 1)
                 note = units[0]["note"] if units else ""
                 self.watcher.stage_progress(stage, share, note)
                 if time.monotonic() - beat > 2:
                     beat = time.monotonic()
-                    self.run.heartbeat(stage, clock(), share, note)
+                    with suppress(OSError):
+                        self.run.heartbeat(stage, clock(), share, note)
 
         self.watcher.stage_started(stage)
         self._announce(stage, True)
@@ -462,11 +471,12 @@ class Pipeline:
 
     def connect(self) -> None:
         """Join or start Ray, once, when the first stage needs it."""
-        from kr_ray.cluster.runtime import ray_session
+        from kr_ray.cluster.runtime import check_storage_shared, ray_session
 
         if not getattr(self, "_connected", False):
             self._open.enter_context(ray_session(self.config.cluster))
             self._connected = True
+            check_storage_shared(self.run.path)
 
     def _train(self, work: Any, folder: Path) -> None:
         from kr_ray.cluster.train import train_on_cluster
@@ -481,14 +491,14 @@ def _storage(config: Config) -> Path:
     Raises:
         ConfigError: a relative path on a cluster, where it would be a temporary folder of one node.
     """
-    storage = Path(config.storage).expanduser()
+    storage = storage_path(config.storage)
     joins = config.cluster.address not in ("local", "auto-or-local") or (
         config.cluster.address == "auto-or-local" and os.environ.get("RAY_ADDRESS", "local") != "local"
     )
     if joins and not storage.is_absolute():
         raise ConfigError(
             f"`storage` must be an absolute path on a file system that all nodes share, but got {config.storage!r} while joining a "
-            "Ray cluster; use --set storage=/shared/runs"
+            "Ray cluster; use --set storage=/shared/runs or --set storage=s3://bucket/runs"
         )
     return storage.resolve()
 
@@ -497,10 +507,8 @@ def _source_stamp(data: DataConfig) -> list[list[Any]]:
     """Names, sizes and times of the user's own files, so that an edited data set is read again."""
     if not data.path:
         return []
-    root = Path(data.path).expanduser()
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    return [_file_stamp(path) for path in files]
+    return [_file_stamp(file) for file in list_files(storage_path(data.path))]
 
 
-def _file_stamp(path: Path) -> list[Any]:
-    return [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+def _file_stamp(file: FileEntry) -> list[Any]:
+    return [str(file.path), file.size, file.mtime_ns]

@@ -6,11 +6,14 @@ that a training reports anyway; nothing reads them back.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from ray.util.metrics import Counter, Gauge
 from tensorboardX import SummaryWriter
+
+from kr_ray.storage import RemotePath, remove_tree, upload
 
 TAGS = ("run", "stage", "trial")
 
@@ -39,7 +42,7 @@ class Publisher:
     """Publishes the rows of one training.
 
     Args:
-        folder: of the stage, `<storage>/<run>/<stage>`; curves are appended in `tensorboard/` below it.
+        folder: of the stage, `<storage>/<run>/<stage>`; curves are appended in `tensorboard/` below it (of a store: uploaded at every report).
         trial: name of the student where a stage trains several.
         done: the last row before this process took over, if there is one.
     """
@@ -49,7 +52,10 @@ class Publisher:
         self._gauges = {name: Gauge(name, text, TAGS).set_default_tags(tags) for name, (_, text) in GAUGES.items()}
         self._counters = {name: Counter(name, text, TAGS).set_default_tags(tags) for name, (_, text) in COUNTERS.items()}
         self._totals = {key: float((done or {}).get(key, 0.0)) for key, _ in COUNTERS.values()}
-        self._writer = SummaryWriter(str(folder / "tensorboard" / trial), write_to_disk=True)
+        curves = folder / "tensorboard" / trial
+        self._uploads_to = curves if isinstance(curves, RemotePath) else None
+        self._folder = Path(tempfile.mkdtemp(prefix="kr_ray-curves-")) if self._uploads_to else curves
+        self._writer = SummaryWriter(str(self._folder), write_to_disk=True)
 
     def publish(self, row: Mapping[str, float]) -> None:
         """Publish one report: every number of `row` as a curve over the images seen, and those with a metric as such."""
@@ -64,9 +70,14 @@ class Publisher:
         for key, value in row.items():
             self._writer.add_scalar(key, value, global_step=int(row["images_seen"]))
         self._writer.flush()
+        if self._uploads_to:
+            for file in self._folder.iterdir():
+                upload(file, self._uploads_to / file.name)
 
     def close(self) -> None:
         self._writer.close()
+        if self._uploads_to:
+            remove_tree(self._folder)
 
 
 def announce_stage(run: str, stage: str, running: bool) -> None:

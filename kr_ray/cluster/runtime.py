@@ -8,10 +8,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kr_ray.artifacts import atomic_write
 from kr_ray.config import ClusterConfig, ConfigError
+from kr_ray.storage import RemotePath
 
 WORKER_ENVIRONMENT = {
     # Two spinning OpenMP threads on shared cores cost 2x the wall time of one; waiting passively they gain a third.
@@ -26,6 +31,10 @@ WORKER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
+
+STORAGE_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Of the driver's environment, passed on to the workers of a cluster it joins: where the store is. Credentials are each node's own, for
+whatever a job passes on can be read in its metadata."""
 
 LOCAL_ENVIRONMENT = {
     # Nobody announces the end of one's own machine: one process less to start per training.
@@ -51,7 +60,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,
-        runtime_env=None if address == "local" else {"env_vars": WORKER_ENVIRONMENT},
+        runtime_env=None if address == "local" else {"env_vars": WORKER_ENVIRONMENT | _storage_environment()},
         # Little goes through a laptop's object store: workers read images from the run's storage.
         object_store_memory=256 * 2**20 if address == "local" else None,
     )
@@ -63,6 +72,56 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _storage_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in STORAGE_VARIABLES if name in os.environ}
+
+
+def ray_storage(folder: Path) -> dict[str, Any]:
+    """Where Tune and Train keep their own files, as arguments of a RunConfig."""
+    if isinstance(folder, RemotePath):
+        return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
+    return {"storage_path": str(folder.resolve())}
+
+
+def check_storage_shared(run: Path) -> None:
+    """Make sure that every node of the cluster sees the run's folder.
+
+    Raises:
+        ConfigError: some do not; with their addresses.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    marker = run / ".seen_by_all_nodes"
+    with atomic_write(marker) as temporary:
+        temporary.write_text("")
+    try:
+        look = ray.remote(num_cpus=0, max_retries=3)(_look_for)
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        answers = ray.get([look.options(scheduling_strategy=node).remote(marker) for node in there])
+    finally:
+        marker.unlink(missing_ok=True)
+    blind = {node["NodeManagerAddress"]: answer for node, answer in zip(nodes, answers, strict=True) if answer}
+    if blind:
+        said = ", ".join(f"{address} ({answer})" for address, answer in blind.items())
+        remedy = (
+            "give those nodes credentials and a way to the store"
+            if isinstance(run, RemotePath)
+            else "use --set storage=/a/folder/on/a/shared/file/system or --set storage=s3://bucket/runs"
+        )
+        raise ConfigError(
+            f"`storage` must be seen by all {len(nodes)} nodes of the cluster, but {run} is not by {said}; {remedy}"
+        )
+
+
+def _look_for(marker: Path) -> str:
+    """What keeps this node from seeing the marker; empty if nothing does."""
+    try:
+        return "" if marker.exists() else "not there"
+    except OSError as error:
+        return str(error).splitlines()[0]
 
 
 def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:

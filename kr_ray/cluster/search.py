@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +31,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from kr_ray.artifacts import report_progress
 from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
+from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import TuningConfig
+from kr_ray.storage import local_output, remove_tree
 
 STUDY_NAME = "tuning"
 """`optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(study_path))))` opens the study."""
@@ -156,8 +157,10 @@ class BracketBarrier(Searcher):
         self._inner.on_trial_complete(trial_id, result, error=outcome.state == "error")
 
 
-def build_search(config: TuningConfig, seed: int, study_path: Path, brackets_in_flight: int = 1) -> BracketBarrier:
-    """The searcher of a tuning stage.
+def build_search(
+    config: TuningConfig, seed: int, study_path: Path, brackets_in_flight: int = 1, stage_dir: Path | None = None
+) -> BracketBarrier:
+    """The searcher of a tuning stage, whose folder is `stage_dir` (by default that of the study).
 
     `optuna` (TPE) and `random` keep an Optuna study with all parameters, intermediate values and states in the journal file
     `study_path`, which is started anew. `hyperopt` keeps none, and takes the last score of a pruned trial for its result:
@@ -174,7 +177,8 @@ def build_search(config: TuningConfig, seed: int, study_path: Path, brackets_in_
     else:
         inner = _optuna_search(config, seed % 2**32, study_path)
     brackets = hyperband_brackets(config.trials, config.rungs, config.reduction_factor)
-    return BracketBarrier(inner, brackets, brackets_in_flight, lambda outcome: _report_pruned(study_path.parent, outcome))
+    stage = stage_dir or study_path.parent
+    return BracketBarrier(inner, brackets, brackets_in_flight, lambda outcome: _report_pruned(stage, outcome))
 
 
 def _report_pruned(stage: Path, outcome: TrialOutcome) -> None:
@@ -253,8 +257,9 @@ def run_tuning(
     """
     stage_dir = stage_dir.resolve()
     for replays_left in reversed(range(max_retries + 1)):
-        search = build_search(config, seed, stage_dir / "study.journal", brackets_in_flight)
-        errors = _fit(tune.with_resources(trainable, resources), config, constants, search, stage_dir, max_retries)
+        with local_output(stage_dir / "study.journal") as journal:
+            search = build_search(config, seed, journal, brackets_in_flight, stage_dir)
+            errors = _fit(tune.with_resources(trainable, resources), config, constants, search, stage_dir, max_retries)
         if not errors:
             if len(search.outcomes) < config.trials or any(o.state not in ("complete", "pruned") for o in search.outcomes):
                 raise KeyboardInterrupt  # Tune catches Ctrl-C and returns as if all were well
@@ -270,7 +275,7 @@ def _fit(
     trainable: Any, config: TuningConfig, constants: dict[str, Any], search: BracketBarrier, stage_dir: Path, max_retries: int
 ) -> dict[int, Exception]:
     """Run a fresh Tune experiment; return what failed by trial number, -1 for Tune itself."""
-    shutil.rmtree(stage_dir / "tune", ignore_errors=True)
+    remove_tree(stage_dir / "tune")
     tuner = tune.Tuner(
         trainable,
         param_space=constants,
@@ -282,7 +287,7 @@ def _fit(
             trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]:04d}",
         ),
         run_config=tune.RunConfig(
-            storage_path=str(stage_dir), name="tune", verbose=0, failure_config=tune.FailureConfig(max_retries)
+            **ray_storage(stage_dir), name="tune", verbose=0, failure_config=tune.FailureConfig(max_retries)
         ),
     )
     try:

@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from kr_ray.artifacts import load_state, report_progress, save_state
 from kr_ray.cluster.metrics import Publisher
+from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import Resources
 from kr_ray.parallel import worker_rank
 from kr_ray.training.resumable import Row, Save, State
@@ -55,7 +56,7 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
         ),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(folder.resolve()),
+            **ray_storage(folder),
             failure_config=FailureConfig(max_failures=max_retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),

@@ -17,6 +17,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from kr_ray.artifacts import fingerprint, load_state, report_progress, save_state
 from kr_ray.cluster.metrics import Publisher
+from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
@@ -165,7 +166,7 @@ def train_students(works: Sequence[StudentWork], stage: Path, resources: Resourc
             tune_config=TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
             run_config=RunConfig(
                 name="ray_tune",
-                storage_path=str(stage.resolve()),
+                **ray_storage(stage),
                 verbose=0,
                 failure_config=FailureConfig(max_failures=max_retries),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),

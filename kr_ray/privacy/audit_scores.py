@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kr_ray.artifacts import atomic_write
+from kr_ray.storage import storage_path
 
 FloatArray = NDArray[np.float64]
 LogitArray = NDArray[np.float32]
@@ -32,7 +33,7 @@ class _Arrays:
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz, atomically."""
-        with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
+        with atomic_write(storage_path(path)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **vars(self))
 
     @classmethod
@@ -44,7 +45,7 @@ class _Arrays:
             OSError, ValueError, zipfile.BadZipFile: not a (complete) npz file.
         """
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # every subclass is a dataclass
-        with np.load(path, allow_pickle=False) as file:
+        with storage_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if missing := [name for name in names if name not in file.files]:
                 raise ScoreError(
                     f"`{path}` must hold {', '.join(names)}, but lacks {', '.join(missing)}; save them with numpy.savez"

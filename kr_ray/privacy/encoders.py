@@ -13,6 +13,7 @@ from kr_ray.config import CopiesConfig
 from kr_ray.data.augment import to_float
 from kr_ray.data.checks import DataError
 from kr_ray.models.resnet import ResNet14
+from kr_ray.storage import local_copy, storage_path
 
 Encoder = Callable[[Tensor], Tensor]
 """uint8 [N, C, H, W] -> float32 [N, D], on the images' device."""
@@ -41,10 +42,11 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
     Raises:
         DataError: the file is missing, of another kind, or cannot be read or run.
     """
-    path = Path(config.encoder).expanduser()
+    path = storage_path(config.encoder)
     if not path.is_file():
         raise DataError(f"`audit.copies.encoder` must name a file, but {config.encoder!r} does not exist; correct the path")
-    run = _onnx(path) if path.suffix == ".onnx" else _torchscript(path, device)
+    with local_copy(path) as local:
+        run = _onnx(local) if path.suffix == ".onnx" else _torchscript(local, device)
 
     def encode(images: Tensor) -> Tensor:
         try:

@@ -24,6 +24,7 @@ from sklearn.svm import SVC
 
 from kr_ray.artifacts import atomic_write
 from kr_ray.privacy.metrics import CHANCE_AUC, RocCurve, accuracy_over_privacy, auc, roc_curve
+from kr_ray.storage import storage_path
 
 FloatArray = NDArray[np.float64]
 LogitArray = NDArray[np.float32]
@@ -111,13 +112,13 @@ class ShadowScores:
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz, atomically."""
-        with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
+        with atomic_write(storage_path(path)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, shadow=np.int64(self.shadow), logits=self.logits, labels=self.labels, member=self.member)
 
     @staticmethod
     def load(path: str | Path) -> ShadowScores:
         """Read what `save` wrote; nothing is unpickled."""
-        with np.load(path, allow_pickle=False) as file:
+        with storage_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return ShadowScores(int(file["shadow"]), file["logits"], file["labels"], file["member"])
 
 

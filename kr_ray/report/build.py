@@ -45,7 +45,6 @@ def write_report(report: Mapping[str, Any], figures_input: ReportData, out_dir: 
     """
     checked = validate_report(report)
     page = render_page(checked, figures_input)
-    out_dir = Path(out_dir)
     write_json(out_dir / "report.json", checked.model_dump(mode="json", by_alias=True))
     path = out_dir / "report.html"
     with atomic_write(path) as temporary:

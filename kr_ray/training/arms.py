@@ -8,7 +8,6 @@ its own splits, in which the stages of the pipeline run unchanged. Another train
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,7 +130,7 @@ def _student_only(run: ArmRun) -> nn.Module:
 
     def work(folder: Path, state: State | None, save: Save) -> None:
         with atomic_write(run.directory / str(checkpoint)) as temporary:
-            shutil.copyfile(run.audited / checkpoint, temporary)
+            temporary.write_bytes((run.audited / checkpoint).read_bytes())
 
     inputs = _student_only_inputs(run)
     run.stage("generator", inputs, work)  # in the place of the kr arm's, which is done with

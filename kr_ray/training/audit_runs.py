@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,8 +20,10 @@ from kr_ray.data.images import Splits
 from kr_ray.data.pools import stratified_index
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
 from kr_ray.devices import pick_device
+from kr_ray.locks import lock_file
 from kr_ray.privacy.canaries import AuditDesign
 from kr_ray.seeding import derive_seed
+from kr_ray.storage import remove_tree
 from kr_ray.training.arms import ARMS, ArmRun, Tell
 from kr_ray.training.classifier import Schedule, accuracy, predict_logits
 from kr_ray.training.student import StudentSpec
@@ -83,7 +83,7 @@ class RunScores:
         """The scores at `path` if they were made of the inputs that `stamp` names, else None."""
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["stamp"]) != stamp:
                 return None
             return cls(file["samples"], file["reference"], float(file["test_accuracy"]), float(file["seconds"]))
@@ -139,7 +139,7 @@ class AuditPlan:
         """
         splits, arms = load_stored_splits(self.run / SPLITS_FILE), self.config.audit.arms
         # A worker whose driver was killed lives on for a moment: the next one waits until it has let go.
-        with FileLock(self.folder / "runs" / f"{number}.lock", timeout=120):
+        with lock_file(self.folder / "runs" / f"{number}.lock", timeout=120):
             missing = self.missing(number)
             save_splits(self.folder / "runs" / str(number) / SPLITS_FILE, self.design.splits_of_run(splits, number))
             for arm in missing:
@@ -156,7 +156,7 @@ class AuditPlan:
         kept = {self.scores_file(number, arm).name for arm in ARMS}
         for path in (self.folder / "runs" / str(number)).iterdir():
             if path.name == SPLITS_FILE.parts[0] or (path.name not in kept and not self.config.audit.keep_models):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove_tree(path) if path.is_dir() else path.unlink()
 
     def _ask(self, model: nn.Module, splits: Splits) -> RunScores:
         """All that an attacker asks: audit samples with their queries, reference and test images."""
