@@ -83,8 +83,7 @@ class RemotePath(PosixPath):
     """
 
     def __str__(self) -> str:
-        scheme, *keys = self.parts
-        return f"{scheme}//{'/'.join(keys)}"
+        return "//".join((self.parts[0], self.key)) if self.is_absolute() else "/".join(self.parts) or "."
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -165,7 +164,8 @@ class RemotePath(PosixPath):
         return self
 
     def is_absolute(self) -> bool:
-        return True
+        """Whether it starts with the store: what `relative_to` returns does not."""
+        return any(self.parts[:1] == (f"{scheme}:",) for scheme in REMOTE_SCHEMES)
 
 
 # --- files and folders of either kind --------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def local_copy(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="kr_ray-") as folder:
         copy = Path(folder) / path.name
-        _transfer(path, copy)
+        download(path, copy)
         yield copy
 
 
@@ -247,16 +247,18 @@ def upload(file: Path, path: RemotePath) -> None:
     pyarrow.fs.copy_files(str(file), path.key, pyarrow.fs.LocalFileSystem(), path.filesystem)
 
 
-def _transfer(path: RemotePath, copy: Path) -> None:
+def download(path: RemotePath, copy: Path) -> None:
+    """Copy an object, or a folder with all that is in it, many objects at a time.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
     import pyarrow.fs
 
-    info = path._info()
-    if not info.type:
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
-    if info.is_file:
-        pyarrow.fs.copy_files(path.key, str(copy), path.filesystem, pyarrow.fs.LocalFileSystem())
-        return
-    copy.mkdir()
+    folder = copy if path.is_dir() else copy.parent
+    folder.mkdir(parents=True, exist_ok=True)
     pyarrow.fs.copy_files(path.key, str(copy), path.filesystem, pyarrow.fs.LocalFileSystem())
 
 

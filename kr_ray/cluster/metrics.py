@@ -13,7 +13,7 @@ from pathlib import Path
 from ray.util.metrics import Counter, Gauge
 from tensorboardX import SummaryWriter
 
-from kr_ray.storage import RemotePath, remove_tree, upload
+from kr_ray.storage import RemotePath, upload
 
 TAGS = ("run", "stage", "trial")
 
@@ -54,7 +54,8 @@ class Publisher:
         self._totals = {key: float((done or {}).get(key, 0.0)) for key, _ in COUNTERS.values()}
         curves = folder / "tensorboard" / trial
         self._uploads_to = curves if isinstance(curves, RemotePath) else None
-        self._folder = Path(tempfile.mkdtemp(prefix="kr_ray-curves-")) if self._uploads_to else curves
+        self._temporary = tempfile.TemporaryDirectory(prefix="kr_ray-curves-") if self._uploads_to else None
+        self._folder = Path(self._temporary.name) if self._temporary else curves
         self._writer = SummaryWriter(str(self._folder), write_to_disk=True)
 
     def publish(self, row: Mapping[str, float]) -> None:
@@ -76,8 +77,8 @@ class Publisher:
 
     def close(self) -> None:
         self._writer.close()
-        if self._uploads_to:
-            remove_tree(self._folder)
+        if self._temporary:
+            self._temporary.cleanup()
 
 
 def announce_stage(run: str, stage: str, running: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,8 +11,10 @@ from torch import Tensor
 from kr_ray.config import DataConfig
 from kr_ray.data import public_sets, user_data
 from kr_ray.data.checks import DataError, check_classes
+from kr_ray.data.fetch import local_data
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.pools import Pool, PoolSet, stratified_index
+from kr_ray.storage import storage_path
 
 __all__ = ["DataError", "duplicate_indices", "known_names", "load_splits"]
 
@@ -37,6 +38,11 @@ def load_splits(config: DataConfig, min_images: int = 2) -> Splits:
     Raises:
         DataError: the set is unknown, absent, damaged or unfit; the message says which rule it breaks and what to do.
     """
+    with local_data(config, public_sets.places) as local:
+        return _load_local(local, min_images)
+
+
+def _load_local(config: DataConfig, min_images: int) -> Splits:
     pools = _open(config)
     for pool, training in ((pools.train, True), (pools.validation, False), (pools.test, False)):
         if pool is not None:
@@ -62,7 +68,7 @@ def known_names() -> tuple[str, ...]:
 
 
 def _open(config: DataConfig) -> PoolSet:
-    root, path = Path(config.root).expanduser(), Path(config.path).expanduser()
+    root, path = storage_path(config.root), storage_path(config.path)
     if config.name == "npz":
         return user_data.npz_pools(path)
     if config.name == "folder":

@@ -47,6 +47,18 @@ def is_other_medmnist(flag: str) -> bool:
     return flag in medmnist.INFO and flag not in medmnist_names()
 
 
+def places(name: str) -> tuple[str, ...]:
+    """Where below `data.root` a public set may lie, as the functions below look for it; nothing for other names."""
+    if name == "fashionmnist":
+        return "fashionmnist", "FashionMNIST/raw"
+    if name in CIFAR_CLASSES:
+        import torchvision.datasets
+
+        folder = getattr(torchvision.datasets, CIFAR_CLASSES[name]).base_folder
+        return folder, f"{name}/{folder}"
+    return (f"medmnist/{name}.npz",) if name in medmnist_names() else ()
+
+
 def medmnist_pools(flag: str, root: Path, *, download: bool) -> PoolSet:
     """A MedMNIST set at 28 px with its official splits, from `<root>/medmnist/<flag>.npz`.
 
