@@ -22,13 +22,12 @@ class Store:
         from moto.server import DomainDispatcherApplication, create_backend_app
 
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self.failures = self.requests = 0
+        self.failures, self.status = 0, "503 Service Unavailable"
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.requests += 1
         if self.failures > 0:
             self.failures -= 1
-            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            start_response(self.status, [("Content-Length", "0")])
             return [b""]
         return self._moto(environ, start_response)
 
