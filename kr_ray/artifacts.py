@@ -163,6 +163,13 @@ class RunDirectory:
             raise ArtifactError(
                 f"{self.path} is in use by another process; wait for it, or give this run another `name`"
             ) from error
+        except OSError as error:
+            if not isinstance(self.path, RemotePath):
+                raise
+            raise ArtifactError(
+                f"`storage` must be a bucket that can be read and written, but got {self.path}: {error}; create the bucket, correct the "
+                "location, or give credentials by the environment"
+            ) from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -2,7 +2,7 @@
 
 On a file system a lock belongs to its process and goes with it. An object store has none: there the holder writes a beat into an object
 every few seconds, and whoever finds one waits to see whether it still beats. No two clocks are compared. A killed holder's lock is free
-after `LEASE_S`. Two processes that start within the same moment are told apart by who wrote last, which `SETTLE_S` gives them time to see.
+after `LEASE_S`. Two processes that start within the same moment are told apart by who wrote last, which `SETTLE_S` gives them time to see; who finds the lock another's at a later beat is interrupted.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def lock_file(path: Path, timeout: float = 0.0) -> FileLock | RemoteLock:
 def is_locked(path: Path) -> bool:
     """Whether somebody holds the lock. Of a remote one: whether it has beaten lately, by the store's clock and this machine's."""
     if isinstance(path, RemotePath):
-        return any(time.time() - file.mtime_ns / 1e9 < LEASE_S for file in list_files(path))
+        whole_second = 1.0  # in which stores tell the time
+        return any(time.time() - file.mtime_ns / 1e9 < LEASE_S + whole_second for file in list_files(path))
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -12,6 +12,7 @@ import pytest
 from kr_ray import storage
 
 BUCKET = "bucket"
+UNAVAILABLE = "503 Service Unavailable"
 SECRET = "a-secret-that-must-not-travel"
 
 
@@ -22,7 +23,7 @@ class Store:
         from moto.server import DomainDispatcherApplication, create_backend_app
 
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self.failures, self.status = 0, "503 Service Unavailable"
+        self.failures, self.status = 0, UNAVAILABLE
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if self.failures > 0:

@@ -16,7 +16,7 @@ import torch
 from conftest import tiny_config
 from filelock import Timeout
 from PIL import Image
-from store import BUCKET, SECRET, Store, running_store
+from store import BUCKET, SECRET, UNAVAILABLE, Store, running_store
 
 from kr_ray import locks
 from kr_ray.artifacts import (
@@ -236,6 +236,15 @@ def test_credentials_do_not_travel(store: Store, remote: RemotePath) -> None:
     assert SECRET.encode() not in pickle.dumps(remote.filesystem) + pickle.dumps(remote)
 
 
+@pytest.mark.parametrize(("refusals", "said"), [(1, "ACCESS_DENIED"), (0, "NO_SUCH_BUCKET")])
+def test_a_store_that_refuses_is_named_with_the_remedy(store: Store, refusals: int, said: str) -> None:
+    run = RemotePath("s3://nobody-s/run")
+    store.failures, store.status = refusals, "403 Forbidden"
+    with pytest.raises(ArtifactError, match=f"`storage` must be a bucket.*{run}.*{said}.*credentials"), RunDirectory(run):
+        pass
+    store.status = UNAVAILABLE
+
+
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +268,10 @@ def test_the_lock_of_a_killed_holder_is_taken_over(remote: RemotePath, quick_loc
     assert not (remote / ".lock").exists()
 
 
-def test_of_many_at_the_same_moment_one_gets_the_lock(remote: RemotePath, quick_locks: None) -> None:
+def test_of_many_at_the_same_moment_one_gets_the_lock(
+    remote: RemotePath, quick_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SETTLE_S", 2.0)  # on a busy machine a request can take long
     contenders, taken = [RemoteLock(remote / ".lock") for _ in range(4)], []
 
     def contend(lock: RemoteLock) -> None:
