@@ -2,7 +2,8 @@
 
 On a file system a lock belongs to its process and goes with it. An object store has none: there the holder writes a beat into an object
 every few seconds, and whoever finds one waits to see whether it still beats. No two clocks are compared. A killed holder's lock is free
-after `LEASE_S`. Two processes that start within the same moment are told apart by who wrote last, which `SETTLE_S` gives them time to see; who finds the lock another's at a later beat is interrupted.
+after `LEASE_S`. Two processes that start within the same moment are told apart by who wrote last, which `SETTLE_S` gives them time to
+see; who finds at a later beat that the lock is another's is interrupted.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a command on local files must not wait for Arrow
     from pyarrow.fs import FileInfo, FileSystem
 
 REMOTE_SCHEMES = ("s3", "gs")
+READ_ATTEMPTS = 10
 GS_RETRY_LIMIT = datetime.timedelta(minutes=1)
 """For so long a failing store is asked again; S3's requests have a number of attempts, which take about as long."""
 
@@ -139,8 +140,29 @@ class RemotePath(PosixPath):
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
-        with self.filesystem.open_input_file(self.key) as file:
-            return bytes(file.read())
+        """The object as one writer left it: Arrow first asks for the size, and a longer or no object may be there when it reads.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError: the store cannot be read, or the object kept growing.
+        """
+        for _ in range(READ_ATTEMPTS):
+            try:
+                with self.filesystem.open_input_file(self.key) as file:
+                    data = bytes(file.read())
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if self.exists():
+                    raise
+                raise FileNotFoundError(f"{self} was removed while it was read") from error
+            if self._info().size == len(data):
+                return data
+        if not self.exists():
+            raise FileNotFoundError(f"{self} was removed while it was read")
+        raise OSError(
+            f"{self} must hold still to be read, but was written {READ_ATTEMPTS} times meanwhile; run the same command again"
+        )
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:  # type: ignore[override]
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")

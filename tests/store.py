@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,16 @@ class Store:
 
         self._moto = DomainDispatcherApplication(create_backend_app)
         self.failures, self.status = 0, UNAVAILABLE
+        self.before_next_get: Callable[[], Any] | None = None
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if self.failures > 0:
             self.failures -= 1
             start_response(self.status, [("Content-Length", "0")])
             return [b""]
+        if self.before_next_get and environ["REQUEST_METHOD"] == "GET":
+            act, self.before_next_get = self.before_next_get, None
+            act()
         return self._moto(environ, start_response)
 
 

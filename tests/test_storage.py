@@ -210,6 +210,19 @@ def test_progress_is_read_latest_first(remote: RemotePath) -> None:
     assert read_progress(remote / "not begun") == []
 
 
+def test_an_object_that_another_writes_meanwhile_is_read_whole_or_not_at_all(store: Store, remote: RemotePath) -> None:
+    path = remote / "status.json"
+    write_json(path, "short")
+    store.before_next_get = lambda: write_json(path, "a longer one")
+    assert read_json(path) == "a longer one"
+    store.before_next_get = lambda: write_json(path, "")
+    assert read_json(path) == ""
+    store.before_next_get = path.unlink
+    with pytest.raises(FileNotFoundError):
+        path.read_bytes()
+    assert store.before_next_get is None
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -236,13 +249,13 @@ def test_credentials_do_not_travel(store: Store, remote: RemotePath) -> None:
     assert SECRET.encode() not in pickle.dumps(remote.filesystem) + pickle.dumps(remote)
 
 
-@pytest.mark.parametrize(("refusals", "said"), [(1, "ACCESS_DENIED"), (0, "NO_SUCH_BUCKET")])
+@pytest.mark.parametrize(("refusals", "said"), [(100, "ACCESS_DENIED"), (0, "NO_SUCH_BUCKET")])
 def test_a_store_that_refuses_is_named_with_the_remedy(store: Store, refusals: int, said: str) -> None:
     run = RemotePath("s3://nobody-s/run")
     store.failures, store.status = refusals, "403 Forbidden"
     with pytest.raises(ArtifactError, match=f"`storage` must be a bucket.*{run}.*{said}.*credentials"), RunDirectory(run):
         pass
-    store.status = UNAVAILABLE
+    store.failures, store.status = 0, UNAVAILABLE
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
@@ -288,6 +301,17 @@ def test_of_many_at_the_same_moment_one_gets_the_lock(
         thread.join()
     assert len(taken) == 1
     taken[0].release()
+
+
+def test_who_lost_the_lock_while_suspended_is_interrupted(
+    remote: RemotePath, quick_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = threading.Event()
+    monkeypatch.setattr(locks._thread, "interrupt_main", interrupted.set)
+    with RemoteLock(remote / ".lock"):
+        write_json(remote / ".lock", {"owner": "another", "beats": 1})
+        assert interrupted.wait(30)
+    assert read_json(remote / ".lock")["owner"] == "another"
 
 
 def test_who_waits_gets_the_lock_when_it_is_released(remote: RemotePath, quick_locks: None) -> None:
