@@ -10,7 +10,7 @@ run: .venv/ready
 	$(BIN)/kr run $(CONFIG)
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check
