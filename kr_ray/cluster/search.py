@@ -9,9 +9,7 @@ number.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from kr_ray.artifacts import report_progress
 from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
+from kr_ray.cluster.quiet import quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import TuningConfig
 from kr_ray.storage import local_output, remove_tree
@@ -291,7 +290,7 @@ def _fit(
         ),
     )
     try:
-        with _quiet_tune(config.trials):
+        with quiet_tune(config.trials):
             # Trials without any report have no `result.config`.
             return {int(Path(result.path).name): result.error for result in tuner.fit() if result.error}
     except (TuneError, RayError) as error:
@@ -312,33 +311,3 @@ def _tuning_error(errors: dict[int, Exception], outcomes: list[TrialOutcome], ma
     )
     error.__cause__ = cause
     return error
-
-
-@contextmanager
-def _quiet_tune(trials: int) -> Iterator[None]:
-    """Tune's settings that exist only as environment variables, and silence on what we report or replace ourselves."""
-    settings = {
-        "TUNE_MAX_PENDING_TRIALS_PG": str(trials),  # else a searcher of one's own is asked for one trial at a time
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard file per trial
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the one that matters is raised
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # trials are judged at rungs only
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in workers
-    }
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    # The first reports failed trials and how to restore a run, the second that the files disabled above are missing.
-    loggers = [logging.getLogger(f"ray.tune.{name}") for name in ("tune", "analysis.experiment_analysis")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value

@@ -17,6 +17,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from kr_ray.artifacts import fingerprint, load_state, report_progress, save_state
 from kr_ray.cluster.metrics import Publisher
+from kr_ray.cluster.quiet import quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
 from kr_ray.synthesis.stream import CollapsedGenerator
@@ -160,7 +161,7 @@ def train_students(works: Sequence[StudentWork], stage: Path, resources: Resourc
     """
     missing = [work for work in works if work.val_cas() is None]
     if missing:
-        results = Tuner(
+        tuner = Tuner(
             tune.with_resources(StudentTrial, resources.model_dump()),
             param_space={"work": tune.grid_search(missing)},
             tune_config=TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
@@ -171,9 +172,15 @@ def train_students(works: Sequence[StudentWork], stage: Path, resources: Resourc
                 failure_config=FailureConfig(max_failures=max_retries),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
-        ).fit()
-        if results.errors:
-            raise RuntimeError(f"{len(results.errors)} of {len(missing)} students failed: {results.errors[0]}")
+        )
+        with quiet_tune(len(missing)):
+            errors = tuner.fit().errors
+        if errors:
+            cause = str(errors[0]).strip().splitlines()[-1]
+            raise RuntimeError(
+                f"every student must end without error, but {len(errors)} of {len(missing)} failed with max_retries={max_retries}: "
+                f"{cause}; remove the cause and run the same command again: what was computed is kept"
+            )
     found = [work.val_cas() for work in works]
     if None in found:  # Tune returns normally when it is interrupted
         raise KeyboardInterrupt
