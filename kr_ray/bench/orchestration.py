@@ -41,8 +41,9 @@ STUDENTS_PER_WORKER = 2
 def make_run(run: Path, sizes: Sizes) -> None:
     """The files that students read: splits, a teacher, one checkpoint; of random images and untrained networks."""
     cpu = torch.device("cpu")
-    train, held_out = (random_images(count, sizes.image_size, cpu) for count in (sizes.sweep_images, sizes.sweep_images // 4))
-    save_splits(run / SPLITS_FILE, Splits("bench", tuple(str(k) for k in range(NUM_CLASSES)), train, held_out, held_out))
+    counts = (sizes.sweep_images, sizes.sweep_images // 4, sizes.sweep_images // 4)
+    train, validation, test = (random_images(count, sizes.image_size, cpu) for count in counts)
+    save_splits(run / SPLITS_FILE, Splits("bench", tuple(str(k) for k in range(NUM_CLASSES)), train, validation, test))
     save_classifier(run / "teacher" / "weights.safetensors", new_classifier(NUM_CLASSES, CHANNELS, student_recipe(sizes), 0))
     config = gan_config(sizes)
     weights = Generator(config, NUM_CLASSES, CHANNELS).folded_weights()

@@ -75,6 +75,6 @@ class PlainClassifierSteps:
 
 @torch.no_grad()
 def average_in_a_loop(average: dict[str, Tensor], values: dict[str, Tensor], decay: float) -> None:
-    """Exponential moving average, tensor by tensor."""
+    """Exponential moving average, tensor by tensor and out of place, as BigGAN's public training code writes it."""
     for name, tensor in average.items():
-        tensor.mul_(decay).add_(values[name], alpha=1 - decay)
+        tensor.copy_(tensor * decay + values[name] * (1 - decay))

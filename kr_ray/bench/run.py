@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kr_ray.bench import attacks, generation, orchestration, training
+from kr_ray.bench import attacks, captured, generation, orchestration, training
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, device_rates
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import CPU, GPU, Sizes
@@ -32,6 +32,7 @@ class Suite:
     name: str
     run: Callable[[Bench], Found]
     needs_ray: bool = False
+    needs_gpu: bool = False
 
 
 SUITES = (
@@ -42,6 +43,7 @@ SUITES = (
     Suite("generation", generation.generation_and_labelling),
     Suite("student", generation.gkd_student),
     Suite("sweep", orchestration.students_side_by_side, needs_ray=True),
+    Suite("graphs", captured.graphs_and_compilation, needs_gpu=True),
     Suite("attacks", attacks.attack_models),
     Suite("audit", attacks.worst_case_attacks),
 )
@@ -100,6 +102,8 @@ def _run_suite(suite: Suite, bench: Bench) -> dict[str, Any]:
     nothing = Found([], [])
     if suite.needs_ray and importlib.util.find_spec("ray") is None:
         return _describe(nothing, bench.rates, 0.0, "skipped: Ray is not installed")
+    if suite.needs_gpu and bench.device.type != "cuda":
+        return _describe(nothing, bench.rates, 0.0, "skipped: for GPUs only (--device cuda)")
     bench.folder.mkdir(parents=True)
     try:
         found, skipped = suite.run(bench), None

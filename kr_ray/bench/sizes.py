@@ -72,7 +72,7 @@ CPU = Sizes(
 GPU = replace(
     CPU,
     gan_channels=128,
-    augmented_images=50_000,
+    augmented_images=25_600,
     steps=((64, 256, 100), (16, 256, 100)),
     optimised=(64, 128),
     generated_images=10_240,
