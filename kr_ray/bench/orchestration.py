@@ -56,7 +56,7 @@ def student_recipe(sizes: Sizes) -> ClassifierConfig:
 
 
 def student_spec(sizes: Sizes, seed: int) -> StudentSpec:
-    return StudentSpec(1, SynthesisConfig(standing_batches=2), sizes.sweep_epochs, seed)
+    return StudentSpec(1, SynthesisConfig(standing_batches=1), sizes.sweep_epochs, seed)
 
 
 def train_bare(run: Path, sizes: Sizes, seed: int) -> tuple[float, float]:
