@@ -26,7 +26,7 @@ class Variant:
         images: that one call handles; 0 where that is no measure of the work.
         bytes_moved: least bytes that one call reads and writes; 0 = not stated.
         counted: whether the matrix products of a call are counted.
-        times_itself: `run` works in other processes and returns the seconds it took.
+        times_itself: `run` works in other processes, which are warm or meant to be cold, and returns the seconds it took.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Meter:
 
 
 def measure(variants: Sequence[Variant], rounds: int, meter: Meter) -> dict[str, Timing]:
-    """Warm every variant up once, then time all of them in every round, in turn forwards and backwards."""
+    """Warm every variant of this process up once, then time all of them in every round, in turn forwards and backwards."""
     flops = {variant.name: _warm_up(variant, meter) for variant in variants}
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     peaks: dict[str, list[int]] = {variant.name: [] for variant in variants}
@@ -134,7 +134,9 @@ def measure(variants: Sequence[Variant], rounds: int, meter: Meter) -> dict[str,
 
 
 def _warm_up(variant: Variant, meter: Meter) -> int:
-    if variant.counted and not variant.times_itself:
+    if variant.times_itself:
+        return 0
+    if variant.counted:
         return meter.count(variant.run)
     variant.run()
     return 0

@@ -131,6 +131,7 @@ def students_side_by_side(bench: Bench) -> Found:
         session_s = time.perf_counter() - started
         with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
             bare, tuned = _Bare(pool, bench.folder, sizes), _Tuned(bench.folder, sizes, resources)
+            bare.students(workers)()  # the pool's kernels are warm from here on; Tune's workers are new in every call
             images = sizes.sweep_images * sizes.sweep_epochs
             variants = [
                 Variant(name, run, count * images, times_itself=True)
