@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONFIG ?= configs/quickstart.yaml
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: .venv/ready
 	$(BIN)/kr run $(CONFIG)
@@ -17,6 +17,9 @@ check: .venv/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/kr bench --out runs/bench/bench.json --markdown runs/bench/bench.md
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'

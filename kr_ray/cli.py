@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("run", help="its name, or its folder")
     watch.add_argument("--storage", default="runs")
     watch.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
+    _bench_options(add("bench", "measure the product beside the plain way of computing", _bench, config=False))
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
     _accept_score_file(commands.choices["audit"])
@@ -140,6 +141,18 @@ def _worst_case_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.models)")
     sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")
+
+
+def _bench_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--suite", action="append", default=[], metavar="NAME", help="only this one (may be repeated; --list names them)"
+    )
+    sub.add_argument("--list", action="store_true", help="name the suites and end")
+    sub.add_argument("--rounds", type=int, default=5, help="of every comparison (default 5)")
+    sub.add_argument("--threads", type=int, default=1, help="of torch in one process (default 1)")
+    sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    sub.add_argument("--out", type=Path, default=Path("bench.json"), help="all figures as JSON (default bench.json)")
+    sub.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -317,6 +330,38 @@ def _results(parsed: argparse.Namespace) -> int:
     from kr_ray.report.table import results_table
 
     print(results_table(storage_path(parsed.storage)))
+    return 0
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    for key in ("rounds", "threads"):
+        if getattr(parsed, key) < 1:
+            raise ConfigError(f"`--{key} >= 1` must hold, but got {getattr(parsed, key)}; use {5 if key == 'rounds' else 1}")
+    if parsed.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: students choose their device by what they see
+    import torch
+
+    from kr_ray.artifacts import atomic_write, write_json
+    from kr_ray.bench.run import SUITES, run_bench
+    from kr_ray.bench.table import markdown_table, print_table
+
+    names = [suite.name for suite in SUITES]
+    if parsed.list:
+        print("\n".join(names))
+        return 0
+    if unknown := sorted(set(parsed.suite) - set(names)):
+        raise ConfigError(f"`--suite` must be one of {', '.join(names)}, but got {', '.join(unknown)}; --list names them")
+    if parsed.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu")
+    document = run_bench(
+        parsed.suite, parsed.rounds, torch.device(parsed.device), parsed.threads, tell=lambda text: print(text, flush=True)
+    )
+    write_json(parsed.out, document)
+    if parsed.markdown is not None:
+        with atomic_write(parsed.markdown) as temporary:
+            temporary.write_text(markdown_table(document))
+    print_table(document)
+    print(f"written to {parsed.out}")
     return 0
 
 

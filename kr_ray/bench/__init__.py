@@ -1,0 +1,1 @@
+"""`kr bench`: what the product's way of computing is worth, measured beside the plain way in one process."""

@@ -1,0 +1,64 @@
+"""The benchmark's document as a table, for a terminal and for README.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERDICTS = {True: "pass", False: "fall short", None: ""}
+
+
+def markdown_table(document: dict[str, Any]) -> str:
+    """One row per figure: median, spread, target, verdict; above it where and when it was measured, below it the notes."""
+    lines = [headline(document), "", "| measured | median | min to max | target | |", "|---|---|---|---|---|"]
+    notes = []
+    for name, suite in document["suites"].items():
+        if suite["skipped"]:
+            lines.append(f"| {name} | {suite['skipped']} | | | |")
+        for figure in suite["figures"]:
+            lines.append(f"| {' | '.join(figure_cells(figure))} |")
+        notes += suite["notes"]
+    return "\n".join([*lines, *([""] if notes else []), *(f"* {note}" for note in notes)]) + "\n"
+
+
+def headline(document: dict[str, Any]) -> str:
+    """Date, machine, threads, versions and yardsticks in one paragraph."""
+    where, rates = document["environment"], document["rates"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    device = "" if where["device"] == "cpu" else f"{where['device']}; "
+    return (
+        f"{document['date'][:10]}; {device}{where['processor']}, {where['cores']} cores, AMX {'yes' if where['amx'] else 'no'}; "
+        f"{where['threads']} thread(s) a process; {versions}. Medians of {document['rounds']} interleaved rounds; "
+        f"{document['seconds']:.0f} s in all. Yardsticks: {rates['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s ({rates['dtype']} matrix product), "
+        f"{rates['copy_bytes_per_s'] / 1e9:.3g} GB/s (copy)."
+    )
+
+
+def figure_cells(figure: dict[str, Any]) -> list[str]:
+    """Name, median, spread, target, verdict."""
+    target = "" if figure["target"] is None else f"{figure['rule']} {_number(figure['target'], figure['unit'])}"
+    spread = f"{_number(figure['low'], '')} to {_number(figure['high'], '')}"
+    return [figure["name"], _number(figure["value"], figure["unit"]), spread, target, VERDICTS[figure["passed"]]]
+
+
+def _number(value: float, unit: str) -> str:
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return digits + {"": "", "x": "x"}.get(unit, f" {unit}")
+
+
+def print_table(document: dict[str, Any]) -> None:
+    """The same for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("measured", "median", "min to max", "target", "", title="kr bench")
+    for name, suite in document["suites"].items():
+        if suite["skipped"]:
+            table.add_row(name, suite["skipped"])
+        for figure in suite["figures"]:
+            table.add_row(*figure_cells(figure))
+    console.print(headline(document))
+    console.print(table)
+    for suite in document["suites"].values():
+        for note in suite["notes"]:
+            console.print(f"* {note}")

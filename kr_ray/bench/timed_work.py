@@ -1,0 +1,43 @@
+"""A student that leaves the times at which a worker began and last saved it, so that Ray's start-up can be told from the work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kr_ray.cluster.trials import StudentWork
+from kr_ray.training.resumable import State
+
+
+@dataclass(frozen=True)
+class TimedWork(StudentWork):
+    """`driver` is the process that hands the students out; what it reads of them is no work."""
+
+    driver: int = 0
+
+    @property
+    def times(self) -> Path:
+        return self.folder / "times.txt"
+
+    def load(self) -> State | None:
+        if os.getpid() != self.driver:
+            self._note()
+        return super().load()
+
+    def save(self, state: State) -> None:
+        super().save(state)
+        self._note()
+
+    def _note(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.times.open("a") as file:
+            file.write(f"{time.time()}\n")
+
+
+def span_s(works: Sequence[TimedWork]) -> float:
+    """Seconds from the first worker's first sight of a student to the last state saved."""
+    times = [float(line) for work in works for line in work.times.read_text().split()]
+    return max(times) - min(times)
