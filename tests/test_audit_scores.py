@@ -229,7 +229,7 @@ def test_the_command_prints_counts_and_intervals_without_torch_or_ray(tmp_path: 
         "assert not {'torch', 'ray'} & set(sys.modules), 'imported for nothing'; sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "audit", "--scores", "own.npz", "--json", "out.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"COLUMNS": "200", **_environment()})
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**_environment(), "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["attacks"]["global_threshold"]["all"]
     assert f"{found['true_positives_0.01']} TP, 5 FP" in done.stdout
