@@ -258,6 +258,9 @@ class TuningConfig(Section):
 
 class StudentConfig(Section):
     epochs: int = Field(500, ge=1)
+    from_parquet: Location = ""
+    """A labelled synthetic set that `kr export` wrote, a file or folder: train on it alone. Then a run has neither teacher nor generator,
+    nor what is made with them; of the real images only validation and test images are shown to the student."""
     equal_compute_teacher: bool = True
     """Also train a teacher for as many gradient steps as the student."""
 
@@ -353,6 +356,13 @@ class ClusterConfig(Section):
     one worker up to rounding."""
     trial: Resources = Resources(cpu=1.0)
     """Of one student trial, shadow model or attack model; fractions of a GPU are allowed."""
+    stream: Literal["on_device", "ray_data"] = "on_device"
+    """Who makes the students' images: the training itself, between two epochs, or `makers` that send them through Ray Data while it
+    trains. Both give the same students; on few CPUs the first is faster."""
+    makers: int = Field(1, ge=1)
+    """Of one student, with `maker`'s resources each."""
+    maker: Resources = Resources(cpu=0.0)
+    """Of one maker. A CPU that is asked for here must be left by the students (`train`, `trial`), or both wait for ever."""
     max_retries: int = Field(3, ge=0)
     dashboard: bool = False
 

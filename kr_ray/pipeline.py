@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +45,8 @@ STAGES = (
     "worst_case",
     "report",
 )
+PARQUET_STAGES = ("data", "student", "report")
+"""Those of a run whose student is trained on an exported set."""
 WORK_VERSION = 1
 """Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
 
@@ -98,6 +101,8 @@ class Pipeline:
         """Run all stages up to and including `last`; returns its result."""
         config = self.config
         wanted = STAGES[: STAGES.index(last) + 1]
+        if config.student.from_parquet:
+            wanted = tuple(stage for stage in wanted if stage in PARQUET_STAGES)
         if last in ("shadows", "audit"):  # the attack needs neither
             wanted = tuple(stage for stage in wanted if stage not in ("copies", "equal_compute_teacher"))
         for stage in wanted:
@@ -106,6 +111,11 @@ class Pipeline:
             if stage == "worst_case" and not config.audit.arms and not self._stands(stage):
                 continue
             self._run(stage)
+        if last not in self.results:
+            raise ConfigError(
+                f"`student.from_parquet` must be empty for the stage {last}, which needs a teacher or a generator, but got "
+                f"{config.student.from_parquet!r}; remove it, or use kr student or kr run"
+            )
         return self.results[last]
 
     def worst_case(self, budget_hours: float | None = None) -> Result:
@@ -166,7 +176,7 @@ class Pipeline:
             "generator": ([c.seed, c.generator], ["data", "teacher"], self._generator),
             "checkpoints": ([c.seed, c.classifier, c.synthesis, c.checkpoints], ["generator"], self._checkpoints),
             "tuning": ([c.seed, c.classifier, c.synthesis, c.tuning], ["checkpoints"], self._tuning),
-            "student": ([c.seed, c.classifier, c.synthesis, c.student.epochs], ["tuning"], self._student),
+            "student": (*self._student_inputs(), self._student),
             "copies": ([c.seed, c.audit.copies, *self._encoder_stamp()], ["student"], self._copies),
             "equal_compute_teacher": ([c.seed, c.classifier], ["teacher", "student"], self._equal_compute_teacher),
             "shadows": ([c.seed, c.classifier, c.audit.shadow_models, c.audit.epochs], ["data"], self._shadows),
@@ -238,12 +248,26 @@ class Pipeline:
         return tune_generation(self.run.path, folder, self.results["checkpoints"], self.config)
 
     def _student(self, folder: Path) -> Result:
-        """The student that is handed on: best checkpoint, tuned parameters."""
-        from kr_ray.training.student import train_final_student
+        """The student that is handed on: best checkpoint, tuned parameters; or an exported set alone."""
+        from kr_ray.cluster.stream import student_images
+        from kr_ray.training.student import parquet_student, student_training, train_final_student
 
         run, c, spec = self.run.path, self.config, self._final_spec()
-        self._train(lambda state, save: train_final_student(run, folder, spec, c.classifier, state, save), folder)
-        return dict(read_json(folder / "result.json")) | {"synthesis": spec.synthesis.model_dump()}
+        if c.student.from_parquet:
+            source: Result = {"images_from": "parquet"}
+            start = partial(parquet_student, run, storage_path(c.student.from_parquet), spec.epochs, c.classifier, spec.seed)
+        else:
+            source = {"images_from": c.cluster.stream, "synthesis": spec.synthesis.model_dump()}
+            start = partial(student_training, run, spec, c.classifier, student_images(c.cluster, f"{c.name}_student"))
+        self._train(lambda state, save: train_final_student(folder, start, state, save), folder)
+        return dict(read_json(folder / "result.json")) | source
+
+    def _student_inputs(self) -> tuple[list[Any], list[str]]:
+        c = self.config
+        if c.student.from_parquet:
+            files = [_file_stamp(file) for file in list_files(storage_path(c.student.from_parquet))]
+            return [c.seed, c.classifier, c.student.epochs, files], ["data"]
+        return [c.seed, c.classifier, c.synthesis, c.student.epochs], ["tuning"]
 
     def _final_spec(self) -> StudentSpec:
         """Best checkpoint, tuned generation parameters, the whole schedule; what is not known yet is the last and the default."""
@@ -374,19 +398,26 @@ class Pipeline:
 
     def export(self, images: int) -> dict[str, str]:
         """The student as ONNX, checked against PyTorch, and a synthetic set as Parquet."""
-        from kr_ray.training.export import export_student, export_synthetic_set, make_synthetic_set
+        from kr_ray.cluster.stream import Makers, export_parquet
+        from kr_ray.training.export import export_student
+        from kr_ray.training.parquet_set import parquet_schema
 
         self.run_until("student")
         run, data, folder = self.run.path, self.results["data"], self.run / "export"
-        model, table = folder / "student.onnx", folder / "synthetic.parquet"
+        model, table = folder / "student.onnx", folder / "synthetic"
         difference = export_student(run / "student" / "weights.safetensors", model, data["class_names"], data["image_size"])
-        spec = self._final_spec()
-        metadata = {"run": self.config.name, "class_names": data["class_names"], "seed": self.config.seed}
-        generated = make_synthetic_set(run, spec, self.config.classifier, images)
-        rows = export_synthetic_set(*generated, table, metadata | {"synthesis": spec.synthesis.model_dump()})
+        spec, c = self._final_spec(), self.config
+        if images < 0:
+            raise ConfigError(f"`--images >= 0` must hold, but got {images}; use 0 for the student's own number")
+        images = images or spec.synthesis.cardinality_scale * data["train"]
+        metadata = {"run": c.name, "class_names": data["class_names"], "seed": c.seed, "images": images}
+        shape = (data["channels"], data["image_size"], data["image_size"])
+        schema = parquet_schema(shape, data["num_classes"], metadata | {"synthesis": spec.synthesis.model_dump()})
+        self.connect()
+        export_parquet(Makers(run, spec, c.classifier, images, c.cluster), table, schema)
         return {
             "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
-            "synthetic set": f"{table.resolve()} ({rows} images)",
+            "synthetic set": f"{table.resolve()} ({images} images)",
         }
 
     # --- how a stage is run ---

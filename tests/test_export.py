@@ -8,27 +8,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from kr_ray.artifacts import ArtifactError
-from kr_ray.config import ClassifierConfig, SynthesisConfig, parse_config
-from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.config import ClassifierConfig
 from kr_ray.data.pools import resize
-from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.models.biggan import Generator
 from kr_ray.models.resnet import ResNet14
-from kr_ray.synthesis.sampling import save_generator
 from kr_ray.training import export
-from kr_ray.training.export import PredictError, export_student, export_synthetic_set, make_synthetic_set, predict_files
-from kr_ray.training.gan import GeneratorCheckpoint
-from kr_ray.training.generator import checkpoint_file
+from kr_ray.training.export import PredictError, export_student, predict_files
 from kr_ray.training.resumable import load_classifier, save_classifier
-from kr_ray.training.student import StudentSpec, student_training
 
 SIZE = 16
 NAMES = ["cat", "dog", "Größe ≥ 2"]
@@ -207,101 +198,3 @@ def test_predict_names_the_image_it_cannot_read(exported: dict[int, Path], tmp_p
         with pytest.raises(PredictError, match=found) as caught:
             list(predict_files(model, [good, tmp_path / name]))
         assert name in str(caught.value)
-
-
-# --- the synthetic set -----------------------------------------------------------------------------------------------
-
-
-def generated(count: int, channels: int) -> tuple[Tensor, Tensor]:
-    images = torch.randint(256, (count, channels, 5, 6), generator=random(0)).to(torch.uint8)
-    return images, torch.rand(count, 4, generator=random(1)).softmax(1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_parquet_reads_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
-    monkeypatch.setattr(export, "ROW_GROUP_BYTES", 30 * channels * 8)
-    images, targets = generated(21, channels)
-    # As some generators leave them: not contiguous.
-    odd = images.to(memory_format=torch.channels_last)
-    assert export_synthetic_set(odd, targets, tmp_path / "set.parquet", {"class_names": NAMES, "seed": 7}) == 21
-    file = pq.ParquetFile(tmp_path / "set.parquet")
-    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [8, 8, 5]
-    table = file.read()
-    assert table.schema.field("image").type == pa.fixed_shape_tensor(pa.uint8(), [channels, 5, 6])
-    assert table.schema.field("soft_label").type == pa.list_(pa.float32(), 4)
-    assert table.schema.field("label").type == pa.int64()
-    read = table["image"].combine_chunks()
-    np.testing.assert_array_equal(read.to_numpy_ndarray(), images.numpy())
-    np.testing.assert_array_equal(np.array(table["soft_label"].to_pylist(), np.float32), targets.numpy())
-    np.testing.assert_array_equal(table["label"].to_numpy(), targets.argmax(1).numpy())
-    metadata = json.loads(table.schema.metadata[b"kr_ray"])
-    assert metadata["class_names"] == NAMES and metadata["seed"] == 7 and metadata["versions"]["torch"]
-    assert [path.name for path in tmp_path.iterdir()] == ["set.parquet"]
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="JSON"):
-        export_synthetic_set(*generated(3, 1), tmp_path / "set.parquet", {"path": Path()})
-    assert not list(tmp_path.iterdir())
-
-
-def test_parquet_refuses_other_tensors(tmp_path: Path) -> None:
-    images, targets = generated(3, 1)
-    for bad_images, bad_targets, match in (
-        (images.float(), targets, "`images` must be uint8"),
-        (images[:0], targets[:0], "not empty"),
-        (images, targets[:2], r"float32 \[3, K\]"),
-        (images, targets.double(), r"got torch.float64"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            export_synthetic_set(bad_images, bad_targets, tmp_path / "set.parquet", {})
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with 40 real images, a teacher and one checkpoint, all random."""
-    folder = tmp_path_factory.mktemp("run")
-    parts = [
-        LabelledImages(
-            torch.randint(256, (40, 1, SIZE, SIZE), generator=random(k)).to(torch.uint8), torch.arange(40) % len(NAMES)
-        )
-        for k in range(3)
-    ]
-    save_splits(folder / SPLITS_FILE, Splits("test", tuple(NAMES), *parts))
-    classifier(folder / "teacher" / "weights.safetensors", channels=1)
-    config = parse_config(
-        {"name": "t", "data": {"name": "digits", "image_size": SIZE}, "generator": {"architecture": "tiny16"}}
-    ).generator
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        generator = Generator(config, len(NAMES), 1)
-    checkpoint = GeneratorCheckpoint(epoch=5, images_seen=0, weights=generator.folded_weights(), loss_d=0.0, loss_g=0.0)
-    save_generator(folder / checkpoint_file(5), checkpoint, config, len(NAMES), 1)
-    return folder
-
-
-def spec(labelling: str = "gkd") -> StudentSpec:
-    synthesis = SynthesisConfig(labelling=labelling, cardinality_scale=2, latent_std=1.5, batch_size=16, standing_batches=2)
-    return StudentSpec(checkpoint_epoch=5, synthesis=synthesis, epochs=2, seed=11)
-
-
-@pytest.mark.parametrize("labelling", ["gkd", "hard", "filter"])
-def test_the_set_is_the_one_the_student_saw(run: Path, labelling: str) -> None:
-    training, _ = student_training(run, spec(labelling), RECIPE)
-    seen_images, seen_targets = training.data.epoch(0)
-    images, targets = make_synthetic_set(run, spec(labelling), RECIPE, 0)
-    assert images.shape == (80, 1, SIZE, SIZE) and targets.shape == (80, len(NAMES))
-    assert torch.equal(images, seen_images) and torch.equal(targets, seen_targets)
-
-
-@pytest.mark.parametrize(("count", "shared"), [(16, 16), (37, 32), (100, 80)])
-def test_a_set_of_another_size_shares_its_whole_blocks(run: Path, count: int, shared: int) -> None:
-    own_images, own_targets = make_synthetic_set(run, spec(), RECIPE, 0)
-    images, targets = make_synthetic_set(run, spec(), RECIPE, count)
-    assert len(images) == len(targets) == count
-    assert torch.equal(images[:shared], own_images[:shared]) and torch.equal(targets[:shared], own_targets[:shared])
-
-
-def test_a_negative_number_of_images_is_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"images >= 0.*got images=-1; use 0"):
-        make_synthetic_set(run, spec(), RECIPE, -1)

@@ -104,6 +104,7 @@ class _Tuned:
                     student_spec(self.sizes, seed),
                     student_recipe(self.sizes),
                     TICKS,
+                    ClusterConfig(),
                     os.getpid(),
                 )
                 for seed in range(count)

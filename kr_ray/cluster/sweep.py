@@ -51,7 +51,7 @@ def _schedule_lengths(config: Config, checkpoints: int) -> list[int]:
 def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config: Config) -> StudentWork:
     name = f"checkpoint_{checkpoint:04d}" + (f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else "")
     spec = StudentSpec(checkpoint, config.synthesis, epochs, config.seed)
-    return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS)
+    return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster)
 
 
 def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Conf
     # Passes of real size: the resource is then images seen, and trials of different scale are compared at equal work.
     synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
     spec = StudentSpec(sweep["best_epoch"], synthesis, tuning.epochs, config.seed)
-    shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs))
+    shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs), config.cluster)
     brackets = hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor)
     judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
     outcomes = run_tuning(
@@ -105,7 +105,7 @@ def _default_cas(run: Path, folder: Path, sweep: dict[str, Any], config: Config)
     if config.tuning.epochs == config.checkpoints.epochs:
         return float(sweep["best_cas"])  # it is the same student, bit for bit
     spec = StudentSpec(sweep["best_epoch"], config.synthesis, config.tuning.epochs, config.seed)
-    work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS)
+    work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster)
     return train_students([work], folder, config.cluster.trial, config.cluster.max_retries)[0]
 
 
@@ -120,7 +120,7 @@ def compare_labelling(
             for seed in seeds:
                 spec = StudentSpec(checkpoint, synthesis, config.checkpoints.epochs, seed)
                 name = f"{strategy}_{checkpoint:04d}_seed{seed}"
-                works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS))
+                works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster))
                 rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
     cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
     return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]

@@ -19,7 +19,8 @@ from kr_ray.artifacts import fingerprint, load_state, report_progress, save_stat
 from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.quiet import quiet_tune
 from kr_ray.cluster.runtime import ray_storage
-from kr_ray.config import ClassifierConfig, Resources, SynthesisConfig
+from kr_ray.cluster.stream import student_images
+from kr_ray.config import ClassifierConfig, ClusterConfig, Resources, SynthesisConfig
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
 from kr_ray.training.student import StudentSpec, start_student
@@ -29,13 +30,14 @@ STATE_FILE = "state.pt"
 
 @dataclass(frozen=True)
 class StudentWork:
-    """One student and the folder of its history."""
+    """One student and the folder of its history; `cluster` says where its images are made, which changes no number."""
 
     run: Path
     folder: Path
     spec: StudentSpec
     recipe: ClassifierConfig
     ticks: Ticks
+    cluster: ClusterConfig
 
     @property
     def stamp(self) -> str:
@@ -107,7 +109,8 @@ class StudentTrial(tune.Trainable):
         if self.publisher is None:
             self.publisher = Publisher(work.folder.parent.parent, work.folder.name, self.history[-1] if self.history else None)
         if self.training is None:
-            self.training = start_student(work.run, work.spec, work.recipe, work.ticks, work.load())
+            images = student_images(work.cluster, f"{work.run.name}_{work.folder.parent.parent.name}_{work.folder.name}")
+            self.training = start_student(work.run, work.spec, work.recipe, work.ticks, work.load(), images)
         try:
             self.training.advance()
         except CollapsedGenerator:
@@ -124,6 +127,8 @@ class StudentTrial(tune.Trainable):
         self.publisher.publish(self.history[-1])
 
     def cleanup(self) -> None:
+        if self.training is not None:
+            self.training.close()
         if self.publisher is not None:
             self.publisher.close()
 
@@ -146,7 +151,7 @@ class TuningTrial(StudentTrial):
         synthesis = SynthesisConfig.model_validate(shared.spec.synthesis.model_dump() | tuned)
         spec = StudentSpec(shared.spec.checkpoint_epoch, synthesis, shared.spec.epochs, shared.spec.seed)
         ticks = Ticks(shared.ticks.count, config["judged"][config["trial"]])
-        return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, ticks)
+        return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, ticks, shared.cluster)
 
 
 def trial_folder(stage: Path, trial: int) -> Path:

@@ -65,7 +65,11 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
     if student := results.get("student"):
         figures = _pick(student, "steps", "images_seen", "parameters", "curve", "confusion")
         cas = {"test_cas": student["test_accuracy"], "val_cas": student["val_accuracy"]}
-        report["student"] = figures | cas | {"checkpoint_epoch": results["checkpoints"]["best_epoch"]}
+        origin = {
+            "checkpoint_epoch": results.get("checkpoints", {}).get("best_epoch"),
+            "images_from": student.get("images_from"),
+        }
+        report["student"] = figures | cas | origin
     if audit := results.get("audit"):
         report["audit"] = {"kr": audit["kr"]}
     if copies := results.get("copies"):

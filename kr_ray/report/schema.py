@@ -166,6 +166,8 @@ class Student(Section):
     curve: list[ClassifierPoint] = []
     confusion: list[list[Count]] | None = None
     checkpoint_epoch: Count | None = None
+    images_from: str | None = None
+    """`on_device` or `ray_data`: who generated the images it was trained on; `parquet`: an exported set."""
 
 
 class Roc(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from kr_ray.seeding import derive_seed
 from kr_ray.training.classifier import Schedule
 from kr_ray.training.generator import checkpoint_file, train_generator_stage
 from kr_ray.training.resumable import Row, Save, State, load_classifier
-from kr_ray.training.student import StudentSpec, train_final_student
+from kr_ray.training.student import StudentSpec, student_training, train_final_student
 from kr_ray.training.teacher import train_teacher
 
 STATE_FILE = "state.pt"
@@ -153,7 +154,7 @@ def _student(run: ArmRun, name: str, inputs: list[Any]) -> nn.Module:
     c, spec = run.config, replace(run.spec, seed=derive_seed(run.seed, "student"))
 
     def work(folder: Path, state: State | None, save: Save) -> None:
-        train_final_student(run.directory.path, folder, spec, c.classifier, state, save)
+        train_final_student(folder, partial(student_training, run.directory.path, spec, c.classifier), state, save)
 
     return _classifier(run.stage(name, inputs, work))
 

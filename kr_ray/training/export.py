@@ -1,17 +1,16 @@
-"""What a person takes away: the student as ONNX, its synthetic set as Parquet, and predictions by the former.
+"""What a person takes away of a student: an ONNX file, and predictions by it.
 
 Imports of the training are within functions: `kr predict` needs none of them and starts three times as fast without.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +22,11 @@ from kr_ray.data.checks import DataError
 from kr_ray.data.pools import resize
 from kr_ray.data.user_data import read_image as read_image
 
-if TYPE_CHECKING:
-    from kr_ray.config import ClassifierConfig
-    from kr_ray.training.student import StudentSpec
-
 METADATA_KEY = "kr_ray"
-"""Of the JSON in ONNX `metadata_props` and in the Parquet schema."""
+"""Of the JSON in ONNX `metadata_props`."""
 MAX_LOGIT_DIFFERENCE = 1e-3
 """Between PyTorch and onnxruntime. Rounding alone gives some 1e-6 per unit of the largest logit (ONNX folds batch norms into the
 convolutions); this is far above it, and still moves no probability by more than 5e-4."""
-ROW_GROUP_BYTES = 2**24
-"""Pixels per Parquet row group: small enough to stream, large enough to compress."""
 PREDICTED_AT_ONCE = 64
 
 
@@ -140,100 +133,6 @@ def _difference(path: Path, classifier: nn.Module, image_size: int) -> float:
     found = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in (images[:1], images[1:])]
     expected = predict_logits(classifier, images, torch.device("cpu")).numpy()
     return float(np.abs(np.concatenate(found) - expected).max())
-
-
-# --- the synthetic set -----------------------------------------------------------------------------------------------
-
-
-def make_synthetic_set(run: Path, spec: StudentSpec, recipe: ClassifierConfig, images: int) -> tuple[Tensor, Tensor]:
-    """Generate and label a synthetic set as the student of `spec` first saw it.
-
-    Args:
-        run: the run's folder, with its data, teacher and checkpoint.
-        spec: of the student.
-        recipe: its label smoothing applies to hard labels.
-        images: 0 gives the student's own set. Any other number gives a set of that size from the same random numbers: where the
-            labelling rejects nothing, its blocks of `spec.synthesis.batch_size` images are those of the student's set, as far as
-            both go. (It is not a piece of a larger set, for there the classes that are rejected most come last.)
-
-    Returns:
-        Images uint8 [N, C, H, W] and target probabilities float32 [N, K], on the CPU.
-
-    Raises:
-        ValueError: `images` is negative.
-        ArtifactError: the run lacks the data, the teacher or the checkpoint.
-        kr_ray.synthesis.stream.CollapsedGenerator: the labelling accepts no image.
-    """
-    from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-    from kr_ray.devices import pick_device
-    from kr_ray.training.student import synthetic_set
-
-    if images < 0:
-        raise ValueError(f"`images >= 0` must hold, but got images={images}; use 0 for the student's own number")
-    splits = load_stored_splits(run / SPLITS_FILE)
-    data = synthetic_set(run, spec, recipe, splits, pick_device(), images)
-    generated, targets = data.epoch(0)
-    return generated.cpu(), targets.cpu()
-
-
-def export_synthetic_set(images: Tensor, targets: Tensor, path: Path, metadata: dict[str, Any]) -> int:
-    """Write generated images and their soft labels as Parquet.
-
-    Columns: `image`, Arrow's fixed-shape tensor of uint8 [C, H, W]; `soft_label`, fixed_size_list<float32>[K]; `label`, int64, the
-    class of the largest soft label. The schema's metadata holds `metadata` and the versions used, as JSON under `kr_ray`.
-
-    Args:
-        images: uint8, [N, C, H, W], N >= 1, any device.
-        targets: float32, [N, K], any device.
-        path: an older file is replaced.
-        metadata: anything JSON can hold: class names, generation parameters, seed.
-
-    Returns:
-        N, the number of rows.
-
-    Raises:
-        ValueError: images or targets are not as described.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    _check_set(images, targets)
-    versions = {name: importlib.metadata.version(name) for name in ("kr_ray", "torch", "pyarrow")}
-    image_type, pixels = pa.fixed_shape_tensor(pa.uint8(), list(images.shape[1:])), images[0].numel()
-    schema = pa.schema(
-        [("image", image_type), ("soft_label", pa.list_(pa.float32(), targets.shape[1])), ("label", pa.int64())],
-        metadata={METADATA_KEY: json.dumps(metadata | {"versions": versions})},
-    )
-    rows = max(1, ROW_GROUP_BYTES // pixels)
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for start in range(0, len(images), rows):
-            part, soft = images[start : start + rows].cpu(), targets[start : start + rows].cpu()
-            columns = [
-                pa.ExtensionArray.from_storage(image_type, _fixed_size_lists(part.reshape(-1), pixels)),
-                _fixed_size_lists(soft.reshape(-1), targets.shape[1]),
-                pa.array(soft.argmax(1).numpy()),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=rows)
-    return len(images)
-
-
-def _fixed_size_lists(flat: Tensor, size: int) -> Any:
-    import pyarrow as pa
-
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.numpy()), size)
-
-
-def _check_set(images: Tensor, targets: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
-        raise ValueError(
-            f"`images` must be uint8 [N, C, H, W] and not empty, but got {images.dtype} {tuple(images.shape)}; "
-            "give what make_synthetic_set returns"
-        )
-    if targets.dtype != torch.float32 or targets.ndim != 2 or len(targets) != len(images) or not targets.numel():
-        raise ValueError(
-            f"`targets` must be float32 [{len(images)}, K], but got {targets.dtype} {tuple(targets.shape)}; "
-            "give what make_synthetic_set returns"
-        )
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------

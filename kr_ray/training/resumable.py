@@ -15,7 +15,7 @@ from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.data.images import LabelledImages
 from kr_ray.models.resnet import ResNet14
 from kr_ray.parallel import from_first
-from kr_ray.synthesis.stream import SyntheticSet
+from kr_ray.synthesis.stream import RegeneratedSet
 from kr_ray.training.classifier import ClassifierTraining, accuracy, confusion_matrix, predict_logits
 
 State = dict[str, Any]
@@ -75,7 +75,7 @@ class TickedTraining:
             "step": training.step,
             "images_seen": training.images_seen,
         }
-        if isinstance(training.data, SyntheticSet):
+        if isinstance(training.data, RegeneratedSet):
             row |= training.data.made_by(max(math.ceil(row["epoch"]), 1) - 1)
         if not math.isnan(loss):  # a tick of a very short schedule may hold no step
             row["train_loss"] = loss
@@ -100,6 +100,11 @@ class TickedTraining:
         row |= {"epoch": 0.0, "val_accuracy": self._val_accuracy()}
         for tick in range(len(self.history), self.ticks.count):
             self.history.append(row | {"tick": tick, "share": (tick + 1) / self.ticks.count})
+
+    def close(self) -> None:
+        """Free what makes a student's images."""
+        if isinstance(self.training.data, RegeneratedSet):
+            self.training.data.close()
 
     def state_dict(self) -> State:
         return {"history": self.history, "training": self.training.state_dict()}

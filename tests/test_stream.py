@@ -1,0 +1,267 @@
+"""One synthetic set, whoever makes it: by the training itself, streamed by Ray Data, written to Parquet and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from conftest import tiny_recipe
+from ray.cloudpickle import register_pickle_by_value
+from torch import Tensor
+
+from kr_ray.cluster.stream import Makers, export_parquet, student_images
+from kr_ray.cluster.train import train_on_cluster
+from kr_ray.cluster.trials import StudentWork, train_students
+from kr_ray.config import ClusterConfig, Resources, SynthesisConfig, parse_config
+from kr_ray.data.checks import DataError
+from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
+from kr_ray.models.biggan import Generator
+from kr_ray.models.resnet import ResNet14
+from kr_ray.synthesis.sampling import save_generator
+from kr_ray.synthesis.stream import CollapsedGenerator
+from kr_ray.training.gan import GeneratorCheckpoint
+from kr_ray.training.generator import checkpoint_file
+from kr_ray.training.parquet_set import parquet_schema, read_parquet_set, to_table
+from kr_ray.training.resumable import Ticks, load_classifier, save_classifier
+from kr_ray.training.student import (
+    OpenSet,
+    StudentSpec,
+    on_device,
+    parquet_student,
+    start_student,
+    student_training,
+    train_final_student,
+)
+
+SIZE, NAMES, EPOCHS = 16, ("cat", "dog", "Größe ≥ 2"), 6
+CPU = torch.device("cpu")
+RECIPE = tiny_recipe()
+TICKS = Ticks(3)
+
+
+def random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with 40 real images, a teacher and one checkpoint, all random."""
+    folder = tmp_path_factory.mktemp("run")
+    parts = [
+        LabelledImages(
+            torch.randint(256, (40, 1, SIZE, SIZE), generator=random(k)).to(torch.uint8), torch.arange(40) % len(NAMES)
+        )
+        for k in range(3)
+    ]
+    save_splits(folder / SPLITS_FILE, Splits("test", NAMES, *parts))
+    save_classifier(folder / "teacher" / "weights.safetensors", ResNet14(len(NAMES), 1, 4, random(0)))
+    config = parse_config(
+        {"name": "t", "data": {"name": "digits", "image_size": SIZE}, "generator": {"architecture": "tiny16"}}
+    ).generator
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = Generator(config, len(NAMES), 1)
+    checkpoint = GeneratorCheckpoint(epoch=5, images_seen=0, weights=generator.folded_weights(), loss_d=0.0, loss_g=0.0)
+    save_generator(folder / checkpoint_file(5), checkpoint, config, len(NAMES), 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    register_pickle_by_value(__import__(__name__))
+    yield
+    ray.shutdown()
+
+
+def spec(labelling: str = "gkd", scale: int = 4, **keys: Any) -> StudentSpec:
+    synthesis = SynthesisConfig(
+        labelling=labelling,
+        cardinality_scale=scale,
+        latent_std=1.5,
+        batch_size=16,
+        standing_batches=2,
+        regeneration_rate=2,
+        **keys,
+    )
+    return StudentSpec(checkpoint_epoch=5, synthesis=synthesis, epochs=EPOCHS, seed=11)
+
+
+def streamed(makers: int = 1, **keys: Any) -> ClusterConfig:
+    return ClusterConfig(stream="ray_data", makers=makers, **keys)
+
+
+def opened(run: Path, which: OpenSet, of: StudentSpec) -> Any:
+    return which(run, of, RECIPE, load_stored_splits(run / SPLITS_FILE), CPU, EPOCHS)
+
+
+def epochs_seen(data: Any, epochs: range) -> list[tuple[Tensor, Tensor]]:
+    seen = [data.epoch(index) for index in epochs]
+    data.close()
+    return seen
+
+
+def equal(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for one, other in zip(left, right, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+# --- the stream ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("labelling", "makers"), [("gkd", 1), ("gkd", 2), ("gap_filler", 2), ("hard", 1)])
+def test_a_stream_brings_what_the_device_makes(
+    cluster: None, run: Path, labelling: str, makers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = spec(labelling, scale=30, confidence_threshold=0.0)  # 1,200 images: three parts of 512 where nothing is filtered
+    here = epochs_seen(opened(run, on_device, what), range(EPOCHS))
+    assert len(here[0][0]) == 1200
+    assert equal(epochs_seen(opened(run, student_images(streamed(makers), "test"), what), range(EPOCHS)), here)
+
+
+def test_a_resumed_student_starts_the_stream_where_it_is(cluster: None, run: Path) -> None:
+    late = range(3, EPOCHS)
+    here = epochs_seen(opened(run, on_device, spec()), late)
+    assert equal(epochs_seen(opened(run, student_images(streamed(), "test"), spec()), late), here)
+
+
+def test_a_generator_without_an_accepted_image_is_named_through_the_stream(cluster: None, run: Path) -> None:
+    data = opened(run, student_images(streamed(), "test"), spec("gap_filler", confidence_threshold=0.9999, max_draws=1))
+    with pytest.raises(CollapsedGenerator):
+        data.epoch(0)
+
+
+def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tmp_path: Path) -> None:
+    """Two trials hold both CPUs; their makers must not wait for one."""
+    histories = []
+    for name, where in (("here", ClusterConfig()), ("stream", streamed())):
+        folders = [tmp_path / name / "trials" / str(seed) for seed in range(2)]
+        works = [
+            StudentWork(run, folder, StudentSpec(5, spec().synthesis, EPOCHS, seed), RECIPE, TICKS, where)
+            for seed, folder in enumerate(folders)
+        ]
+        train_students(works, tmp_path / name, Resources(cpu=1), max_retries=0)
+        histories.append([[(row["train_loss"], row["val_accuracy"]) for row in work.history()] for work in works])
+    assert histories[0] == histories[1]
+    alone = start_student(run, StudentSpec(5, spec().synthesis, EPOCHS, 0), RECIPE, TICKS, None)
+    alone.finish(lambda state, row: None)
+    assert histories[0][0] == [(row["train_loss"], row["val_accuracy"]) for row in alone.history]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path, workers: int) -> None:
+    weights = []
+    for name, where in (("here", ClusterConfig()), ("stream", streamed())):
+        images = student_images(where, "test")
+
+        def work(state: Any, save: Any, images: OpenSet = images, folder: Path = tmp_path / name) -> None:
+            train_final_student(folder, lambda: student_training(run, spec(), RECIPE, images), state, save)
+
+        train_on_cluster(work, tmp_path / name, Resources(cpu=1), 0, workers)
+        weights.append(load_classifier(tmp_path / name / "weights.safetensors", CPU).state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def made(count: int, channels: int) -> tuple[Tensor, Tensor]:
+    images = torch.randint(256, (count, channels, 5, 6), generator=random(0)).to(torch.uint8)
+    return images, torch.rand(count, len(NAMES), generator=random(1)).softmax(1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_table_holds_exactly_what_was_given(tmp_path: Path, channels: int) -> None:
+    images, targets = made(21, channels)
+    schema = parquet_schema(images.shape[1:], len(NAMES), {"class_names": NAMES, "seed": 7})
+    # As some generators leave them: not contiguous.
+    pq.write_table(to_table(images.to(memory_format=torch.channels_last), targets, schema), tmp_path / "set.parquet")
+    table = pq.read_table(tmp_path / "set.parquet")
+    assert table.schema.field("image").type == pa.fixed_shape_tensor(pa.uint8(), [channels, 5, 6])
+    assert table.schema.field("soft_label").type == pa.list_(pa.float32(), len(NAMES))
+    np.testing.assert_array_equal(table["image"].combine_chunks().to_numpy_ndarray(), images.numpy())
+    np.testing.assert_array_equal(np.array(table["soft_label"].to_pylist(), np.float32), targets.numpy())
+    np.testing.assert_array_equal(table["label"].to_numpy(), targets.argmax(1).numpy())
+    metadata = json.loads(table.schema.metadata[b"kr_ray"])
+    assert metadata["class_names"] == list(NAMES) and metadata["seed"] == 7 and metadata["versions"]["torch"]
+
+
+@pytest.fixture(scope="module")
+def exported(cluster: None, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 images in three files, written by two makers."""
+    folder = tmp_path_factory.mktemp("exported") / "synthetic"
+    schema = parquet_schema((1, SIZE, SIZE), len(NAMES), {"class_names": NAMES, "images": 1200})
+    export_parquet(Makers(run, spec(scale=30), RECIPE, 1200, streamed(2)), folder, schema)
+    return folder
+
+
+def test_the_exported_set_is_the_one_the_student_saw(run: Path, exported: Path) -> None:
+    images, targets = opened(run, on_device, spec(scale=30)).epoch(0)
+    read_images, read_targets = read_parquet_set(exported, load_stored_splits(run / SPLITS_FILE))
+    assert torch.equal(read_images, images) and torch.equal(read_targets, targets)
+    assert len(list(exported.glob("*.parquet"))) == 3
+
+
+def test_pyarrow_and_hugging_face_read_it_without_kr_ray(run: Path, exported: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    images, targets = opened(run, on_device, spec(scale=30)).epoch(0)
+    table = pq.read_table(exported)
+    assert json.loads(table.schema.metadata[b"kr_ray"])["class_names"] == list(NAMES)
+    np.testing.assert_array_equal(table["image"].combine_chunks().to_numpy_ndarray(), images.numpy())
+    files = sorted(str(path) for path in exported.glob("*.parquet"))
+    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path)).with_format("numpy")
+    np.testing.assert_array_equal(np.stack(found["image"][:]), images.numpy())
+    np.testing.assert_array_equal(np.stack(found["soft_label"][:]), targets.numpy())
+
+
+def test_a_student_of_an_exported_set_alone_needs_neither_generator_nor_teacher(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
+    splits = load_stored_splits(run / SPLITS_FILE)
+    save_splits(tmp_path / SPLITS_FILE, splits)  # a run's folder with nothing else in it
+    training, _ = parquet_student(tmp_path, exported, 2, RECIPE, seed=3)
+    images, targets = training.data.epoch(0)
+    assert len(images) == 1200 and len(targets) == 1200
+    first = training.train_until(4)
+    assert training.train_until(10**9) < first
+    again, _ = parquet_student(tmp_path, exported, 2, RECIPE, seed=3)
+    again.train_until(10**9)
+    assert all(torch.equal(a, b) for a, b in zip(training.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_sets_that_cannot_be_trained_on_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
+    splits = load_stored_splits(run / SPLITS_FILE)
+    images, targets = torch.zeros(5, 1, SIZE, SIZE, dtype=torch.uint8), torch.full((5, 3), 1 / 3)
+    whole = {"images": 5}
+
+    def write(name: str, images: Tensor, targets: Tensor, metadata: dict[str, Any]) -> Path:
+        pq.write_table(to_table(images, targets, parquet_schema(images.shape[1:], targets.shape[1], metadata)), tmp_path / name)
+        return tmp_path / name
+
+    nan = torch.cat([targets[:4], torch.full((1, 3), torch.nan)])
+    for path, said in (
+        (tmp_path / "absent", "does not exist"),
+        (write("small", images[:, :, :8], targets, whole), "same size"),
+        (write("classes", images, torch.full((5, 4), 0.25), whole), "numbers in every soft_label"),
+        (write("nan", images, nan, whole), "sum to 1"),
+        (write("sums", images, targets * 2, whole), "sum to 1"),
+        (write("cut", images[:3], targets[:3], whole), "not whole"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_parquet_set(path, splits)
+    pq.write_table(pq.read_table(exported).drop(["soft_label"]), tmp_path / "columns.parquet")
+    with pytest.raises(DataError, match="soft_label is not among"):
+        read_parquet_set(tmp_path / "columns.parquet", splits)
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    with pytest.raises(DataError, match="Arrow cannot read"):
+        read_parquet_set(tmp_path / "text.parquet", splits)
