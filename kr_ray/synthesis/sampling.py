@@ -11,6 +11,7 @@ from torchvision.utils import make_grid
 from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.config import GeneratorConfig
 from kr_ray.devices import autocast
+from kr_ray.graphs import Captured
 from kr_ray.models.biggan import Generator, to_uint8
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.gan import GeneratorCheckpoint
@@ -48,6 +49,7 @@ class Sampler:
         self.epoch, self.device = epoch, device
         self.num_classes = generator.num_classes
         self._generator = generator.to(device).requires_grad_(False).eval()
+        self._draw = Captured(self._forward, device)
         self._latent_std: float | None = None
         self._batch_size = 1
 
@@ -109,11 +111,11 @@ class Sampler:
         """
         latents = torch.split(self._latents(len(labels), generator), self._batch_size)
         classes = torch.split(labels.to(self.device), self._batch_size)
-        made = []
+        return torch.cat([self._draw(batch, part) for batch, part in zip(latents, classes, strict=True)]).contiguous()
+
+    def _forward(self, latents: Tensor, classes: Tensor) -> Tensor:
         with autocast(self.device, "mixed"):
-            for batch, part in zip(latents, classes, strict=True):
-                made.append(to_uint8(self._generator(batch, part), self._generator.output))
-        return torch.cat(made).contiguous()
+            return to_uint8(self._generator(latents, classes), self._generator.output)
 
     def _latents(self, count: int, generator: torch.Generator) -> Tensor:
         if self._latent_std is None:
