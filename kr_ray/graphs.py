@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,11 @@ class Policy:
 
     Attributes:
         capture: whether functions are captured.
-        worth_compiling: calls of a network from which torch.compile repays the half minute that it takes.
+        compile: networks, wherever it repays the time that it takes, always, or never.
     """
 
     capture: bool = True
-    worth_compiling: float = 20_000
+    compile: Literal["where_it_pays", "always", "never"] = "where_it_pays"
 
 
 _policy = Policy()
@@ -93,7 +94,7 @@ class Captured:
 
     def _on_side_stream(self, inputs: tuple[Tensor, ...]) -> Any:
         """As torch asks of the calls before a capture, so that autograd's nodes are not tied to the default stream."""
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side, current = _side_stream(inputs[0].device), torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             result = self._function(*inputs)
@@ -103,9 +104,20 @@ class Captured:
     def _capture(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Any]:
         static = tuple(value.clone() for value in inputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=_side_stream(inputs[0].device)):
             result = self._function(*static)
         return graph, static, result
+
+
+def plain_calls() -> AbstractContextManager[None]:
+    """What is made within is neither captured nor compiled."""
+    return policy(capture=False, compile="never")
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all calls: autograd's nodes stay with the stream that they were made on."""
+    return torch.cuda.Stream(device)
 
 
 def _copied(result: Any) -> Any:
@@ -115,9 +127,15 @@ def _copied(result: Any) -> Any:
     return None if result is None else tuple(_copied(part) for part in result)
 
 
-def compiled(network: Network, device: torch.device, calls: int) -> Network:
-    """`network` through torch.compile if it will be called often enough on a GPU, else `network` itself; the weights are shared."""
-    pays = device.type == "cuda" and worker_count() == 1 and calls >= _policy.worth_compiling
-    if not pays or not any(map(shutil.which, ("cc", "gcc", "clang"))):  # Triton builds its launchers with a C compiler
-        return network
-    return torch.compile(network, dynamic=False)  # type: ignore[return-value]
+def compiled(network: Network, device: torch.device, images: float, pays_from: float) -> Network:
+    """`network` through torch.compile if that pays on a GPU, else `network` itself; the weights are shared.
+
+    Args:
+        images: that the network will be shown in this process.
+        pays_from: so many of them save the time that compiling takes.
+    """
+    able = (
+        device.type == "cuda" and worker_count() == 1 and any(map(shutil.which, ("cc", "gcc", "clang")))
+    )  # for Triton's launchers
+    wanted = {"always": True, "never": False, "where_it_pays": images >= pays_from}[_policy.compile]
+    return torch.compile(network, dynamic=False) if able and wanted else network  # type: ignore[return-value]

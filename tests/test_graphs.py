@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -24,9 +23,9 @@ from kr_ray.training.gan import GanTraining
 from kr_ray.training.teacher import new_classifier
 
 CPU = torch.device("cpu")
-PLAIN = {"capture": False, "worth_compiling": math.inf}
-CAPTURED = {"capture": True, "worth_compiling": math.inf}
-COMPILED = {"capture": True, "worth_compiling": 0}
+PLAIN = {"capture": False, "compile": "never"}
+CAPTURED = {"capture": True, "compile": "never"}
+COMPILED = {"capture": True, "compile": "always"}
 
 
 def test_on_a_cpu_a_captured_function_is_the_function() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +15,9 @@ from kr_ray.bench.training import ProductSteps
 from kr_ray.training.gan import GanTraining
 
 WAYS: dict[str, dict[str, Any]] = {
-    "plain": {"capture": False, "worth_compiling": math.inf},
-    "captured": {"capture": True, "worth_compiling": math.inf},
-    "compiled and captured": {"capture": True, "worth_compiling": 0},
+    "plain": {"capture": False, "compile": "never"},
+    "captured": {"capture": True, "compile": "never"},
+    "compiled and captured": {"capture": True, "compile": "always"},
 }
 WARM_UPS = 5
 

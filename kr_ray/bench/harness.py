@@ -26,6 +26,7 @@ class Variant:
         images: that one call handles; 0 where that is no measure of the work.
         bytes_moved: least bytes that one call reads and writes; 0 = not stated.
         counted: whether the matrix products of a call are counted.
+        counts: does the same without compiled code, whose products can't be counted; None: `run`.
         warm_ups: calls before the first timed one; a GPU's graph is captured at a function's fourth call.
         times_itself: `run` works in other processes, which are warm or meant to be cold, and returns the seconds it took.
     """
@@ -35,6 +36,7 @@ class Variant:
     images: int = 0
     bytes_moved: int = 0
     counted: bool = True
+    counts: Callable[[], Any] | None = None
     warm_ups: int = 1
     times_itself: bool = False
 
@@ -138,7 +140,7 @@ def measure(variants: Sequence[Variant], rounds: int, meter: Meter) -> dict[str,
 def _warm_up(variant: Variant, meter: Meter) -> int:
     if variant.times_itself:
         return 0
-    flops = meter.count(variant.run) if variant.counted else 0
+    flops = meter.count(variant.counts or variant.run) if variant.counted else 0
     for _ in range(variant.warm_ups - (variant.counted and meter.device.type == "cpu")):
         variant.run()
     return flops

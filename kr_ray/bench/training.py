@@ -56,7 +56,9 @@ def augmentation(bench: Bench) -> Found:
             Variant(
                 "augmentation, torchvision's loader", lambda: augment_by_loader(on_host, keys), len(on_host), counted=False
             ),
-            Variant(f"student steps of width {width}, augmentation included", ProductSteps(images, keys).run, count),
+            Variant(
+                f"student steps of width {width}, augmentation included", ProductSteps(images, keys).run, count, counted=False
+            ),
         ],
         bench.rounds,
         bench.meter,
@@ -79,7 +81,12 @@ def classifier_step(bench: Bench) -> Found:
         images = random_images(batch * steps, bench.sizes.image_size, bench.device)
         plain = PlainClassifierSteps(new_classifier(NUM_CLASSES, CHANNELS, keys, seed=0), images, keys)
         variants = [
-            Variant(f"classifier of width {width}, {steps} steps of {batch}", ProductSteps(images, keys).run, len(images)),
+            Variant(
+                f"classifier of width {width}, {steps} steps of {batch}",
+                ProductSteps(images, keys).run,
+                len(images),
+                counts=plain.run,
+            ),
             Variant(f"classifier of width {width}, {steps} plain steps of {batch}", plain.run, len(images)),
         ]
         timings = measure(variants, bench.rounds, bench.meter)

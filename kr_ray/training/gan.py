@@ -20,6 +20,9 @@ from kr_ray.parallel import average, average_gradients, check_batch, join_norms,
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images
 
+COMPILING_PAYS_FROM = 1e6
+"""Real images: compiling both networks took 57 s on an H200 and saved 24 ms of 4 D + 1 G steps of 64 at 128 channels."""
+
 
 @dataclass(frozen=True)
 class GeneratorCheckpoint:
@@ -119,8 +122,9 @@ class GanTraining:
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.learning_rate_g, **keys)
         self.scaler_d = gradient_scaler(device, config.precision)
         self.scaler_g = gradient_scaler(device, config.precision)
-        calls = config.epochs * (len(images) // self.batch_size)
-        self._generate, self._judge = (compiled(network, device, calls) for network in (self.generator, self.discriminator))
+        shown = config.epochs * len(images)
+        self._generate = compiled(self.generator, device, shown, COMPILING_PAYS_FROM)
+        self._judge = compiled(self.discriminator, device, shown, COMPILING_PAYS_FROM)
         self._capture_steps()
         half_life = half_life_in_images(config.ema_decay, config.d_steps)
         self.average = ExponentialAverage(self.generator.folded_weights(), half_life, config.ema_rampup)
@@ -186,9 +190,6 @@ class GanTraining:
 
     def _update_d(self, real: Tensor, labels: Tensor, latents: Tensor, fake_labels: Tensor) -> Tensor:
         self.discriminator.refresh_spectral_norm()
-        if self._d_update.active:  # a graph must not read what another one has folded
-            with torch.no_grad():
-                self.generator.refresh_spectral_norm(iterate=False)
         with autocast(self.device, self.config.precision):
             with torch.no_grad():
                 fake = self._generate(latents, fake_labels)
