@@ -414,7 +414,7 @@ class Pipeline:
         shape = (data["channels"], data["image_size"], data["image_size"])
         schema = parquet_schema(shape, data["num_classes"], metadata | {"synthesis": spec.synthesis.model_dump()})
         self.connect()
-        export_parquet(Makers(run, spec, c.classifier, images, c.cluster), table, schema)
+        export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
         return {
             "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
             "synthetic set": f"{table.resolve()} ({images} images)",

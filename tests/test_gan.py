@@ -212,7 +212,8 @@ def test_half_life_gives_the_papers_decay_at_its_batch() -> None:
 def test_average_halves_the_distance_in_one_half_life() -> None:
     average = ExponentialAverage({"w": torch.zeros(3)}, half_life=100, rampup=1.0)
     for step in range(10):
-        average.update({"w": torch.ones(3)}, images=10, images_seen=10_000 + 10 * step)
+        weight = 1 - average.decay(images=10, images_seen=10_000 + 10 * step)
+        average.update({"w": torch.ones(3)}, torch.tensor(weight, dtype=torch.float64))
     torch.testing.assert_close(average.average["w"], torch.full((3,), 0.5))
 
 

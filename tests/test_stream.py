@@ -201,7 +201,7 @@ def exported(cluster: None, run: Path, tmp_path_factory: pytest.TempPathFactory)
     """1,200 images in three files, written by two makers."""
     folder = tmp_path_factory.mktemp("exported") / "synthetic"
     schema = parquet_schema((1, SIZE, SIZE), len(NAMES), {"class_names": NAMES, "images": 1200})
-    export_parquet(Makers(run, spec(scale=30), RECIPE, 1200, streamed(2)), folder, schema)
+    export_parquet(Makers(run, spec(scale=30), RECIPE, 1200, 1, streamed(2)), folder, schema)
     return folder
 
 

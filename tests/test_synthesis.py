@@ -19,6 +19,8 @@ CLASSES = 4
 class FakeSampler:
     """Images of one grey level: 60 x the class, plus noise that depends on the given generator alone."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.blocks: list[int] = []
 

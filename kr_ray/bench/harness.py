@@ -26,6 +26,8 @@ class Variant:
         images: that one call handles; 0 where that is no measure of the work.
         bytes_moved: least bytes that one call reads and writes; 0 = not stated.
         counted: whether the matrix products of a call are counted.
+        counts: does the same without compiled code, whose products can't be counted; None: `run`.
+        warm_ups: calls before the first timed one; a GPU's graph is captured at a function's fourth call.
         times_itself: `run` works in other processes, which are warm or meant to be cold, and returns the seconds it took.
     """
 
@@ -34,6 +36,8 @@ class Variant:
     images: int = 0
     bytes_moved: int = 0
     counted: bool = True
+    counts: Callable[[], Any] | None = None
+    warm_ups: int = 1
     times_itself: bool = False
 
 
@@ -111,7 +115,7 @@ class Meter:
 
 
 def measure(variants: Sequence[Variant], rounds: int, meter: Meter) -> dict[str, Timing]:
-    """Warm every variant of this process up once, then time all of them in every round, in turn forwards and backwards."""
+    """Warm every variant of this process up, then time all of them in every round, in turn forwards and backwards."""
     flops = {variant.name: _warm_up(variant, meter) for variant in variants}
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     peaks: dict[str, list[int]] = {variant.name: [] for variant in variants}
@@ -136,10 +140,10 @@ def measure(variants: Sequence[Variant], rounds: int, meter: Meter) -> dict[str,
 def _warm_up(variant: Variant, meter: Meter) -> int:
     if variant.times_itself:
         return 0
-    if variant.counted:
-        return meter.count(variant.run)
-    variant.run()
-    return 0
+    flops = meter.count(variant.counts or variant.run) if variant.counted else 0
+    for _ in range(variant.warm_ups - (variant.counted and meter.device.type == "cpu")):
+        variant.run()
+    return flops
 
 
 def ratio(
@@ -148,6 +152,12 @@ def ratio(
     """Round by round, the time of `above` over the time of `below` (sums, where they are several)."""
     pairs = zip(_sums(above), _sums(below), strict=True)
     return Figure(name, tuple(a / b for a, b in pairs), "x", rule, target)
+
+
+def speed_ratio(name: str, fast: Timing, slow: Timing, target: float | None = None) -> Figure:
+    """Round by round, images per second of `fast` over those of `slow`; calls may differ in their number of images."""
+    pairs = zip(fast.seconds, slow.seconds, strict=True)
+    return Figure(name, tuple(fast.images / own / (slow.images / other) for own, other in pairs), "x", "at least", target)
 
 
 def absolute(name: str, timing: Timing, rule: Rule = "at most", target: float | None = None) -> Figure:

@@ -69,14 +69,14 @@ PLAIN = {"trivial_augment": False, "crop_padding": 0, "horizontal_flip": False, 
 
 
 def gan_config(sizes: Sizes, **keys: Any) -> GeneratorConfig:
-    """The paper's training settings at the benchmark's size."""
-    own = {"architecture": sizes.architecture, "channels": sizes.gan_channels, "batch_size": sizes.gan_batch, "epochs": 500}
+    """The paper's training settings at the benchmark's size, for a training without an end."""
+    own = {"architecture": sizes.architecture, "channels": sizes.gan_channels, "batch_size": sizes.gan_batch, "epochs": 10**6}
     raw = {"name": "bench", "data": {"name": "digits", "image_size": sizes.image_size}, "generator": own | keys}
     return parse_config(raw).generator
 
 
-def sampler(sizes: Sizes, device: torch.device) -> Sampler:
+def sampler(sizes: Sizes, device: torch.device, images: float) -> Sampler:
     """A sampler of an untrained generator with its spectral norms folded in; `set_latent_std` is left to the caller."""
     trained, frozen = (Generator(gan_config(sizes), NUM_CLASSES, CHANNELS) for _ in range(2))
     frozen.load_folded_weights(trained.folded_weights())
-    return Sampler(frozen, epoch=1, device=device)
+    return Sampler(frozen, epoch=1, device=device, images=images)

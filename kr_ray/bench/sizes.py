@@ -11,10 +11,10 @@ class Sizes:
 
     Attributes:
         image_size, architecture, gan_channels, gan_batch: of the generator; `architecture` names channel tables of the config.
-        augmented_images: per call, in the product as in its counterpart.
+        augmented_images, loader_images: per call, in the product and in its counterpart, which are compared per image.
         steps: (width, batch, steps per call) of the classifier suites, the first of which is the student of the others.
         optimised: (ResNet14's width, generator's channels) of the optimiser suite.
-        generated_images: per call of the generation suite.
+        generated_images, generation_batch: per call of the generation suite, and per forward pass.
         student_images, student_epochs, regeneration_rate: of a GKD student.
         sweep_width, sweep_images, sweep_epochs: of the students that run in other processes.
         attack_classes, attack_rows: of the shadow attack; features are as many as classes.
@@ -27,9 +27,11 @@ class Sizes:
     gan_channels: int
     gan_batch: int
     augmented_images: int
+    loader_images: int
     steps: tuple[tuple[int, int, int], ...]
     optimised: tuple[int, int]
     generated_images: int
+    generation_batch: int
     student_images: int
     student_epochs: int
     regeneration_rate: int
@@ -51,9 +53,11 @@ CPU = Sizes(
     gan_channels=32,
     gan_batch=64,
     augmented_images=1024,
+    loader_images=1024,
     steps=((16, 256, 4), (64, 128, 1)),
     optimised=(64, 64),
     generated_images=256,
+    generation_batch=128,
     student_images=512,
     student_epochs=4,
     regeneration_rate=2,
@@ -73,9 +77,11 @@ GPU = replace(
     CPU,
     gan_channels=128,
     augmented_images=25_600,
+    loader_images=2048,
     steps=((64, 256, 100), (16, 256, 100)),
     optimised=(64, 128),
     generated_images=10_240,
+    generation_batch=1024,
     student_images=11_959,  # BloodMNIST's training split
     student_epochs=100,
     regeneration_rate=10,

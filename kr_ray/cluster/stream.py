@@ -36,7 +36,9 @@ from kr_ray.training.parquet_set import to_table
 from kr_ray.training.student import OpenSet, StudentSpec, on_device, set_size, synthetic_set
 
 AHEAD = 2
-"""Regenerations that the object store is to hold: the one that is being taken over, and the next."""
+"""Regenerations that the object store may hold: the one that is being taken over, and the next."""
+LEAST_ROOM = 2**29
+"""Bytes of the object store: with less Ray Data keeps makers waiting for room that its own reserves take up."""
 
 Columns = dict[str, NDArray[Any]]
 
@@ -57,7 +59,9 @@ def _streamed(
     cluster: ClusterConfig,
     name: str,
 ) -> RegeneratedSet:
-    return StreamedSet(Makers(run, spec, recipe, set_size(spec, splits), cluster), splits, epochs, device, name)
+    regenerations = epochs / spec.synthesis.regeneration_rate
+    makers = Makers(run, spec, recipe, set_size(spec, splits), regenerations, cluster)
+    return StreamedSet(makers, splits, epochs, device, name)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Makers:
 
     Attributes:
         images: of one regeneration.
+        regenerations: about so many are asked for.
         cluster: says how many makers there are, and what each of them gets.
     """
 
@@ -73,6 +78,7 @@ class Makers:
     spec: StudentSpec
     recipe: ClassifierConfig
     images: int
+    regenerations: float
     cluster: ClusterConfig
 
     def stream(self, regenerations: range, name: str, maker: type[Maker], *arguments: Any) -> Dataset:
@@ -104,7 +110,9 @@ class Maker:
     def __init__(self, makers: Makers) -> None:
         torch.set_num_threads(max(1, int(makers.cluster.maker.cpu)))
         splits = load_stored_splits(makers.run / SPLITS_FILE)
-        self.set = synthetic_set(makers.run, makers.spec, makers.recipe, splits, pick_device(), makers.images)
+        self.set = synthetic_set(
+            makers.run, makers.spec, makers.recipe, splits, pick_device(), makers.images, makers.regenerations
+        )
 
     def __call__(self, batch: Columns) -> Columns:
         """One part, as rows `regeneration` int64, `image` uint8 [C, H, W], `soft_label` float32 [K].
@@ -197,8 +205,8 @@ class StreamedSet(RegeneratedSet):
         self.close()
         stream = self._makers.stream(range(first, self._last + 1), self._name, Maker)
         image_bytes = self._image_shape.numel() + 4 * self._classes + 8
-        room = ExecutionResources(object_store_memory=AHEAD * len(self) * image_bytes)
-        stream.context.execution_options.resource_limits = room
+        room = max(LEAST_ROOM, AHEAD * len(self) * image_bytes)
+        stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=room)
         self._blocks = iter(stream.iter_torch_batches(batch_size=None))
 
     def close(self) -> None:

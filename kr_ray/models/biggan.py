@@ -37,6 +37,7 @@ class SpectralLayer(nn.Module):
 
     weight: nn.Parameter
     folded: Tensor
+    kept: Tensor | None = None
     count: int = 1
 
     def matrices(self) -> Tensor:
@@ -199,6 +200,19 @@ class SpectralNetwork(nn.Module):
                 matrices = matrices / (u.clone() @ matrices @ v.mT.clone())
             for layer, folded in zip(layers, torch.split(matrices, [layer.count for layer in layers]), strict=True):
                 layer.folded = layer.shaped(folded)
+        if self._groups[0][0].weight.is_cuda and not torch.is_grad_enabled() and not self._plain:
+            self._keep_folded()
+
+    def _keep_folded(self) -> None:
+        """Constant folded weights stay where they are in memory: captured graphs go on reading them there after a later refresh."""
+        layers = [layer for group in self._groups for layer in group]
+        for layer in layers:
+            if layer.kept is None or layer.kept.device != layer.folded.device:
+                layer.kept = torch.empty_like(layer.folded)
+        kept = [layer.kept for layer in layers if layer.kept is not None]
+        torch._foreach_copy_(kept, [layer.folded for layer in layers])
+        for layer, place in zip(layers, kept, strict=True):
+            layer.folded = place
 
     def folded_weights(self) -> dict[str, Tensor]:
         """Everything a forward pass needs, detached: the state without u and v, folded in place of trained weights.
@@ -268,6 +282,12 @@ class Attention(nn.Module):
         return attended
 
 
+def _doubled(x: Tensor) -> Tensor:
+    """Nearest neighbour, in x's own type: autocast would widen it, and with it all that follows, to float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
 class GeneratorBlock(nn.Module):
     """1x1, 3x3, 3x3, 1x1 with conditional norms; optionally doubles the side after the first 1x1."""
 
@@ -290,8 +310,7 @@ class GeneratorBlock(nn.Module):
         # Nearest-neighbour doubling and a 1x1 convolution commute; this order does a quarter of the shortcut's work.
         skip = self.shortcut(x)
         if self.upsample:
-            hidden = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
-            skip = functional.interpolate(skip, scale_factor=2.0, mode="nearest")
+            hidden, skip = _doubled(hidden), _doubled(skip)
         hidden = self.conv3(self.norm3(self.conv2(hidden), condition))
         merged: Tensor = self.conv4(self.norm4(hidden, condition)) + skip
         return merged

@@ -11,9 +11,13 @@ from torchvision.utils import make_grid
 from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.config import GeneratorConfig
 from kr_ray.devices import autocast
+from kr_ray.graphs import Captured, compiled
 from kr_ray.models.biggan import Generator, to_uint8
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.gan import GeneratorCheckpoint
+
+COMPILING_PAYS_FROM = 1e6
+"""Images: compiling took 13 s on an H200 and saved 21 microseconds an image at 128 channels."""
 
 
 def save_generator(
@@ -42,17 +46,20 @@ class Sampler:
     Args:
         generator: with plain weights; is moved to `device`.
         epoch: of the checkpoint, for the record.
+        images: about so many will be drawn (see kr_ray.graphs).
     """
 
-    def __init__(self, generator: Generator, epoch: int, device: torch.device) -> None:
+    def __init__(self, generator: Generator, epoch: int, device: torch.device, images: float = 0) -> None:
         self.epoch, self.device = epoch, device
         self.num_classes = generator.num_classes
         self._generator = generator.to(device).requires_grad_(False).eval()
+        self._network = compiled(self._generator, device, images, COMPILING_PAYS_FROM)
+        self._draw = Captured(self._forward, device)
         self._latent_std: float | None = None
         self._batch_size = 1
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Sampler:
+    def load(cls, path: Path, device: torch.device, images: float = 0) -> Sampler:
         """Read what `save_generator` wrote.
 
         Raises:
@@ -62,7 +69,7 @@ class Sampler:
         config = GeneratorConfig.model_validate(metadata["config"], strict=False)
         generator = Generator(config, metadata["num_classes"], metadata["channels"])
         generator.load_folded_weights(tensors)
-        return cls(generator, metadata["epoch"], device)
+        return cls(generator, metadata["epoch"], device, images)
 
     def set_latent_std(self, latent_std: float, seed: int, prior: Tensor, batches: int, batch_size: int) -> None:
         """Sample at `latent_std` from now on: estimate the batch-norm statistics there.
@@ -109,11 +116,11 @@ class Sampler:
         """
         latents = torch.split(self._latents(len(labels), generator), self._batch_size)
         classes = torch.split(labels.to(self.device), self._batch_size)
-        made = []
+        return torch.cat([self._draw(batch, part) for batch, part in zip(latents, classes, strict=True)]).contiguous()
+
+    def _forward(self, latents: Tensor, classes: Tensor) -> Tensor:
         with autocast(self.device, "mixed"):
-            for batch, part in zip(latents, classes, strict=True):
-                made.append(to_uint8(self._generator(batch, part), self._generator.output))
-        return torch.cat(made).contiguous()
+            return to_uint8(self._network(latents, classes), self._generator.output)
 
     def _latents(self, count: int, generator: torch.Generator) -> Tensor:
         if self._latent_std is None:

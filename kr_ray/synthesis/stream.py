@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from kr_ray.config import SynthesisConfig
+from kr_ray.graphs import Captured
 from kr_ray.seeding import derive_seed, seeded_generator
 from kr_ray.synthesis.labelling import FILTERED, REGENERATED, keep_and_label, teacher_probabilities
 from kr_ray.synthesis.sampling import Sampler
@@ -86,7 +88,8 @@ class SyntheticSet(RegeneratedSet):
         seed: int,
     ) -> None:
         super().__init__(images, config)
-        self._sampler, self._teacher, self._seed = sampler, teacher, seed
+        self._sampler, self._seed = sampler, seed
+        self._label = Captured(partial(teacher_probabilities, teacher), sampler.device)
         self._label_smoothing = label_smoothing
         self._prior = prior if config.class_prior == "real" else torch.full_like(prior, 1 / len(prior))
         sampler.set_latent_std(
@@ -147,7 +150,7 @@ class SyntheticSet(RegeneratedSet):
         generator = seeded_generator(self._seed, "block", regeneration, block)
         images = self._sampler.images(classes, generator)
         on_device = classes.to(images.device)
-        probabilities = teacher_probabilities(self._teacher, images)
+        probabilities = self._label(images)
         keep, targets = keep_and_label(on_device, probabilities, self._config, self._label_smoothing)
         if self._config.labelling not in FILTERED:  # spares the device a synchronisation per block
             return torch.ones_like(classes, dtype=torch.bool), images, targets

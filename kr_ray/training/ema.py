@@ -43,10 +43,16 @@ class ExponentialAverage:
         return float(0.5 ** (images / half_life))
 
     @torch.no_grad()
-    def update(self, tensors: dict[str, Tensor], images: int, images_seen: int) -> None:
-        """Move towards `tensors` (same names and shapes) by one step."""
-        weight = 1 - self.decay(images, images_seen)
-        torch._foreach_lerp_(list(self.average.values()), [tensors[name].detach() for name in self.average], weight)
+    def update(self, tensors: dict[str, Tensor], weight: Tensor) -> None:
+        """Move towards `tensors` (same names and shapes) by one step; `weight`, float64 [] on their device, is 1 - `decay`."""
+        old, new = list(self.average.values()), [tensors[name].detach() for name in self.average]
+        if weight.device.type == "cpu":
+            torch._foreach_lerp_(old, new, float(weight))
+            return
+        # Read on the device, so that a captured graph follows the ramp.
+        change = torch._foreach_sub(new, old)
+        torch._foreach_mul_(change, weight.to(change[0].dtype))
+        torch._foreach_add_(old, change)
 
     @torch.no_grad()
     def load(self, average: dict[str, Tensor]) -> None:

@@ -14,10 +14,14 @@ from torch.nn import functional
 from kr_ray.config import GeneratorConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.devices import autocast, gradient_scaler
+from kr_ray.graphs import Captured, compiled
 from kr_ray.models.biggan import Discriminator, Generator, SpectralNetwork, from_uint8
 from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images
+
+COMPILING_PAYS_FROM = 1e6
+"""Real images: compiling both networks took 57 s on an H200 and saved 24 ms of 4 D + 1 G steps of 64 at 128 channels."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,18 @@ class GanTraining:
         self.discriminator.to(device)
         join_norms(self.generator)
         betas = (config.beta1, config.beta2)
+        keys: dict[str, Any] = {"betas": betas, "fused": True, "capturable": device.type == "cuda"}
         d_class = torch.optim.AdamW if config.d_optimizer == "adamw" else torch.optim.Adam
         self.optimizer_d = d_class(
-            self.discriminator.parameters(), config.learning_rate_d, betas, weight_decay=config.d_weight_decay, fused=True
+            self.discriminator.parameters(), config.learning_rate_d, weight_decay=config.d_weight_decay, **keys
         )
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.learning_rate_g, betas, fused=True)
+        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.learning_rate_g, **keys)
         self.scaler_d = gradient_scaler(device, config.precision)
         self.scaler_g = gradient_scaler(device, config.precision)
+        shown = config.epochs * len(images)
+        self._generate = compiled(self.generator, device, shown, COMPILING_PAYS_FROM)
+        self._judge = compiled(self.discriminator, device, shown, COMPILING_PAYS_FROM)
+        self._capture_steps()
         half_life = half_life_in_images(config.ema_decay, config.d_steps)
         self.average = ExponentialAverage(self.generator.folded_weights(), half_life, config.ema_rampup)
         self.epoch = self.images_seen = self.d_steps_since_g = 0
@@ -163,21 +172,30 @@ class GanTraining:
 
     # --- steps ---
 
+    def _capture_steps(self) -> None:
+        """Anew whenever the tensors of an optimiser or an average are new ones."""
+        plain = not self.scaler_d.is_enabled()
+        self._d_update = Captured(self._update_d, self.device, active=plain)
+        self._g_update = Captured(self._update_g, self.device, active=plain)
+
     def _d_step(self, index: Tensor, random: torch.Generator) -> Tensor:
         """Update D on the real images `index` and as many fakes; returns [loss, mean real logit, mean fake logit]."""
-        labels = self.images.labels[index]
-        real = from_uint8(self.images.images[index], self.config.output)
+        real, labels = self.images.images[index], self.images.labels[index]
         if self.config.horizontal_flip:
             mirrored = torch.rand(len(index), 1, 1, 1, generator=random, device=self.device) < 0.5
             real = torch.where(mirrored, real.flip(3), real)
         latents, fake_labels = self._draw(random)
-        real, labels = own_slice(real), own_slice(labels)
+        figures: Tensor = self._d_update(own_slice(real), own_slice(labels), latents, fake_labels)
+        return figures
+
+    def _update_d(self, real: Tensor, labels: Tensor, latents: Tensor, fake_labels: Tensor) -> Tensor:
         self.discriminator.refresh_spectral_norm()
         with autocast(self.device, self.config.precision):
             with torch.no_grad():
-                fake = self.generator(latents, fake_labels)
+                fake = self._generate(latents, fake_labels)
             # D has no batch statistics, so that one pass over both halves equals two.
-            logits = self.discriminator(torch.cat([real, fake]), torch.cat([labels, fake_labels]))
+            both = torch.cat([from_uint8(real, self.config.output), fake])
+            logits = self._judge(both, torch.cat([labels, fake_labels]))
         on_real, on_fake = logits.chunk(2)
         loss = discriminator_loss(on_real, on_fake, self.config)
         _update(self.optimizer_d, self.scaler_d, loss)
@@ -186,21 +204,24 @@ class GanTraining:
     def _g_step(self, random: torch.Generator) -> Tensor:
         """Update G and its average; returns the loss."""
         latents, labels = self._draw(random)
+        seen, self._images_averaged = self.images_seen - self._images_averaged, self.images_seen
+        weight = torch.full((), 1 - self.average.decay(seen, self.images_seen), dtype=torch.float64, device=self.device)
+        loss: Tensor = self._g_update(latents, labels, weight)
+        return loss
+
+    def _update_g(self, latents: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         # Frozen, so that the backward pass only runs through D and not into its weights.
         self.discriminator.requires_grad_(False)
         self.discriminator.refresh_spectral_norm()
         self.generator.refresh_spectral_norm(iterate=False)
         with autocast(self.device, self.config.precision):
-            logits = self.discriminator(self.generator(latents, labels), labels)
+            logits = self._judge(self._generate(latents, labels), labels)
         loss = generator_loss(logits, self.config)
         _update(self.optimizer_g, self.scaler_g, loss)
         self.discriminator.requires_grad_(True)
         with torch.no_grad():
             self.generator.refresh_spectral_norm()
-        self.average.update(
-            self.generator.folded_weights(), self.images_seen - self._images_averaged, images_seen=self.images_seen
-        )
-        self._images_averaged = self.images_seen
+        self.average.update(self.generator.folded_weights(), weight)
         return loss.detach()
 
     def _draw(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -252,6 +273,7 @@ class GanTraining:
             optimizer.load_state_dict({"state": state[f"optimizer_{name[0]}"], "param_groups": groups})
             if scaler.is_enabled():
                 scaler.load_state_dict(state[f"scaler_{name[0]}"])
+        self._capture_steps()
 
 
 def discriminator_loss(on_real: Tensor, on_fake: Tensor, config: GeneratorConfig) -> Tensor:
