@@ -123,9 +123,10 @@ def equal(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]])
 def test_a_stream_brings_what_the_device_makes(
     cluster: None, run: Path, labelling: str, makers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    what = spec(labelling, scale=30, confidence_threshold=0.0)  # 1,200 images: three parts of 512 where nothing is filtered
+    # Of 1,200 images: three parts of 512 where nothing is filtered. Rejected ones are drawn again, in one part.
+    what = spec(labelling, scale=4 if labelling == "gap_filler" else 30, confidence_threshold=0.0)
     here = epochs_seen(opened(run, on_device, what), range(EPOCHS))
-    assert len(here[0][0]) == 1200
+    assert len(here[0][0]) == 40 * what.synthesis.cardinality_scale
     assert equal(epochs_seen(opened(run, student_images(streamed(makers), "test"), what), range(EPOCHS)), here)
 
 
@@ -218,10 +219,19 @@ def test_pyarrow_and_hugging_face_read_it_without_kr_ray(run: Path, exported: Pa
     table = pq.read_table(exported)
     assert json.loads(table.schema.metadata[b"kr_ray"])["class_names"] == list(NAMES)
     np.testing.assert_array_equal(table["image"].combine_chunks().to_numpy_ndarray(), images.numpy())
+    features = datasets.Features(
+        {
+            "image": datasets.List(datasets.Value("uint8"), length=SIZE * SIZE),
+            "soft_label": datasets.List(datasets.Value("float32"), length=len(NAMES)),
+            "label": datasets.Value("int64"),
+        }
+    )
     files = sorted(str(path) for path in exported.glob("*.parquet"))
-    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path)).with_format("numpy")
-    np.testing.assert_array_equal(np.stack(found["image"][:]), images.numpy())
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", features=features, cache_dir=str(tmp_path))
+    found = loaded.with_format("numpy")
+    np.testing.assert_array_equal(np.stack(found["image"][:]).reshape(images.shape), images.numpy())
     np.testing.assert_array_equal(np.stack(found["soft_label"][:]), targets.numpy())
+    np.testing.assert_array_equal(found["label"][:], targets.argmax(1).numpy())
 
 
 def test_a_student_of_an_exported_set_alone_needs_neither_generator_nor_teacher(

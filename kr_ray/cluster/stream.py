@@ -21,7 +21,7 @@ import ray.data
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from ray.data import Dataset, ExecutionResources
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from torch import Tensor
 
 from kr_ray.cluster.runtime import ray_storage
@@ -94,7 +94,7 @@ class Makers:
             maker,
             fn_constructor_args=(self, *arguments),
             batch_size=1,
-            concurrency=self.cluster.makers,
+            compute=ActorPoolStrategy(size=self.cluster.makers),
             num_cpus=resources.cpu,
             num_gpus=resources.gpu,
         )

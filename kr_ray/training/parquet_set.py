@@ -3,6 +3,9 @@
 Columns: `image`, Arrow's fixed-shape tensor of uint8 [C, H, W]; `soft_label`, fixed_size_list<float32>[K], target probabilities;
 `label`, int64, the class of the largest. The schema's metadata holds JSON under `kr_ray`: class names, generation parameters, seed,
 versions, and the number of images, so that a folder of which a file is missing is found out.
+
+pyarrow reads it as it is. Hugging Face `datasets` 5 does not know Arrow's tensor type and must be told the columns' types:
+`load_dataset("parquet", data_files=..., features=Features({"image": List(Value("uint8"), length=C * H * W), ...}))`.
 """
 
 from __future__ import annotations
