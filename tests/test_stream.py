@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from conftest import tiny_recipe
 from ray.cloudpickle import register_pickle_by_value
 from torch import Tensor
 
+from kr_ray.cluster.runtime import ray_session
 from kr_ray.cluster.stream import Makers, export_parquet, student_images
 from kr_ray.cluster.train import train_on_cluster
 from kr_ray.cluster.trials import StudentWork, train_students
@@ -77,10 +77,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    register_pickle_by_value(__import__(__name__))
-    yield
-    ray.shutdown()
+    with ray_session(ClusterConfig(address="local")):
+        register_pickle_by_value(__import__(__name__))
+        yield
 
 
 def spec(labelling: str = "gkd", scale: int = 4, **keys: Any) -> StudentSpec:
@@ -159,7 +158,8 @@ def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tm
     assert histories[0][0] == [(row["train_loss"], row["val_accuracy"]) for row in alone.history]
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path, workers: int) -> None:
     weights = []
     for name, where in (("here", ClusterConfig()), ("stream", streamed())):

@@ -61,8 +61,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         logging_level=logging.ERROR,
         configure_logging=True,
         runtime_env=None if address == "local" else {"env_vars": WORKER_ENVIRONMENT | _storage_environment()},
-        # Little goes through a laptop's object store: workers read images from the run's storage.
-        object_store_memory=256 * 2**20 if address == "local" else None,
+        # Little goes through a laptop's object store but for streamed images: workers read the real ones from the run's storage.
+        object_store_memory=256 * 2**20 if address == "local" and config.stream == "on_device" else None,
     )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs one of its own, which dies with a stack trace
