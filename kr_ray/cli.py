@@ -354,9 +354,13 @@ def _bench(parsed: argparse.Namespace) -> int:
     if parsed.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu")
     document = run_bench(
-        parsed.suite, parsed.rounds, torch.device(parsed.device), parsed.threads, tell=lambda text: print(text, flush=True)
+        parsed.suite,
+        parsed.rounds,
+        torch.device(parsed.device),
+        parsed.threads,
+        tell=lambda text: print(text, flush=True),
+        keep=lambda so_far: write_json(parsed.out, so_far),
     )
-    write_json(parsed.out, document)
     if parsed.markdown is not None:
         with atomic_write(parsed.markdown) as temporary:
             temporary.write_text(markdown_table(document))

@@ -248,7 +248,7 @@ def test_every_suite_of_this_process_gives_its_document() -> None:
 def test_students_side_by_side_through_ray() -> None:
     document = bench_run.run_bench(["sweep"], 1, DEVICE, 1, TINY)
     check_document(document, ["sweep"])
-    assert len(document["suites"]["sweep"]["timings"]) == 5
+    assert len(document["suites"]["sweep"]["timings"]) == 6
 
 
 def test_what_cannot_run_here_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

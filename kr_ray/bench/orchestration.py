@@ -13,7 +13,7 @@ import multiprocessing.pool
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +34,8 @@ from kr_ray.training.teacher import new_classifier
 
 TICKS = Ticks(count=5, validated=(5,))
 """As the sweep of a run has them."""
+Times = list[float]
+"""Of one student, since the epoch: its beginning, and the end of every tick."""
 STUDENTS_ON_A_GPU = 2
 STUDENTS_PER_WORKER = 2
 
@@ -59,13 +61,28 @@ def student_spec(sizes: Sizes, seed: int) -> StudentSpec:
     return StudentSpec(1, SynthesisConfig(standing_batches=1), sizes.sweep_epochs, seed)
 
 
-def train_bare(run: Path, sizes: Sizes, seed: int) -> tuple[float, float]:
-    """One student in this process; the times (since the epoch) at which it began and ended."""
-    started = time.time()
+def train_bare(run: Path, sizes: Sizes, seed: int) -> Times:
+    """One student in this process."""
+    times = [time.time()]
     training = start_student(run, student_spec(sizes, seed), student_recipe(sizes), TICKS, None)
     while not training.finished:
         training.advance()
-    return started, time.time()
+        times.append(time.time())
+    return times
+
+
+def span_s(students: Sequence[Times]) -> float:
+    """Seconds from the first beginning to the last end."""
+    return max(times[-1] for times in students) - min(times[0] for times in students)
+
+
+def first_tick_s(times: Times) -> float:
+    """Seconds to the end of the first tick: start-up of the images included."""
+    return times[1] - times[0]
+
+
+def later_ticks_s(times: Times) -> float:
+    return times[-1] - times[1]
 
 
 class _Bare:
@@ -73,12 +90,14 @@ class _Bare:
 
     def __init__(self, pool: multiprocessing.pool.Pool, run: Path, sizes: Sizes) -> None:
         self.pool, self.run, self.sizes = pool, run, sizes
+        self.alone: list[Times] = []
 
     def students(self, count: int) -> Callable[[], float]:
         def work() -> float:
             jobs = [(self.run, self.sizes, seed) for seed in range(count)]
             times = self.pool.starmap(train_bare, jobs, chunksize=1)
-            return max(end for _, end in times) - min(start for start, _ in times)
+            self.alone += times if count == 1 else []
+            return span_s(times)
 
         return work
 
@@ -86,17 +105,18 @@ class _Bare:
 class _Tuned:
     """Students as trials of Ray Tune; a fresh stage folder per call, as nothing of an earlier one may be found."""
 
-    def __init__(self, run: Path, sizes: Sizes, resources: Resources) -> None:
-        self.run, self.sizes, self.resources = run, sizes, resources
+    def __init__(self, run: Path, sizes: Sizes, cluster: ClusterConfig) -> None:
+        self.run, self.sizes, self.cluster = run, sizes, cluster
         self.calls = itertools.count()
         self.start_up_s: list[float] = []
+        self.alone: list[Times] = []
 
     def students(self, count: int) -> Callable[[], float]:
-        from kr_ray.bench.timed_work import TimedWork, span_s
+        from kr_ray.bench.timed_work import TimedWork
         from kr_ray.cluster.trials import train_students
 
         def work() -> float:
-            stage = self.run / f"sweep_{next(self.calls)}"
+            stage = self.run / f"sweep_{self.cluster.stream}_{next(self.calls)}"
             works = [
                 TimedWork(
                     self.run,
@@ -104,14 +124,16 @@ class _Tuned:
                     student_spec(self.sizes, seed),
                     student_recipe(self.sizes),
                     TICKS,
-                    ClusterConfig(),
+                    self.cluster,
                     os.getpid(),
                 )
                 for seed in range(count)
             ]
             started = time.perf_counter()
-            train_students(works, stage, self.resources, max_retries=0)
-            span = span_s(works)
+            train_students(works, stage, self.cluster.trial, max_retries=0)
+            times = [work.times() for work in works]
+            self.alone += times if count == 1 else []
+            span = span_s(times)
             self.start_up_s.append(time.perf_counter() - started - span)
             return span
 
@@ -127,12 +149,16 @@ def students_side_by_side(bench: Bench) -> Found:
     many = STUDENTS_PER_WORKER * workers
     make_run(bench.folder, sizes)
     resources = Resources(cpu=1.0, gpu=1 / workers if on_gpu else 0.0)
+    cluster = ClusterConfig(train=resources, trial=resources)
+    streaming = ClusterConfig(train=resources, trial=resources, stream="ray_data")
     started = time.perf_counter()
-    with ray_session(ClusterConfig(train=resources, trial=resources)):
+    with ray_session(streaming):
         session_s = time.perf_counter() - started
         with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-            bare, tuned = _Bare(pool, bench.folder, sizes), _Tuned(bench.folder, sizes, resources)
+            bare = _Bare(pool, bench.folder, sizes)
+            tuned, streamed = (_Tuned(bench.folder, sizes, which) for which in (cluster, streaming))
             bare.students(workers)()  # the pool's kernels are warm from here on; Tune's workers are new in every call
+            bare.alone.clear()
             images = sizes.sweep_images * sizes.sweep_epochs
             variants = [
                 Variant(name, run, count * images, times_itself=True)
@@ -140,12 +166,14 @@ def students_side_by_side(bench: Bench) -> Found:
                     ("one student in a process", bare.students(1), 1),
                     (f"{workers} students in as many processes", bare.students(workers), workers),
                     ("one student through Ray Tune", tuned.students(1), 1),
+                    ("one student through Ray Tune and Ray Data", streamed.students(1), 1),
                     (f"{many} students in {workers} processes", bare.students(many), many),
                     (f"{many} students through Ray Tune", tuned.students(many), many),
                 )
             ]
             timings = list(measure(variants, bench.rounds, bench.meter).values())
-    one, side_by_side, one_tuned, pooled, swept = timings
+    one, side_by_side, one_tuned, _, pooled, swept = timings
+    pairs = list(zip(streamed.alone, bare.alone, strict=True))
     throughput_gain = Figure(
         f"{workers} one-thread students: throughput over one's",
         tuple(workers * alone / together for alone, together in zip(one.seconds, side_by_side.seconds, strict=True)),
@@ -158,6 +186,18 @@ def students_side_by_side(bench: Bench) -> Found:
             throughput_gain,
             ratio(f"sweep of {many} students by Ray Tune: time over a bare pool's", [swept], [pooled], target=1.05),
             ratio("a student through Ray Tune: time over a bare process's", [one_tuned], [one], target=1.05),
+            Figure(
+                "a student through Ray Tune and Ray Data, after its first tick: time over a bare process's",
+                tuple(later_ticks_s(ours) / later_ticks_s(theirs) for ours, theirs in pairs),
+                "x",
+                "at most",
+                1.10,
+            ),
+            Figure(
+                "first tick through Ray Tune and Ray Data over a bare process's",
+                tuple(first_tick_s(ours) / first_tick_s(theirs) for ours, theirs in pairs),
+                "x",
+            ),
             Figure("start-up of a sweep through Ray Tune", tuple(tuned.start_up_s), "s"),
         ],
         timings,

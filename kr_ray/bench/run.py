@@ -56,6 +56,7 @@ def run_bench(
     threads: int,
     sizes: Sizes | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Run the suites of `names` (all, if there are none) one after another.
 
@@ -64,6 +65,7 @@ def run_bench(
         threads: of torch, in this process.
         sizes: of the work; None: those for the kind of `device`.
         tell: is told what is being measured.
+        keep: is given the document after every suite.
 
     Returns:
         The document that README.md shows as a table: date, seconds, rounds, environment, rates and suites, all plain JSON values. A suite holds
@@ -75,17 +77,9 @@ def run_bench(
     torch.set_num_threads(threads)
     meter = Meter(device)
     rates = device_rates(meter, mixed_dtype(device) or torch.float32, sizes.matrix_side, sizes.copied_bytes)
-    chosen = [suite for suite in SUITES if not names or suite.name in names]
-    found = {}
-    with tempfile.TemporaryDirectory(prefix="kr_bench_") as folder:
-        for suite in chosen:
-            tell(f"{suite.name}: started")
-            bench = Bench(meter, sizes, rounds, rates, Path(folder) / suite.name, threads)
-            found[suite.name] = _run_suite(suite, bench)
-            tell(f"{suite.name}: {found[suite.name]['skipped'] or format(found[suite.name]['seconds'], '.0f') + ' s'}")
-    return {
+    document: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": time.perf_counter() - started,
+        "seconds": 0.0,
         "rounds": rounds,
         "environment": environment(device, threads),
         "rates": {
@@ -93,8 +87,17 @@ def run_bench(
             "matrix_flops_per_s": rates.matrix_flops,
             "copy_bytes_per_s": rates.copy_bytes,
         },
-        "suites": found,
+        "suites": {},
     }
+    with tempfile.TemporaryDirectory(prefix="kr_bench_") as folder:
+        for suite in (suite for suite in SUITES if not names or suite.name in names):
+            tell(f"{suite.name}: started")
+            bench = Bench(meter, sizes, rounds, rates, Path(folder) / suite.name, threads)
+            found = document["suites"][suite.name] = _run_suite(suite, bench)
+            document["seconds"] = time.perf_counter() - started
+            keep(document)
+            tell(f"{suite.name}: {found['skipped'] or format(found['seconds'], '.0f') + ' s'}")
+    return document
 
 
 def _run_suite(suite: Suite, bench: Bench) -> dict[str, Any]:

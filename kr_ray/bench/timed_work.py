@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,12 @@ class TimedWork(StudentWork):
 
     driver: int = 0
 
+    def times(self) -> list[float]:
+        """When a worker first looked at the student, and when each tick was saved; seconds since the epoch."""
+        return [float(line) for line in self._times_file.read_text().split()]
+
     @property
-    def times(self) -> Path:
+    def _times_file(self) -> Path:
         return self.folder / "times.txt"
 
     def load(self) -> State | None:
@@ -33,11 +36,5 @@ class TimedWork(StudentWork):
 
     def _note(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.times.open("a") as file:
+        with self._times_file.open("a") as file:
             file.write(f"{time.time()}\n")
-
-
-def span_s(works: Sequence[TimedWork]) -> float:
-    """Seconds from the first worker's first sight of a student to the last state saved."""
-    times = [float(line) for work in works for line in work.times.read_text().split()]
-    return max(times) - min(times)
