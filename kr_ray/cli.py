@@ -106,10 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", _compare_labels)
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
     compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
+    searches = add(
+        "compare-search", "halving over the checkpoints against the exhaustive sweep: cost and loss", _compare_search
+    )
+    searches.add_argument("--seeds", type=int, default=3, help="seeds of the students (default 3)")
     export = add("export", "the student as ONNX and the synthetic set as Parquet", _export)
     export.add_argument("--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)")
     submit = add("submit", "run a command as a job of a Ray cluster, follow it, end with its exit code", _submit)
-    submit.add_argument("--command", dest="job", choices=[*STAGE_COMMANDS, "compare-labels", "export"], default="run")
+    submit.add_argument(
+        "--command", dest="job", choices=[*STAGE_COMMANDS, "compare-labels", "compare-search", "export"], default="run"
+    )
     submit.add_argument(
         "--address", default="", help="dashboard URL of the cluster (default: RAY_API_SERVER_ADDRESS, else this machine's)"
     )
@@ -269,6 +275,37 @@ def _compare_labels(parsed: argparse.Namespace) -> int:
     table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
     for row in comparison["summary"]:
         table.add_row(row["labelling"], f"{row['mean']:.4f}", f"{row['sd']:.4f}", str(row["n"]))
+    console = Console()
+    console.print(table)
+    console.print(f"written to {comparison['file']}", soft_wrap=True)
+    return 0
+
+
+def _compare_search(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    if parsed.seeds < 1:
+        raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
+    from rich.console import Console
+    from rich.table import Table
+
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        comparison = pipeline.compare_search(parsed.seeds)
+    table = Table(
+        "exhaustive: epoch",
+        "CAS",
+        "halving: epoch",
+        "CAS",
+        "lost",
+        "images",
+        "seconds",
+        title=f"{config.name}: halving's share",
+    )
+    for row in comparison["rows"]:
+        whole, short = row["exhaustive"], row["halving"]
+        winners = [f"{figure}" for found in (whole, short) for figure in (found["epoch"], f"{found['val_cas']:.4f}")]
+        table.add_row(*winners, f"{row['lost_cas']:.4f}", f"{row['images_share']:.2f}", f"{row['seconds_share']:.2f}")
     console = Console()
     console.print(table)
     console.print(f"written to {comparison['file']}", soft_wrap=True)

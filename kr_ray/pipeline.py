@@ -234,11 +234,11 @@ class Pipeline:
 
     def _checkpoints(self, folder: Path) -> Result:
         """Section 3.4: a student per checkpoint, the best validation CAS wins."""
-        from kr_ray.cluster.sweep import sweep_checkpoints
+        from kr_ray.cluster.sweep import best_checkpoint, sweep_checkpoints
 
         c, epochs = self.config, self.results["generator"]["checkpoints"]
         swept = sweep_checkpoints(self.run.path, folder, epochs, c)
-        best = max(swept, key=lambda row: (row["epochs"], row["val_cas"], -row["epoch"]))
+        best = best_checkpoint(swept)
         return {"checkpoints": swept, "best_epoch": best["epoch"], "best_cas": best["val_cas"]}
 
     def _tuning(self, folder: Path) -> Result:
@@ -376,7 +376,7 @@ class Pipeline:
 
     def compare_labels(self, seeds: int, all_checkpoints: bool) -> Result:
         """Appendix D: all labelling strategies from this run's generator, at the best or at every checkpoint."""
-        from kr_ray.cluster.sweep import LABELLINGS, compare_labelling
+        from kr_ray.cluster.compare import LABELLINGS, compare_labelling
 
         self.run_until("checkpoints")
         c, sweep = self.config, self.results["checkpoints"]
@@ -395,6 +395,21 @@ class Pipeline:
             sd = statistics.stdev(cas) if len(cas) > 1 else 0.0
             summary.append({"labelling": strategy, "mean": statistics.fmean(cas), "sd": sd, "n": len(cas)})
         return {"summary": summary, "rows": rows, "file": str((self.run / name / "done.json").resolve())}
+
+    def compare_search(self, seeds: int) -> Result:
+        """Halving over the checkpoints of this run's generator against the exhaustive sweep, for several seeds of the students."""
+        from kr_ray.cluster.compare import compare_search
+
+        self.run_until("generator")
+        c, name, epochs = self.config, "compare_search", self.results["generator"]["checkpoints"]
+        work_seeds = [derive_seed(c.seed, name, k) for k in range(seeds)]
+
+        def work(folder: Path) -> Result:
+            return {"rows": compare_search(self.run.path, folder, epochs, work_seeds, c)}
+
+        keys = [c.seed, c.classifier, c.synthesis, c.checkpoints.epochs, c.checkpoints.reduction_factor, seeds]
+        rows = self._run_stage(name, keys, ["teacher", "generator"], work)["rows"]
+        return {"rows": rows, "file": str((self.run / name / "done.json").resolve())}
 
     def export(self, images: int) -> dict[str, str]:
         """The student as ONNX, checked against PyTorch, and a synthetic set as Parquet."""

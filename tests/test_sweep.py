@@ -10,6 +10,7 @@ import pytest
 from conftest import tiny_config
 
 from kr_ray.cluster import sweep
+from kr_ray.cluster.compare import compare_search
 from kr_ray.cluster.trials import StudentWork
 
 
@@ -52,3 +53,36 @@ def test_equal_scores_favour_the_earlier_checkpoint(monkeypatch: pytest.MonkeyPa
     config = tiny_config(checkpoints={"search": "halving", "epochs": 90})
     rows = sweep.sweep_checkpoints(Path("run"), Path("folder"), range(1, 10), config)
     assert [row["epoch"] for row in rows if row["epochs"] == 90] == [1, 2, 3]
+
+
+def test_what_halving_costs_and_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CAS is 0.5 + epoch / 100 at whole schedules and the reverse at short ones, so that halving keeps the worst third."""
+    whole, checkpoints = 9, range(1, 10)
+
+    def train(works: Sequence[StudentWork], *_: Any) -> list[float]:
+        signs = [1 if work.spec.epochs == whole else -1 for work in works]
+        return [0.5 + sign * work.spec.checkpoint_epoch / 100 for sign, work in zip(signs, works, strict=True)]
+
+    def history(work: StudentWork) -> list[dict[str, float]]:
+        return [{"images_seen": 10 * work.spec.epochs * tick, "seconds": work.spec.epochs} for tick in (1, 2)]
+
+    monkeypatch.setattr(sweep, "train_students", train)
+    monkeypatch.setattr(StudentWork, "history", history)
+    config = tiny_config(checkpoints={"epochs": whole})
+    rows = compare_search(Path("run"), Path("folder"), checkpoints, [7, 8], config)
+    assert [row["seed"] for row in rows] == [7, 8]
+    for row in rows:
+        assert (row["exhaustive"]["epoch"], row["halving"]["epoch"]) == (9, 3)
+        assert row["lost_cas"] == pytest.approx(0.06)
+        assert row["exhaustive"]["images_seen"] == 20 * 9 * 9
+        assert row["halving"]["students"] == 9 + 3
+        assert row["images_share"] == row["seconds_share"] == pytest.approx((9 * 3 + 3 * 9) / 81)
+
+
+def test_a_round_lasts_one_epoch_or_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rounds = swept(monkeypatch, range(1, 31), search="halving", epochs=9)
+    assert rounds == [[1] * 30, [3] * 10, [9] * 3]
+    _, rounds = swept(monkeypatch, range(1, 31), search="halving", epochs=8)
+    assert rounds == [[1] * 30, [3] * 10, [8] * 3]
+    _, rounds = swept(monkeypatch, range(1, 31), search="halving", epochs=2)
+    assert rounds == [[2] * 30]

@@ -1,4 +1,4 @@
-"""Checkpoint optimisation (section 3.4), tuning (3.5) and the comparison of labelling strategies (appendix D) on Ray Tune."""
+"""Checkpoint optimisation (section 3.4) and tuning (3.5) on Ray Tune."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import Any
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder
-from kr_ray.config import Config, SynthesisConfig
+from kr_ray.config import Config
 from kr_ray.training.resumable import Ticks
 from kr_ray.training.student import StudentSpec
 
 SWEEP_TICKS = Ticks(count=5, validated=(5,))
 """A sweep student is judged once, at its end; the ticks in between only bound what a kill can lose."""
-
-LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
-"""Appendix D, from the paper's own strategy to its baseline."""
 
 
 def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config) -> list[dict[str, Any]]:
@@ -40,9 +37,9 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
 
 
 def _schedule_lengths(config: Config, checkpoints: int) -> list[int]:
-    """Epochs of each round: one for `exhaustive`; for `halving` a geometric series up to the whole schedule."""
+    """Epochs of each round: one for `exhaustive`; for `halving` a geometric series from 1 or more up to the whole schedule."""
     sweep, lengths, left = config.checkpoints, [config.checkpoints.epochs], checkpoints
-    while sweep.search == "halving" and left > sweep.reduction_factor and lengths[0] >= 2 * sweep.reduction_factor:
+    while sweep.search == "halving" and left > sweep.reduction_factor and lengths[0] >= sweep.reduction_factor:
         lengths.insert(0, round(lengths[0] / sweep.reduction_factor))
         left //= sweep.reduction_factor
     return lengths
@@ -52,6 +49,28 @@ def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config
     name = f"checkpoint_{checkpoint:04d}" + (f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else "")
     spec = StudentSpec(checkpoint, config.synthesis, epochs, config.seed)
     return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster)
+
+
+def best_checkpoint(swept: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the best validation CAS among those of the longest schedule; of equals, the earliest."""
+    return max(swept, key=lambda row: (row["epochs"], row["val_cas"], -row["epoch"]))
+
+
+def sweep_cost(run: Path, folder: Path, swept: Sequence[dict[str, Any]], config: Config) -> dict[str, float]:
+    """Images that a sweep's students were trained on, and the seconds of their trainings, summed over all of its rounds."""
+    lengths = _schedule_lengths(config, len(swept))
+    students = [
+        _sweep_student(run, folder, row["epoch"], epochs, config)
+        for row in swept
+        for epochs in lengths
+        if epochs <= row["epochs"]
+    ]
+    histories = [student.history() for student in students]
+    return {
+        "students": len(students),
+        "images_seen": sum(rows[-1]["images_seen"] for rows in histories),
+        "seconds": sum(row["seconds"] for rows in histories for row in rows),
+    }
 
 
 def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -107,20 +126,3 @@ def _default_cas(run: Path, folder: Path, sweep: dict[str, Any], config: Config)
     spec = StudentSpec(sweep["best_epoch"], config.synthesis, config.tuning.epochs, config.seed)
     work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster)
     return train_students([work], folder, config.cluster.trial, config.cluster.max_retries)[0]
-
-
-def compare_labelling(
-    run: Path, folder: Path, checkpoint_epochs: Sequence[int], strategies: Sequence[str], seeds: Sequence[int], config: Config
-) -> list[dict[str, Any]]:
-    """Appendix D: validation CAS of each labelling strategy, from one and the same generator, per checkpoint and seed."""
-    rows, works = [], []
-    for strategy in strategies:
-        synthesis = SynthesisConfig.model_validate(config.synthesis.model_dump() | {"labelling": strategy})
-        for checkpoint in checkpoint_epochs:
-            for seed in seeds:
-                spec = StudentSpec(checkpoint, synthesis, config.checkpoints.epochs, seed)
-                name = f"{strategy}_{checkpoint:04d}_seed{seed}"
-                works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster))
-                rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
-    cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
-    return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]
