@@ -132,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("run", help="its name, or its folder")
     watch.add_argument("--storage", default="runs")
     watch.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
+    plan = add("plan", "what a run will cost: FLOPs, hours per stage, memory, storage, and what would save time", _plan)
+    plan.add_argument(
+        "--devices",
+        default="here",
+        metavar="here|NxKIND",
+        help="such as 4xRTX6000 or 1xH200 (default: here, measured in seconds)",
+    )
     _bench_options(add("bench", "measure the product beside the plain way of computing", _bench, config=False))
     runs = add("runs", "list the runs and their state", _runs, config=False)
     runs.add_argument("--storage", default="runs")
@@ -403,6 +410,14 @@ def _bench(parsed: argparse.Namespace) -> int:
             temporary.write_text(markdown_table(document))
     print_table(document)
     print(f"written to {parsed.out}")
+    return 0
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.plan.show import print_plan
+
+    print_plan(config, parsed.devices)
     return 0
 
 

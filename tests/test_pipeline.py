@@ -15,7 +15,9 @@ import yaml
 from conftest import REPOSITORY, tiny_settings
 
 from kr_ray.artifacts import read_json, read_progress
+from kr_ray.config import load_config
 from kr_ray.pipeline import STAGES
+from kr_ray.plan.work import data_size, run_work
 from kr_ray.report.schema import validate_report
 
 KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "report"))
@@ -150,6 +152,14 @@ def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> No
     predicted = kr("predict", str(image), "--model", str(finished[1] / "export" / "student.onnx")).stdout.split("\t")
     assert predicted[0] == str(image) and 0 <= float(predicted[2]) <= 1
     assert "finished" in kr("runs", "--storage", str(finished[1].parent)).stdout
+
+
+def test_a_plan_counts_the_images_that_the_run_was_trained_on(finished: tuple[str, Path]) -> None:
+    config = load_config(finished[0])
+    planned = {work.stage: work.trained for work in run_work(config, data_size(config.data))}
+    for stage in ("teacher", "student", "equal_compute_teacher"):
+        assert planned[stage] == read_json(finished[1] / stage / "done.json")["result"]["images_seen"], stage
+    assert planned["tuning"] == read_json(finished[1] / "tuning" / "done.json")["result"]["images_seen"]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
     """
     sweep = config.checkpoints
     found: dict[int, tuple[int, float]] = {}
-    for epochs in _schedule_lengths(config, len(checkpoint_epochs)):
+    for epochs in schedule_lengths(config, len(checkpoint_epochs)):
         ranked = sorted(checkpoint_epochs, key=lambda epoch: (-found.get(epoch, (0, 0.0))[1], epoch))
         stay = ranked if not found else ranked[: max(1, len(ranked) // sweep.reduction_factor)]
         checkpoint_epochs = sorted(stay)
@@ -36,7 +36,7 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
     return [{"epoch": epoch, "epochs": epochs, "val_cas": cas} for epoch, (epochs, cas) in sorted(found.items())]
 
 
-def _schedule_lengths(config: Config, checkpoints: int) -> list[int]:
+def schedule_lengths(config: Config, checkpoints: int) -> list[int]:
     """Epochs of each round: one for `exhaustive`; for `halving` a geometric series from 1 or more up to the whole schedule."""
     sweep, lengths, left = config.checkpoints, [config.checkpoints.epochs], checkpoints
     while sweep.search == "halving" and left > sweep.reduction_factor and lengths[0] >= sweep.reduction_factor:
@@ -58,7 +58,7 @@ def best_checkpoint(swept: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def sweep_cost(run: Path, folder: Path, swept: Sequence[dict[str, Any]], config: Config) -> dict[str, float]:
     """Images that a sweep's students were trained on, and the seconds of their trainings, summed over all of its rounds."""
-    lengths = _schedule_lengths(config, len(swept))
+    lengths = schedule_lengths(config, len(swept))
     students = [
         _sweep_student(run, folder, row["epoch"], epochs, config)
         for row in swept

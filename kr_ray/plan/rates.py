@@ -1,0 +1,229 @@
+"""How fast a device does a run's work: measured here on the config's own networks, or scaled from what was measured on an H200."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kr_ray.config import Config
+from kr_ray.data.images import LabelledImages
+from kr_ray.devices import pick_device
+from kr_ray.graphs import plain_calls
+from kr_ray.models.biggan import Generator
+from kr_ray.plan.work import DataSize
+from kr_ray.privacy.shadow import ShadowScores, fit_class_attack
+from kr_ray.seeding import seeded_generator
+from kr_ray.synthesis.labelling import teacher_probabilities
+from kr_ray.synthesis.sampling import Sampler
+from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, predict_logits, smoothed_one_hot
+from kr_ray.training.gan import GanTraining
+from kr_ray.training.teacher import new_classifier
+
+MEASURED_S = 1.5
+"""At least so long is every rate measured."""
+BATCHES = 4
+"""Of one call."""
+SHADOWS = 10
+MOST_ATTACK_ROWS = 4000
+
+
+class Rates(Protocol):
+    """Images per second of one device, and seconds of one class's attack models."""
+
+    def training(self, batch: int) -> float: ...
+    def prediction(self) -> float: ...
+    def generation(self) -> float: ...
+    def gan(self) -> float: ...
+    def attack_s(self, rows: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Floating-point operations per image: 2 x multiply-adds of matrix products and convolutions.
+
+    Attributes:
+        training: a classifier's gradient step.
+        prediction: its forward pass.
+        generation: drawing an image and labelling it.
+        gan: one real image's share of the D steps and the G steps that follow them.
+        parameters: trained numbers of classifier, G and D.
+    """
+
+    training: float
+    prediction: float
+    generation: float
+    gan: float
+    parameters: tuple[int, int, int]
+
+
+def count_costs(config: Config, size: DataSize) -> Costs:
+    """By running each network once on a few images of the config's size."""
+    with plain_calls():
+        few = _Networks(config, size, torch.device("cpu"), batch=4)
+        return Costs(
+            training=_count(few.train) / len(few.images),
+            prediction=_count(few.predict) / len(few.images),
+            generation=_count(few.generate) / few.batch,
+            gan=_count(few.gan.train_epoch) / len(few.gan.images),
+            parameters=(_size(few.teacher), _size(few.gan.generator), _size(few.gan.discriminator)),
+        )
+
+
+def _count(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+class _Networks:
+    """A config's networks, untrained, on random images; each is made when it is first needed."""
+
+    def __init__(self, config: Config, size: DataSize, device: torch.device, batch: int) -> None:
+        self.config, self.size, self.device, self.batch = config, size, device, batch
+        count, side = BATCHES * batch, config.data.image_size
+        pixels = torch.randint(256, (count, size.channels, side, side), generator=seeded_generator("plan"), dtype=torch.uint8)
+        self.images = LabelledImages(pixels, torch.arange(count) % size.classes).to(device)
+
+    @cached_property
+    def training(self) -> ClassifierTraining:
+        recipe, size = self.config.classifier, self.size
+        data = FixedSet(self.images.images, smoothed_one_hot(self.images.labels, size.classes, recipe.label_smoothing))
+        schedule = Schedule.of_steps(recipe, len(self.images), self.batch, steps=10**9)
+        return ClassifierTraining(
+            new_classifier(size.classes, size.channels, recipe, 0), data, recipe, schedule, 0, self.device
+        )
+
+    @cached_property
+    def gan(self) -> GanTraining:
+        """An epoch of it is `d_steps` D steps and one G step."""
+        config = self.config.generator.model_copy(update={"batch_size": self.batch, "epochs": 10**6})
+        index = torch.arange(config.d_steps * self.batch, device=self.device) % len(self.images)
+        images = LabelledImages(self.images.images[index], self.images.labels[index])
+        return GanTraining(images, self.size.classes, config, 0, self.device)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        config, size = self.config.generator, self.size
+        trained, frozen = (Generator(config, size.classes, size.channels) for _ in range(2))
+        frozen.load_folded_weights(trained.folded_weights())
+        sampler = Sampler(frozen, 1, self.device, images=math.inf)
+        prior = torch.full((size.classes,), 1 / size.classes, dtype=torch.float64)
+        sampler.set_latent_std(1.0, 0, prior, batches=1, batch_size=self.batch)
+        return sampler
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        teacher = new_classifier(self.size.classes, self.size.channels, self.config.classifier, 0).eval().requires_grad_(False)
+        return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def train(self) -> None:
+        """One step per batch of the images."""
+        self.training.train_until(self.training.step + BATCHES)
+
+    def predict(self) -> None:
+        predict_logits(self.teacher, self.images.images, self.device)
+
+    def generate(self) -> None:
+        """One labelled batch."""
+        labels = torch.arange(self.batch) % self.size.classes
+        teacher_probabilities(self.teacher, self.sampler.images(labels, seeded_generator("plan images")))
+
+
+class MeasuredHere:
+    """Rates of this machine's device (one thread on a CPU), each measured for a second or two when it is first asked for."""
+
+    def __init__(self, config: Config, size: DataSize) -> None:
+        self.config, self.size, self.device = config, size, pick_device()
+        self._found: dict[str, float] = {}
+
+    def training(self, batch: int) -> float:
+        return self._rate(f"training in batches of {batch}", batch, lambda networks: networks.train, BATCHES * batch)
+
+    def prediction(self) -> float:
+        return self._rate("prediction", 256, lambda networks: networks.predict, BATCHES * 256)
+
+    def generation(self) -> float:
+        batch = self.config.synthesis.batch_size
+        return self._rate("generation", batch, lambda networks: networks.generate, batch)
+
+    def gan(self) -> float:
+        batch = self.config.generator.batch_size
+        return self._rate("GAN", batch, lambda networks: networks.gan.train_epoch, batch * self.config.generator.d_steps)
+
+    def attack_s(self, rows: int) -> float:
+        """Of larger classes by the square of their rows, as support vector machines cost."""
+        fitted = min(rows, MOST_ATTACK_ROWS)
+        rng, classes = np.random.default_rng(0), self.size.classes
+        each = max(4, fitted // SHADOWS)
+        shadows = []
+        for index in range(SHADOWS):
+            member = np.arange(each) % 2 == 0
+            logits = rng.normal(size=(each, classes)) + member[:, None] * 0.1
+            shadows.append(ShadowScores(index, logits.astype(np.float32), np.zeros(each, np.int64), member))
+        audit = self.config.audit
+        started = time.perf_counter()
+        fit_class_attack(shadows, 0, 0, audit.attack_holdout, audit.max_svc_rows)
+        return (time.perf_counter() - started) * (rows / fitted) ** 2
+
+    def _rate(self, name: str, batch: int, work_of: Callable[[_Networks], Callable[[], object]], images: int) -> float:
+        if name in self._found:
+            return self._found[name]
+        work = work_of(_Networks(self.config, self.size, self.device, batch))
+        for _ in range(5 if self.device.type == "cuda" else 1):
+            work()
+        started, calls = time.perf_counter(), 0
+        while time.perf_counter() - started < MEASURED_S:
+            work()
+            calls += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self._found.setdefault(name, calls * images / (time.perf_counter() - started))
+
+
+class ScaledFromH200:
+    """Rates of a GPU by its peak, from `kr bench --device cuda` on an H200 of 26 November 2026 (README). For GPUs other than that one
+    they are guesses: memory bandwidth and launch times do not scale with the peak.
+
+    Args:
+        peak_tflops: dense, half precision, with float32 sums, as the vendor states it.
+        here: measures what runs on CPUs.
+    """
+
+    H200_TFLOPS = 989.0
+    STEP_FLOPS_PER_S, STEP_S_PER_IMAGE = 4.09e14, 6.43e-6
+    """Through the steps of ResNet14 at widths 64 (79,375 images/s) and 16 (146,633 images/s), batch 256, compiled and captured."""
+    GAN_FLOPS_PER_S = 1.174e14
+    """4 D + 1 G at 128 channels, batch 64, compiled and captured: 9,034 images/s."""
+    GENERATION_FLOPS_PER_S = 1.37e14
+    """`studiogan32` in batches of 1,024, labelled at width 64: 50,480 images/s."""
+
+    def __init__(self, peak_tflops: float, costs: Costs, here: MeasuredHere) -> None:
+        self.speed, self.costs, self.here = peak_tflops / self.H200_TFLOPS, costs, here
+
+    def training(self, batch: int) -> float:
+        return self.speed / (self.costs.training / self.STEP_FLOPS_PER_S + self.STEP_S_PER_IMAGE * max(1, 256 / batch))
+
+    def prediction(self) -> float:
+        return self.speed / (self.costs.prediction / self.STEP_FLOPS_PER_S + self.STEP_S_PER_IMAGE / 3)
+
+    def generation(self) -> float:
+        return self.speed * self.GENERATION_FLOPS_PER_S / self.costs.generation
+
+    def gan(self) -> float:
+        return self.speed * self.GAN_FLOPS_PER_S / self.costs.gan
+
+    def attack_s(self, rows: int) -> float:
+        return self.here.attack_s(rows)

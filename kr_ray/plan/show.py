@@ -1,0 +1,96 @@
+"""The plan as a person reads it."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kr_ray.artifacts import read_json
+from kr_ray.config import Config
+from kr_ray.plan.estimate import (
+    PEAK_TFLOPS,
+    Devices,
+    StageEstimate,
+    estimate,
+    memory_bytes,
+    storage_bytes,
+    total_s,
+    what_if,
+)
+from kr_ray.plan.rates import MeasuredHere, Rates, ScaledFromH200, count_costs
+from kr_ray.plan.work import data_size, run_work
+from kr_ray.storage import storage_path
+
+
+def print_plan(config: Config, devices_text: str) -> None:
+    """Work, rates and estimates of `config` on such devices, beside what a finished run of that name took.
+
+    Raises:
+        ConfigError: unknown devices.
+        DataError: a set whose size is not published cannot be read.
+    """
+    devices = Devices.parse(devices_text)
+    size = data_size(config.data)
+    torch.set_num_threads(1)
+    costs = count_costs(config, size)
+    here = MeasuredHere(config, size)
+    rates: Rates = here if devices.kind == "here" else ScaledFromH200(PEAK_TFLOPS[devices.kind], costs, here)
+    work = run_work(config, size)
+    stages = estimate(work, costs, rates, config, devices)
+    measured = {stage.stage: seconds for stage in stages if (seconds := _measured_s(config, stage.stage)) is not None}
+    console = Console()
+    console.print(_table(config, devices, stages, measured))
+    for name, count in memory_bytes(config, size, costs).items():
+        console.print(f"memory of the {name}'s device: at least {count / 1e9:.2f} GB, activations apart")
+    console.print(f"storage of the run: about {storage_bytes(config, size, costs) / 1e9:.2f} GB")
+    for name, changed in what_if(config).items():
+        other = total_s(estimate(run_work(changed, size), costs, rates, changed, devices))
+        console.print(f"with {name}: {_hours(other)} instead of {_hours(total_s(stages))}")
+    console.print(_origin(devices), soft_wrap=True)
+
+
+def _table(config: Config, devices: Devices, stages: list[StageEstimate], measured: dict[str, float]) -> Table:
+    table = Table("stage", "TFLOP", "device", "estimated", title=f"{config.name} on {devices.count} x {_kind(devices)}")
+    if measured:
+        table.add_column("measured")
+    for stage in stages:
+        row = [stage.stage, f"{stage.flops / 1e12:,.1f}", _hours(stage.device_s), _hours(stage.wall_s)]
+        table.add_row(*row, *([_beside(measured.get(stage.stage), stage.wall_s)] if measured else []))
+    total = ["all", f"{sum(stage.flops for stage in stages) / 1e12:,.1f}", _hours(sum(stage.device_s for stage in stages))]
+    sums = _beside(sum(measured.values()), sum(stage.wall_s for stage in stages if stage.stage in measured))
+    table.add_row(*total, _hours(total_s(stages)), *([sums] if measured else []), style="bold")
+    return table
+
+
+def _beside(measured_s: float | None, estimated_s: float) -> str:
+    return "" if measured_s is None else f"{_hours(measured_s)} ({estimated_s / measured_s - 1:+.0%})"
+
+
+def _measured_s(config: Config, stage: str) -> float | None:
+    try:
+        done = read_json(storage_path(config.storage) / config.name / stage / "done.json")
+    except OSError:
+        return None
+    return float(done["result"]["wall_s"])
+
+
+def _kind(devices: Devices) -> str:
+    if devices.kind != "here":
+        return devices.kind
+    return "core" if devices.are_cores() else torch.cuda.get_device_name()
+
+
+def _origin(devices: Devices) -> str:
+    if devices.kind == "here":
+        return "Rates measured just now on this machine, one thread a process; keep it idle meanwhile."
+    return (
+        "Rates scaled from kr bench on an H200 by the vendors' peak rates, attack models measured on this machine's CPU; "
+        f"{'never' if devices.kind != 'H200' else 'not'} checked against a whole run on a {devices.kind}."
+    )
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

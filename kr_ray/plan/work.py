@@ -1,0 +1,182 @@
+"""The work of a run, stage by stage, counted from its config: images trained on, generated and labelled. Nothing is computed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from kr_ray.cluster.hyperband import hyperband_brackets
+from kr_ray.cluster.sweep import schedule_lengths
+from kr_ray.config import Config, DataConfig, SynthesisConfig
+from kr_ray.data.datasets import load_splits
+from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, medmnist_names
+from kr_ray.training.classifier import Schedule
+from kr_ray.training.student import student_schedule
+
+Where = Literal["train", "trial"]
+
+TRAIN_TICKS = 20
+"""Of teacher, student and equal-compute teacher: the validation images are looked at so often."""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What a data set's size decides."""
+
+    train: int
+    validation: int
+    test: int
+    classes: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """One stage's work.
+
+    Attributes:
+        where: which of the config's resources its units get.
+        units: independent parts that run side by side (students, shadow models, classes).
+        rounds: one after another, each of which waits for all of its units.
+        trained: images that classifiers are trained on, all units together.
+        batch: of those trainings.
+        generated: images drawn and labelled.
+        gan_images: real images that D is trained on.
+        looked_at: images that classifiers only predict.
+        attack_rows: of every class's attack models; 0 = none are fitted.
+    """
+
+    stage: str
+    where: Where
+    units: int = 1
+    rounds: int = 1
+    trained: float = 0
+    batch: int = 0
+    generated: float = 0
+    gan_images: float = 0
+    looked_at: float = 0
+    attack_rows: int = 0
+
+
+def data_size(data: DataConfig) -> DataSize:
+    """Sizes of a set's splits: published ones where they are known (Table 5), else counted.
+
+    Raises:
+        DataError: the images must be counted and cannot be read.
+    """
+    limits = (data.max_train_images, data.max_validation_images, data.max_test_images)
+    if data.name in medmnist_names():
+        from medmnist import INFO
+
+        info = INFO[data.name]
+        counts = [info["n_samples"][split] for split in ("train", "val", "test")]
+        classes, channels = len(info["label"]), info["n_channels"]
+    elif data.name in (*CIFAR_CLASSES, "fashionmnist"):
+        whole = 60_000 if data.name == "fashionmnist" else 50_000
+        counts = [whole - OFFICIAL_VALIDATION_IMAGES, OFFICIAL_VALIDATION_IMAGES, 10_000]
+        classes, channels = 100 if data.name == "cifar100" else 10, 1 if data.name == "fashionmnist" else 3
+    else:
+        splits = load_splits(data)
+        train, validation, test = (len(part) for part in (splits.train, splits.validation, splits.test))
+        return DataSize(train, validation, test, splits.num_classes, splits.channels)
+    train, validation, test = (min(count, limit or count) for count, limit in zip(counts, limits, strict=True))
+    return DataSize(train, validation, test, classes, channels)
+
+
+def run_work(config: Config, size: DataSize) -> list[StageWork]:
+    """Every stage of `kr run` that takes time."""
+    c, recipe = config, config.classifier
+    teacher = Schedule.fit(recipe, size.train, c.teacher.epochs)
+    checkpoints = c.generator.epochs // c.generator.checkpoint_every
+    stages = [
+        _training("teacher", teacher, size),
+        _generator(config, size, checkpoints),
+        _sweep(config, size, checkpoints),
+        _tuning(config, size),
+        student := _student(config, size),
+    ]
+    if c.student.equal_compute_teacher:
+        stages.append(replace(student, stage="equal_compute_teacher", generated=0))
+    members = round(0.45 * size.validation)
+    shadow = Schedule.fit(recipe, members, c.audit.epochs)
+    shadows = c.audit.shadow_models
+    stages.append(
+        StageWork(
+            "shadows", "trial", shadows, trained=float(shadows * shadow.steps * shadow.batch_size), batch=shadow.batch_size
+        )
+    )
+    rows = 2 * members * shadows // size.classes
+    stages.append(StageWork("audit", "trial", size.classes, looked_at=2.0 * (size.train + size.test), attack_rows=rows))
+    return stages
+
+
+def _generator(config: Config, size: DataSize, checkpoints: int) -> StageWork:
+    """The collapse alarm looks at a generated set of every checkpoint."""
+    c = config
+    watched = checkpoints * (c.generator.collapse.images + c.synthesis.standing_batches * c.synthesis.batch_size)
+    return StageWork("generator", "train", gan_images=float(c.generator.epochs * size.train), generated=float(watched))
+
+
+def _training(stage: str, schedule: Schedule, size: DataSize) -> StageWork:
+    looked_at = float(TRAIN_TICKS * size.validation + size.test)
+    trained = float(schedule.steps * schedule.batch_size)
+    return StageWork(stage, "train", trained=trained, batch=schedule.batch_size, looked_at=looked_at)
+
+
+def _generated(schedule: Schedule, synthesis: SynthesisConfig, images: int) -> float:
+    """Images of a student's regenerations, and of the standing statistics."""
+    epochs = schedule.steps / schedule.steps_per_epoch
+    return math.ceil(epochs / synthesis.regeneration_rate) * images + synthesis.standing_batches * synthesis.batch_size
+
+
+def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
+    c, left = config, checkpoints
+    trained, generated, students, batch = 0.0, 0.0, 0, 0
+    lengths = schedule_lengths(config, checkpoints)
+    for epochs in lengths:
+        schedule = student_schedule(c.classifier, c.synthesis, epochs, size.train)
+        images = size.train * c.synthesis.cardinality_scale
+        trained += left * schedule.steps * schedule.batch_size
+        generated += left * _generated(schedule, c.synthesis, images)
+        students, batch = students + left, schedule.batch_size
+        left = max(1, left // c.checkpoints.reduction_factor)
+    looked_at = float(students * size.validation)
+    return StageWork("checkpoints", "trial", students, len(lengths), trained, batch, generated, looked_at=looked_at)
+
+
+def _tuning(config: Config, size: DataSize) -> StageWork:
+    """The brackets say exactly how far each trial gets; what it generates is the mean over the search space."""
+    c, tuning = config, config.tuning
+    synthesis = c.synthesis.model_copy(update={"epoch_unit": "real", "cardinality_scale": 1})
+    schedule = student_schedule(c.classifier, synthesis, tuning.epochs, size.train)
+    trained, generated, looks, rounds = 0.0, 0.0, 0, 0
+    for bracket in hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor):
+        rounds += len(bracket.rungs)
+        ends = [count - after for (count, _), (after, _) in pairwise([*bracket.rungs, (0, 0)])]
+        for ending, (count, rung) in zip(ends, bracket.rungs, strict=True):
+            looks += count
+            trained += ending * schedule.steps * schedule.batch_size * rung / tuning.rungs
+            generated += ending * size.train * _mean_regenerated(config, tuning.epochs * rung / tuning.rungs)
+    generated += tuning.trials * synthesis.standing_batches * synthesis.batch_size
+    looked_at = float(looks * size.validation)
+    return StageWork("tuning", "trial", tuning.trials, rounds, trained, schedule.batch_size, generated, looked_at=looked_at)
+
+
+def _mean_regenerated(config: Config, epochs: float) -> float:
+    """Images generated in `epochs` passes of real size, in real sizes, averaged over regeneration rate and cardinality scale."""
+    (least, most), (smallest, largest) = config.tuning.regeneration_rate, config.tuning.cardinality_scale
+    return statistics.fmean(
+        math.ceil(epochs / scale / rate) * scale for rate in range(least, most + 1) for scale in range(smallest, largest + 1)
+    )
+
+
+def _student(config: Config, size: DataSize) -> StageWork:
+    """At the default generation parameters; tuned ones change it: a cardinality scale of k takes k times as long where epochs
+    count passes over the synthetic set."""
+    c = config
+    schedule = student_schedule(c.classifier, c.synthesis, c.student.epochs, size.train)
+    images = size.train * c.synthesis.cardinality_scale
+    return replace(_training("student", schedule, size), generated=_generated(schedule, c.synthesis, images))

@@ -1,0 +1,149 @@
+"""Plans: the work counted from a config, hours from given rates, devices by name."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny_config
+
+from kr_ray.config import Config, ConfigError
+from kr_ray.models.resnet import ResNet14
+from kr_ray.plan.estimate import (
+    RAY_S,
+    SIDE_BY_SIDE,
+    TRAIN_S,
+    TRIALS_S,
+    UNIT_S,
+    Devices,
+    estimate,
+    memory_bytes,
+    storage_bytes,
+    total_s,
+    what_if,
+)
+from kr_ray.plan.rates import Costs, MeasuredHere, ScaledFromH200, count_costs
+from kr_ray.plan.work import DataSize, StageWork, data_size, run_work
+
+SIZE = DataSize(train=160, validation=40, test=40, classes=10, channels=1)
+COSTS = Costs(training=300.0, prediction=100.0, generation=400.0, gan=1000.0, parameters=(10, 20, 30))
+
+
+class Constant:
+    """One image takes a second, one class's attack two."""
+
+    def training(self, batch: int) -> float:
+        return 1.0
+
+    def prediction(self) -> float:
+        return 1.0
+
+    def generation(self) -> float:
+        return 1.0
+
+    def gan(self) -> float:
+        return 1.0
+
+    def attack_s(self, rows: int) -> float:
+        return 2.0
+
+
+def of(config: Config, stage: str) -> StageWork:
+    return next(work for work in run_work(config, SIZE) if work.stage == stage)
+
+
+def paper(**sections: object) -> Config:
+    return tiny_config(classifier={"min_steps": 0, "batch_size": 16, "width": 4}, **sections)
+
+
+def test_an_exhaustive_sweep_is_a_student_per_checkpoint() -> None:
+    config = paper(
+        generator={"epochs": 12, "checkpoint_every": 3}, checkpoints={"epochs": 10}, synthesis={"regeneration_rate": 4}
+    )
+    work = of(config, "checkpoints")
+    assert (work.units, work.rounds, work.batch) == (4, 1, 16)
+    assert work.trained == 4 * 10 * 160
+    standing = config.synthesis.standing_batches * config.synthesis.batch_size
+    assert work.generated == 4 * (3 * 160 + standing)
+
+
+def test_halving_and_hyperband_do_what_they_leave() -> None:
+    keys = {"generator": {"epochs": 27, "checkpoint_every": 1}}
+    work = of(paper(checkpoints={"epochs": 9, "search": "halving"}, **keys), "checkpoints")
+    assert work.units == 27 + 9 + 3
+    assert work.trained == 160 * (27 * 1 + 9 * 3 + 3 * 9)
+    config = paper(tuning={"trials": 17, "epochs": 9, "rungs": 9, "reduction_factor": 3})
+    # Li et al. 2018: 9 -> 3 -> 1 at 1, 3, 9; 5 -> 1 at 3, 9; 3 at 9 units.
+    units = (9 * 1 + 3 * 2 + 1 * 6) + (5 * 3 + 1 * 6) + 3 * 9
+    assert of(config, "tuning").trained == 160 * units
+    assert of(paper(tuning={"trials": 17, "epochs": 9, "rungs": 1}), "tuning").trained == 160 * 17 * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("bloodmnist", (11_959, 1712, 3421, 8, 3)),
+        ("cifar100", (40_000, 10_000, 10_000, 100, 3)),
+        ("fashionmnist", (50_000, 10_000, 10_000, 10, 1)),
+    ],
+)
+def test_published_sizes_need_no_data(name: str, sizes: tuple[int, ...]) -> None:
+    """Table 5."""
+    data = tiny_config(
+        data={"name": name, "image_size": 16, "root": "/nowhere", "max_train_images": 0, "max_test_images": 0}
+    ).data
+    assert data_size(data) == DataSize(*sizes)
+
+
+def test_hours_follow_from_work_rates_and_devices() -> None:
+    config = tiny_config(cluster={"trial": {"cpu": 1.0}})
+    work = [
+        StageWork("teacher", "train", trained=100, batch=16, looked_at=20),
+        StageWork("checkpoints", "trial", units=5, trained=50, batch=16, generated=10),
+        StageWork("audit", "trial", units=3, attack_rows=7),
+    ]
+    teacher, sweep, audit = estimate(work, COSTS, Constant(), config, Devices(2, "A100"))
+    assert teacher.flops == 100 * 300 + 20 * 100
+    assert (teacher.device_s, teacher.wall_s) == (120, TRAIN_S + 120)
+    # Five equal units on two devices take as long as six.
+    assert sweep.wall_s == pytest.approx(TRIALS_S + UNIT_S * 5 / 2 + 60 * 6 / 5 / 2)
+    assert audit.device_s == 6
+    assert total_s([teacher, sweep]) == RAY_S + teacher.wall_s + sweep.wall_s
+    packed = tiny_config(cluster={"trial": {"cpu": 1.0, "gpu": 0.25}})
+    (shared,) = estimate(work[1:2], COSTS, Constant(), packed, Devices(1, "A100"))
+    assert shared.wall_s == pytest.approx(TRIALS_S + UNIT_S * 5 / 4 + 60 * 8 / 5)  # four share one device's rate
+
+
+def test_cores_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Devices, "are_cores", lambda self: True)
+    work = [StageWork("shadows", "trial", units=4, trained=40, batch=16)]
+    (shadows,) = estimate(work, COSTS, Constant(), tiny_config(), Devices(2, "here"))
+    assert shadows.wall_s == pytest.approx(TRIALS_S + 2 * UNIT_S + 40 / 2 / SIDE_BY_SIDE)
+
+
+def test_devices_by_name() -> None:
+    assert Devices.parse("4xrtx6000") == Devices(4, "RTX6000")
+    for text in ("4xABC", "H200", "0xH200", "x"):
+        with pytest.raises(ConfigError, match="try 4xRTX6000"):
+            Devices.parse(text)
+
+
+def test_costs_are_those_of_the_networks() -> None:
+    config = paper()
+    costs = count_costs(config, SIZE)
+    network = ResNet14(SIZE.classes, SIZE.channels, 4)
+    assert costs.parameters[0] == sum(parameter.numel() for parameter in network.parameters())
+    assert 2.5 * costs.prediction < costs.training < 3 * costs.prediction
+    assert costs.generation > costs.prediction
+    rarely = count_costs(paper(generator={"d_steps": 8}), SIZE)
+    assert rarely.gan < costs.gan  # fewer G steps per real image
+    h200 = ScaledFromH200(989.0, costs, MeasuredHere(config, SIZE))
+    half = ScaledFromH200(989.0 / 2, costs, MeasuredHere(config, SIZE))
+    assert half.training(256) == pytest.approx(h200.training(256) / 2)
+    assert h200.training(16) < h200.training(256)
+
+
+def test_other_ways_memory_and_storage() -> None:
+    config = tiny_config(cluster={"trial": {"cpu": 1.0, "gpu": 0.5}})
+    assert set(what_if(config)) == {"halving over checkpoints", "no pruning (rungs: 1)", "one trial per device"}
+    image = config.data.image_size**2
+    assert memory_bytes(config, SIZE, COSTS)["generator"] == 4 * (4 * 50 + 20) + 160 * image
+    assert storage_bytes(config, SIZE, COSTS) > 240 * image
