@@ -19,7 +19,8 @@ class TimedWork(StudentWork):
 
     def times(self) -> list[float]:
         """When a worker first looked at the student, and when each tick was saved; seconds since the epoch."""
-        return [float(line) for line in self._times_file.read_text().split()]
+        noted = [float(line) for line in self._times_file.read_text().split()]
+        return [noted[0], *noted[-self.ticks.count :]]
 
     @property
     def _times_file(self) -> Path:
