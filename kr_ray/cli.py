@@ -242,6 +242,8 @@ def _audit_run_or_scores(audit_run: Callable[[argparse.Namespace], int], parsed:
     if (parsed.config is None) == (parsed.scores is None):
         raise ConfigError("`kr audit` takes either a configuration or --scores FILE; give one of them")
     if parsed.scores is not None:
+        if of_runs := [f"--{key}" for key in ("arms", "models", "budget") if getattr(parsed, key) is not None]:
+            raise ConfigError(f"`{', '.join(of_runs)}` belong to a run's audit, but got --scores {parsed.scores}; remove them")
         return _audit_scores(parsed)
     if parsed.json is not None:
         raise ConfigError("`--json` belongs to --scores; a run's figures are in its report.json")

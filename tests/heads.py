@@ -11,11 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
+
+import psutil
 
 RAY = Path(sys.executable).with_name("ray")
 PORT_OPTIONS = (
@@ -34,6 +36,14 @@ class Head:
 
     ports: Mapping[str, int]
     environment: Mapping[str, str]
+    pid: int = 0
+
+    def kill(self) -> None:
+        """Kill -9 the head and all that runs on its machine, drivers of jobs among them."""
+        head = psutil.Process(self.pid)
+        for process in [head, *head.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     @property
     def dashboard(self) -> str:
@@ -82,7 +92,7 @@ def local_head(**environment: str) -> Iterator[Head]:
         )  # fmt: skip
     try:
         _wait_until_it_answers(head, process, root / "log")
-        yield head
+        yield replace(head, pid=process.pid)
     finally:
         _end(process)
         shutil.rmtree(root, ignore_errors=True)

@@ -216,7 +216,13 @@ def test_damaged_or_missing_files_end_with_code_2(
 
 
 def test_configuration_and_scores_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["audit"], ["audit", "x.yaml", "--scores", "y.npz"], ["audit", "x.yaml", "--json", "z"]):
+    for arguments in (
+        ["audit"],
+        ["audit", "x.yaml", "--scores", "y.npz"],
+        ["audit", "x.yaml", "--json", "z"],
+        ["audit", "--scores", "y.npz", "--arms", "kr"],
+        ["audit", "--scores", "y.npz", "--models", "4"],
+    ):
         assert main(arguments) == 2
     assert capsys.readouterr().err.count("kr: ") == 3
 

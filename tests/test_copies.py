@@ -10,6 +10,7 @@ import torch
 from conftest import tiny_config, tiny_generator, tiny_recipe
 from onnx import TensorProto, helper
 from scipy import linalg, stats
+from torch import Tensor, nn
 
 from kr_ray.config import CopiesConfig
 from kr_ray.data.checks import DataError
@@ -156,6 +157,24 @@ def test_an_encoder_for_another_size_is_named(tmp_path: Path) -> None:
     encode = file_encoder(CopiesConfig(encoder=str(tmp_path / "linear.pt")), torch.device("cpu"))
     with pytest.raises(DataError, match="encoder_size"):
         encode(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class Undefined(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) / 0 * 0
+
+
+@pytest.mark.parametrize(("network", "said"), [(Pair(), "one tensor"), (Undefined(), "finite features")])
+def test_encoders_of_no_features_are_named(tmp_path: Path, network: nn.Module, said: str) -> None:
+    torch.jit.script(network).save(str(tmp_path / "encoder.pt"))
+    encode = file_encoder(CopiesConfig(encoder=str(tmp_path / "encoder.pt")), torch.device("cpu"))
+    with pytest.raises(DataError, match=said):
+        encode(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_an_onnx_encoder_that_fails_inside_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ trials under kills: test_search.py.
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,40 @@ def test_a_killed_training_worker_goes_on_from_its_last_checkpoint(nodes: Nodes,
     assert signal_worker(nodes, "TrainWorker")
     finish(driver)
     assert result(config, "teacher") == without_times(read_json(trained / "teacher" / "done.json")["result"])
+
+
+# --- a full disk, a diverged training ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_one_message_and_costs_only_time(
+    nodes: Nodes, trained: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path, SETTINGS)
+    where = ("--set", f"storage={small_disk}")
+    output = nodes.kr("generator", config, *where, code=1)
+    assert "No space left on device" in output and "Traceback" not in output
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    nodes.kr("generator", config, *where)
+    for stage in ("teacher", "generator"):
+        found, expected = (read_json(run / stage / "done.json")["result"] for run in (small_disk / SETTINGS["name"], trained))
+        assert without_times(found) == without_times(expected)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_with_one_message(nodes: Nodes, tmp_path: Path) -> None:
+    config = config_file(tmp_path, SETTINGS)
+    output = nodes.kr("teacher", config, "--set", "classifier.learning_rate=1e30", code=1)
+    assert output.count("lower classifier.learning_rate") == 1 and "Traceback" not in output

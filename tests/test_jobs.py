@@ -25,7 +25,7 @@ from kr_ray.cluster.submit import entrypoint
 from kr_ray.config import ConfigError
 from kr_ray.report.table import results_table
 
-COMMANDS = {*STAGE_COMMANDS, "compare-labels", "export"}
+COMMANDS = {*STAGE_COMMANDS, "compare-labels", "compare-search", "export"}
 TOKEN = "0123456789abcdef-of-these-tests-alone"
 
 
@@ -146,6 +146,27 @@ def test_a_stopped_job_says_so_and_the_next_submission_goes_on(head: Head, check
     assert len(curve) == 20
     kept_rows = rows[:-1]  # the stop may fall between the last state's file and Ray's record of it
     assert curve[: len(kept_rows)] == kept_rows  # to the second: these epochs were not trained again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_whose_head_died_goes_on_under_the_next_head(checkout: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(teacher={"epochs": 600})
+    config, undisturbed = write_config(tmp_path / "hurt", settings), write_config(tmp_path / "here", settings)
+    run = tmp_path / "hurt" / "runs" / "tiny"
+    job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
+    with local_head() as first:
+        first.job("submit", "--no-wait", *job, check=True)
+        wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0]["share"] >= 0.3)
+        first.kill()
+    assert not (run / "teacher" / "done.json").exists()
+    kept = max(len(state["history"]) for path in run.rglob("state.pt") if (state := load_state(path)))
+    assert 4 <= kept < 20
+    with local_head() as second:
+        done = second.job("submit", *job)
+        assert done.returncode == 0, done.stdout + done.stderr
+    kr("teacher", undisturbed)
+    assert stage_results(run) == stage_results(tmp_path / "here" / "runs" / "tiny")
 
 
 def test_kr_submit_follows_the_job_and_ends_like_it(head: Head, checkout: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
     what it returns is flattened to [N, D].
 
     Raises:
-        DataError: the file is missing, of another kind, or cannot be read or run.
+        DataError: the file is missing, of another kind, or cannot be read or run; later, that its features are no numbers.
     """
     path = storage_path(config.encoder)
     if not path.is_file():
@@ -50,7 +50,7 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
 
     def encode(images: Tensor) -> Tensor:
         try:
-            return _in_batches(lambda batch: run(_prepare(batch, config)).flatten(1), images)
+            return _checked(_in_batches(lambda batch: _flat(run(_prepare(batch, config))), images), path)
         except RuntimeError as error:  # what TorchScript and onnxruntime raise for inputs they cannot take
             raise DataError(
                 f"`audit.copies.encoder`: {path} does not take float32 {list(_prepare(images[:1], config).shape)}: "
@@ -58,6 +58,23 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
             ) from error
 
     return encode
+
+
+def _flat(features: object) -> Tensor:
+    if not isinstance(features, Tensor) or features.ndim < 2:
+        raise DataError(
+            f"`audit.copies.encoder` must return one tensor [N, ...], but got {type(features).__name__}; "
+            "save a network whose forward returns the features alone"
+        )
+    return features.flatten(1)
+
+
+def _checked(features: Tensor, path: Path) -> Tensor:
+    if not features.isfinite().all():
+        raise DataError(
+            f"`audit.copies.encoder` must return finite features, but {path} gave NaN or infinity; check audit.copies.encoder_normalisation"
+        )
+    return features
 
 
 def _in_batches(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
