@@ -224,7 +224,7 @@ def test_configuration_and_scores_exclude_each_other(capsys: pytest.CaptureFixtu
         ["audit", "--scores", "y.npz", "--models", "4"],
     ):
         assert main(arguments) == 2
-    assert capsys.readouterr().err.count("kr: ") == 3
+    assert capsys.readouterr().err.count("kr: ") == 5
 
 
 def test_the_command_prints_counts_and_intervals_without_torch_or_ray(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kr_ray.bench import attacks, captured, generation, orchestration, training
+from kr_ray.bench import attacks, captured, generation, orchestration, startup, training
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, device_rates
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import CPU, GPU, Sizes
@@ -43,6 +43,7 @@ SUITES = (
     Suite("generation", generation.generation_and_labelling),
     Suite("student", generation.gkd_student),
     Suite("sweep", orchestration.students_side_by_side, needs_ray=True),
+    Suite("start-up", startup.start_up, needs_ray=True),
     Suite("graphs", captured.graphs_and_compilation, needs_gpu=True),
     Suite("attacks", attacks.attack_models),
     Suite("audit", attacks.worst_case_attacks),
