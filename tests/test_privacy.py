@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 
 from kr_ray.privacy.metrics import accuracy_over_privacy, auc, auc_standard_error, clamped_auc, roc_curve
-from kr_ray.privacy.shadow import (
-    Attack,
-    ShadowScores,
-    _calibrate,
-    attack_model,
-    fit_class_attack,
-    held_out_shadows,
-    shadow_splits,
-)
+from kr_ray.privacy.shadow import ShadowScores, shadow_splits
+from kr_ray.privacy.shadow_attack import Attack, _calibrate, attack_model, fit_class_attack, held_out_shadows
 
 # Knowledge Recycling, Table 2: accuracy, AUC_MIA, AOP of the teacher, then of the student; per cent.
 TABLE_2 = {

@@ -13,7 +13,8 @@ from kr_ray.bench.harness import Figure
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import Sizes
 from kr_ray.privacy.audit_scores import SampleScores
-from kr_ray.privacy.shadow import ShadowScores, fit_class_attack
+from kr_ray.privacy.shadow import ShadowScores
+from kr_ray.privacy.shadow_attack import fit_class_attack
 from kr_ray.privacy.worst_case import attack_scores
 
 SHADOWS = 10

@@ -20,7 +20,8 @@ from kr_ray.devices import pick_device
 from kr_ray.graphs import plain_calls
 from kr_ray.models.biggan import Generator
 from kr_ray.plan.work import DataSize
-from kr_ray.privacy.shadow import ShadowScores, fit_class_attack
+from kr_ray.privacy.shadow import ShadowScores
+from kr_ray.privacy.shadow_attack import fit_class_attack
 from kr_ray.seeding import seeded_generator
 from kr_ray.synthesis.labelling import teacher_probabilities
 from kr_ray.synthesis.sampling import Sampler

@@ -15,7 +15,8 @@ from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
 from kr_ray.privacy.lira import hinge, lira_scores, logit_scaled
 from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
 from kr_ray.privacy.rmia import rmia_scores
-from kr_ray.privacy.shadow import Attack, ShadowScores, fit_class_attack
+from kr_ray.privacy.shadow import ShadowScores
+from kr_ray.privacy.shadow_attack import Attack, fit_class_attack
 
 HEADLINE = "lira_online_fixed_logit"
 """Chosen before any figure is known; the best of several attacks would be optimistic. Carlini et al. find the fixed variance
