@@ -209,8 +209,10 @@ class SynthesisConfig(Section):
 class CheckpointsConfig(Section):
     search: Literal["exhaustive", "halving"] = "exhaustive"
     epochs: int = Field(100, ge=1)
-    reduction_factor: int = Field(3, ge=2)
-    """`halving`: the best 1/f go on to a complete schedule f times as long."""
+    shortening: int = Field(9, ge=2)
+    """`halving`: all checkpoints are first tried on complete schedules that are this many times shorter."""
+    budget: float = Field(0.35, gt=0, lt=1)
+    """`halving`: its share of the exhaustive sweep's epochs; as many of the best go on to the whole schedule as it allows."""
 
 
 class TuningConfig(Section):

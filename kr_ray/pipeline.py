@@ -407,7 +407,7 @@ class Pipeline:
         def work(folder: Path) -> Result:
             return {"rows": compare_search(self.run.path, folder, epochs, work_seeds, c)}
 
-        keys = [c.seed, c.classifier, c.synthesis, c.checkpoints.epochs, c.checkpoints.reduction_factor, seeds]
+        keys = [c.seed, c.classifier, c.synthesis, c.checkpoints, seeds]
         rows = self._run_stage(name, keys, ["teacher", "generator"], work)["rows"]
         return {"rows": rows, "file": str((self.run / name / "done.json").resolve())}
 

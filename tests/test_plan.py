@@ -68,8 +68,8 @@ def test_an_exhaustive_sweep_is_a_student_per_checkpoint() -> None:
 def test_halving_and_hyperband_do_what_they_leave() -> None:
     keys = {"generator": {"epochs": 27, "checkpoint_every": 1}}
     work = of(paper(checkpoints={"epochs": 9, "search": "halving"}, **keys), "checkpoints")
-    assert work.units == 27 + 9 + 3
-    assert work.trained == 160 * (27 * 1 + 9 * 3 + 3 * 9)
+    assert work.units == 27 + 6
+    assert work.trained == 160 * (27 * 1 + 6 * 9)
     config = paper(tuning={"trials": 17, "epochs": 9, "rungs": 9, "reduction_factor": 3})
     # Li et al. 2018: 9 -> 3 -> 1 at 1, 3, 9; 5 -> 1 at 3, 9; 3 at 9 units.
     units = (9 * 1 + 3 * 2 + 1 * 6) + (5 * 3 + 1 * 6) + 3 * 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder
-from kr_ray.config import Config
+from kr_ray.config import CheckpointsConfig, Config
 from kr_ray.training.resumable import Ticks
 from kr_ray.training.student import StudentSpec
 
@@ -20,29 +21,29 @@ SWEEP_TICKS = Ticks(count=5, validated=(5,))
 def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config) -> list[dict[str, Any]]:
     """Validation CAS per checkpoint, each with the schedule length (epochs) it was measured at.
 
-    `exhaustive` (the paper) trains every student for the whole schedule. `halving` starts all of them on short but complete
-    schedules (a truncated cosine would rank by what the rate has not yet annealed) and repeats the best 1/f of them f times as
-    long, until the schedule is whole.
+    `exhaustive` (the paper) trains every student for the whole schedule. `halving` first tries all checkpoints on short but complete
+    schedules (a truncated cosine would rank by what the rate has not yet annealed), and gives the whole schedule to the best of
+    them. It cuts once: short schedules tell bad checkpoints from good ones, but hardly order the good ones (README), and what rounds
+    in between would cost tries more of them in earnest.
     """
-    sweep = config.checkpoints
     found: dict[int, tuple[int, float]] = {}
-    for epochs in schedule_lengths(config, len(checkpoint_epochs)):
+    for epochs, count in sweep_rounds(config.checkpoints, len(checkpoint_epochs)):
         ranked = sorted(checkpoint_epochs, key=lambda epoch: (-found.get(epoch, (0, 0.0))[1], epoch))
-        stay = ranked if not found else ranked[: max(1, len(ranked) // sweep.reduction_factor)]
-        checkpoint_epochs = sorted(stay)
+        checkpoint_epochs = sorted(ranked[:count])
         works = [_sweep_student(run, folder, epoch, epochs, config) for epoch in checkpoint_epochs]
         cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
         found |= {epoch: (epochs, value) for epoch, value in zip(checkpoint_epochs, cas, strict=True)}
     return [{"epoch": epoch, "epochs": epochs, "val_cas": cas} for epoch, (epochs, cas) in sorted(found.items())]
 
 
-def schedule_lengths(config: Config, checkpoints: int) -> list[int]:
-    """Epochs of each round: one for `exhaustive`; for `halving` a geometric series from 1 or more up to the whole schedule."""
-    sweep, lengths, left = config.checkpoints, [config.checkpoints.epochs], checkpoints
-    while sweep.search == "halving" and left > sweep.reduction_factor and lengths[0] >= sweep.reduction_factor:
-        lengths.insert(0, round(lengths[0] / sweep.reduction_factor))
-        left //= sweep.reduction_factor
-    return lengths
+def sweep_rounds(sweep: CheckpointsConfig, checkpoints: int) -> list[tuple[int, int]]:
+    """Epochs and number of students of each round: one round for `exhaustive`, and where `halving` would save nothing; else two."""
+    whole = sweep.epochs
+    short = max(1, round(whole / sweep.shortening))
+    stay = max(1, math.floor(checkpoints * (sweep.budget - short / whole) + 1e-9))
+    if sweep.search == "exhaustive" or checkpoints * short + stay * whole >= checkpoints * whole:
+        return [(whole, checkpoints)]
+    return [(short, checkpoints), (whole, stay)]
 
 
 def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config: Config) -> StudentWork:
@@ -58,7 +59,7 @@ def best_checkpoint(swept: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def sweep_cost(run: Path, folder: Path, swept: Sequence[dict[str, Any]], config: Config) -> dict[str, float]:
     """Images that a sweep's students were trained on, and the seconds of their trainings, summed over all of its rounds."""
-    lengths = schedule_lengths(config, len(swept))
+    lengths = [epochs for epochs, _ in sweep_rounds(config.checkpoints, len(swept))]
     students = [
         _sweep_student(run, folder, row["epoch"], epochs, config)
         for row in swept

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from kr_ray.cluster.hyperband import hyperband_brackets
-from kr_ray.cluster.sweep import schedule_lengths
+from kr_ray.cluster.sweep import sweep_rounds
 from kr_ray.config import Config, DataConfig, SynthesisConfig
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, medmnist_names
@@ -133,18 +133,17 @@ def _generated(schedule: Schedule, synthesis: SynthesisConfig, images: int) -> f
 
 
 def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
-    c, left = config, checkpoints
-    trained, generated, students, batch = 0.0, 0.0, 0, 0
-    lengths = schedule_lengths(config, checkpoints)
-    for epochs in lengths:
+    c, rounds = config, sweep_rounds(config.checkpoints, checkpoints)
+    trained, generated, batch = 0.0, 0.0, 0
+    for epochs, students in rounds:
         schedule = student_schedule(c.classifier, c.synthesis, epochs, size.train)
         images = size.train * c.synthesis.cardinality_scale
-        trained += left * schedule.steps * schedule.batch_size
-        generated += left * _generated(schedule, c.synthesis, images)
-        students, batch = students + left, schedule.batch_size
-        left = max(1, left // c.checkpoints.reduction_factor)
-    looked_at = float(students * size.validation)
-    return StageWork("checkpoints", "trial", students, len(lengths), trained, batch, generated, looked_at=looked_at)
+        trained += students * schedule.steps * schedule.batch_size
+        generated += students * _generated(schedule, c.synthesis, images)
+        batch = schedule.batch_size
+    units = sum(students for _, students in rounds)
+    looked_at = float(units * size.validation)
+    return StageWork("checkpoints", "trial", units, len(rounds), trained, batch, generated, looked_at=looked_at)
 
 
 def _tuning(config: Config, size: DataSize) -> StageWork:
