@@ -10,8 +10,7 @@ from kr_ray.models.resnet import ResNet14
 from kr_ray.plan.estimate import (
     RAY_S,
     SIDE_BY_SIDE,
-    TRAIN_S,
-    TRIALS_S,
+    START_S,
     UNIT_S,
     Devices,
     estimate,
@@ -59,7 +58,7 @@ def test_an_exhaustive_sweep_is_a_student_per_checkpoint() -> None:
         generator={"epochs": 12, "checkpoint_every": 3}, checkpoints={"epochs": 10}, synthesis={"regeneration_rate": 4}
     )
     work = of(config, "checkpoints")
-    assert (work.units, work.rounds, work.batch) == (4, 1, 16)
+    assert (work.units, work.rounds, work.batch) == (4, ((4, 10.0),), 16)
     assert work.trained == 4 * 10 * 160
     standing = config.synthesis.standing_batches * config.synthesis.batch_size
     assert work.generated == 4 * (3 * 160 + standing)
@@ -98,25 +97,34 @@ def test_hours_follow_from_work_rates_and_devices() -> None:
     work = [
         StageWork("teacher", "train", trained=100, batch=16, looked_at=20),
         StageWork("checkpoints", "trial", units=5, trained=50, batch=16, generated=10),
-        StageWork("audit", "trial", units=3, attack_rows=7),
+        StageWork("audit", "task", units=3, attack_rows=7),
     ]
     teacher, sweep, audit = estimate(work, COSTS, Constant(), config, Devices(2, "A100"))
     assert teacher.flops == 100 * 300 + 20 * 100
-    assert (teacher.device_s, teacher.wall_s) == (120, TRAIN_S + 120)
+    assert (teacher.device_s, teacher.wall_s) == (120, START_S["train"] + 120)
     # Five equal units on two devices take as long as six.
-    assert sweep.wall_s == pytest.approx(TRIALS_S + UNIT_S * 5 / 2 + 60 * 6 / 5 / 2)
+    assert sweep.wall_s == pytest.approx(START_S["trial"] + UNIT_S["trial"] * 5 / 2 + 60 * 6 / 5 / 2)
     assert audit.device_s == 6
     assert total_s([teacher, sweep]) == RAY_S + teacher.wall_s + sweep.wall_s
     packed = tiny_config(cluster={"trial": {"cpu": 1.0, "gpu": 0.25}})
     (shared,) = estimate(work[1:2], COSTS, Constant(), packed, Devices(1, "A100"))
-    assert shared.wall_s == pytest.approx(TRIALS_S + UNIT_S * 5 / 4 + 60 * 8 / 5)  # four share one device's rate
+    assert shared.wall_s == pytest.approx(
+        START_S["trial"] + UNIT_S["trial"] * 5 / 4 + 60 * 8 / 5
+    )  # four share one device's rate
 
 
 def test_cores_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Devices, "are_cores", lambda self: True)
-    work = [StageWork("shadows", "trial", units=4, trained=40, batch=16)]
+    work = [StageWork("shadows", "task", units=4, trained=40, batch=16)]
     (shadows,) = estimate(work, COSTS, Constant(), tiny_config(), Devices(2, "here"))
-    assert shadows.wall_s == pytest.approx(TRIALS_S + 2 * UNIT_S + 40 / 2 / SIDE_BY_SIDE)
+    assert shadows.wall_s == pytest.approx(START_S["task"] + 2 * UNIT_S["task"] + 40 / 2 / SIDE_BY_SIDE)
+
+
+def test_rounds_that_wait_leave_slots_empty() -> None:
+    """Li et al. 2018, table 1's bracket 9 -> 3 -> 1 with rungs at 1, 3, 9 on two devices: 5 x 1 + 2 x 2 + 1 x 6 units of time."""
+    work = [StageWork("tuning", "trial", 9, ((9, 1.0), (3, 2.0), (1, 6.0)), trained=21, batch=16)]
+    (tuning,) = estimate(work, COSTS, Constant(), tiny_config(), Devices(2, "A100"))
+    assert tuning.wall_s == pytest.approx(START_S["trial"] + UNIT_S["trial"] * 9 / 2 + 15 * tuning.device_s / 21)
 
 
 def test_devices_by_name() -> None:

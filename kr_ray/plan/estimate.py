@@ -25,8 +25,11 @@ PEAK_TFLOPS = {
 """Dense half-precision tensor rates of the vendors' data sheets (SXM where there are two); RTX6000 is the Turing card of the paper."""
 SIDE_BY_SIDE = 0.9
 """What a core gives when the others work too (`kr bench`: two students at 1.81 times the rate of one)."""
-RAY_S, TRAIN_S, TRIALS_S, UNIT_S = 4.0, 7.0, 5.0, 1.0
-"""Start-up on two cores: Ray itself, a Ray Train stage, a stage of trials, and what each trial or task adds before its first step."""
+RAY_S = 4.0
+START_S = {"train": 11.0, "trial": 5.0, "task": 1.0}
+"""Start-up on two cores, of Ray itself and of a stage on Ray Train, on Ray Tune, or of plain tasks (`kr bench`: start-up)."""
+UNIT_S = {"train": 0.0, "trial": 1.0, "task": 0.2}
+"""What each trial or task adds before its first step."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,16 @@ def _estimate(work: StageWork, costs: Costs, rates: Rates, config: Config, devic
     if work.attack_rows:
         seconds += work.units * rates.attack_s(work.attack_rows)
     side_by_side, share = _slots(work, config, devices)
-    busy = math.ceil(work.units / side_by_side) * side_by_side / work.units  # the last ones leave slots empty
-    start = TRAIN_S if work.where == "train" else TRIALS_S + UNIT_S * work.units / side_by_side
-    return StageEstimate(work.stage, flops, seconds, start + seconds * busy / (side_by_side * share))
+    start = START_S[work.where] + UNIT_S[work.where] * work.units / side_by_side
+    wall_s = start + seconds * _idle_factor(work, side_by_side) / (side_by_side * share)
+    return StageEstimate(work.stage, flops, seconds, wall_s)
+
+
+def _idle_factor(work: StageWork, slots: int) -> float:
+    """Time over that of slots that are always busy; the last units of every round leave some empty."""
+    rounds = work.rounds or ((work.units, 1.0),)
+    held = sum(math.ceil(units / slots) * slots * each for units, each in rounds)
+    return held / sum(units * each for units, each in rounds)
 
 
 def _slots(work: StageWork, config: Config, devices: Devices) -> tuple[int, float]:

@@ -42,8 +42,8 @@ def print_plan(config: Config, devices_text: str) -> None:
     console = Console()
     console.print(_table(config, devices, stages, measured))
     for name, count in memory_bytes(config, size, costs).items():
-        console.print(f"memory of the {name}'s device: at least {count / 1e9:.2f} GB, activations apart")
-    console.print(f"storage of the run: about {storage_bytes(config, size, costs) / 1e9:.2f} GB")
+        console.print(f"memory of the {name}'s device: at least {_size(count)}, activations apart")
+    console.print(f"storage of the run: about {_size(storage_bytes(config, size, costs))}")
     for name, changed in what_if(config).items():
         other = total_s(estimate(run_work(changed, size), costs, rates, changed, devices))
         console.print(f"with {name}: {_hours(other)} instead of {_hours(total_s(stages))}")
@@ -58,7 +58,7 @@ def _table(config: Config, devices: Devices, stages: list[StageEstimate], measur
         row = [stage.stage, f"{stage.flops / 1e12:,.1f}", _hours(stage.device_s), _hours(stage.wall_s)]
         table.add_row(*row, *([_beside(measured.get(stage.stage), stage.wall_s)] if measured else []))
     total = ["all", f"{sum(stage.flops for stage in stages) / 1e12:,.1f}", _hours(sum(stage.device_s for stage in stages))]
-    sums = _beside(sum(measured.values()), sum(stage.wall_s for stage in stages if stage.stage in measured))
+    sums = _beside(sum(measured.values()) or None, sum(stage.wall_s for stage in stages if stage.stage in measured))
     table.add_row(*total, _hours(total_s(stages)), *([sums] if measured else []), style="bold")
     return table
 
@@ -73,6 +73,10 @@ def _measured_s(config: Config, stage: str) -> float | None:
     except OSError:
         return None
     return float(done["result"]["wall_s"])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _kind(devices: Devices) -> str:

@@ -16,7 +16,7 @@ from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, m
 from kr_ray.training.classifier import Schedule
 from kr_ray.training.student import student_schedule
 
-Where = Literal["train", "trial"]
+Where = Literal["train", "trial", "task"]
 
 TRAIN_TICKS = 20
 """Of teacher, student and equal-compute teacher: the validation images are looked at so often."""
@@ -38,9 +38,9 @@ class StageWork:
     """One stage's work.
 
     Attributes:
-        where: which of the config's resources its units get.
+        where: Ray Train, Ray Tune or plain Ray tasks; the last two get the config's resources of a trial.
         units: independent parts that run side by side (students, shadow models, classes).
-        rounds: one after another, each of which waits for all of its units.
+        rounds: (units, work of each) of rounds that wait for each other, the work in any measure; () = all units at once.
         trained: images that classifiers are trained on, all units together.
         batch: of those trainings.
         generated: images drawn and labelled.
@@ -52,7 +52,7 @@ class StageWork:
     stage: str
     where: Where
     units: int = 1
-    rounds: int = 1
+    rounds: tuple[tuple[int, float], ...] = ()
     trained: float = 0
     batch: int = 0
     generated: float = 0
@@ -105,11 +105,11 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
     shadows = c.audit.shadow_models
     stages.append(
         StageWork(
-            "shadows", "trial", shadows, trained=float(shadows * shadow.steps * shadow.batch_size), batch=shadow.batch_size
+            "shadows", "task", shadows, trained=float(shadows * shadow.steps * shadow.batch_size), batch=shadow.batch_size
         )
     )
     rows = 2 * members * shadows // size.classes
-    stages.append(StageWork("audit", "trial", size.classes, looked_at=2.0 * (size.train + size.test), attack_rows=rows))
+    stages.append(StageWork("audit", "task", size.classes, looked_at=2.0 * (size.train + size.test), attack_rows=rows))
     return stages
 
 
@@ -143,7 +143,8 @@ def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
         batch = schedule.batch_size
     units = sum(students for _, students in rounds)
     looked_at = float(units * size.validation)
-    return StageWork("checkpoints", "trial", units, len(rounds), trained, batch, generated, looked_at=looked_at)
+    waits = tuple((students, float(epochs)) for epochs, students in rounds)
+    return StageWork("checkpoints", "trial", units, waits, trained, batch, generated, looked_at=looked_at)
 
 
 def _tuning(config: Config, size: DataSize) -> StageWork:
@@ -151,9 +152,11 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
     c, tuning = config, config.tuning
     synthesis = c.synthesis.model_copy(update={"epoch_unit": "real", "cardinality_scale": 1})
     schedule = student_schedule(c.classifier, synthesis, tuning.epochs, size.train)
-    trained, generated, looks, rounds = 0.0, 0.0, 0, 0
+    trained, generated, looks = 0.0, 0.0, 0
+    rounds: list[tuple[int, float]] = []
     for bracket in hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor):
-        rounds += len(bracket.rungs)
+        starts = (0, *(rung for _, rung in bracket.rungs))
+        rounds += [(count, float(rung - start)) for start, (count, rung) in zip(starts, bracket.rungs, strict=False)]
         ends = [count - after for (count, _), (after, _) in pairwise([*bracket.rungs, (0, 0)])]
         for ending, (count, rung) in zip(ends, bracket.rungs, strict=True):
             looks += count
@@ -161,7 +164,10 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
             generated += ending * size.train * _mean_regenerated(config, tuning.epochs * rung / tuning.rungs)
     generated += tuning.trials * synthesis.standing_batches * synthesis.batch_size
     looked_at = float(looks * size.validation)
-    return StageWork("tuning", "trial", tuning.trials, rounds, trained, schedule.batch_size, generated, looked_at=looked_at)
+    waits = (
+        tuple(rounds) if tuning.brackets_in_flight == 1 else ()
+    )  # else one bracket fills the slots that another leaves empty
+    return StageWork("tuning", "trial", tuning.trials, waits, trained, schedule.batch_size, generated, looked_at=looked_at)
 
 
 def _mean_regenerated(config: Config, epochs: float) -> float:
