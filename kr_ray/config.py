@@ -356,8 +356,12 @@ class ClusterConfig(Section):
     workers: int = Field(1, ge=1)
     """Of teacher, generator and final student, each with its slice of every batch and `train`'s resources. Results are those of
     one worker up to rounding."""
+    min_workers: int = Field(0, ge=0)
+    """Begin, and after a loss go on, with as few as these while no more find room (Ray Train's elastic training); 0: exactly `workers`."""
     trial: Resources = Resources(cpu=1.0)
-    """Of one student trial, shadow model or attack model; fractions of a GPU are allowed."""
+    """Of one worker of a student trial, of a shadow model or attack model; fractions of a GPU are allowed."""
+    trial_workers: int = Field(1, ge=1)
+    """Of one student trial; several train it as they do the final student, in a TorchTrainer that the trial starts."""
     stream: Literal["on_device", "ray_data"] = "on_device"
     """Who makes the students' images: the training itself, between two epochs, or `makers` that send them through Ray Data while it
     trains. Both give the same students; on few CPUs the first is faster."""
@@ -368,13 +372,24 @@ class ClusterConfig(Section):
     max_retries: int = Field(3, ge=0)
     dashboard: bool = False
 
+    @property
+    def worker_counts(self) -> tuple[int, int]:
+        """Least and most workers of a Ray Train stage."""
+        return self.min_workers or self.workers, self.workers
+
     @model_validator(mode="after")
-    def _one_worker_per_gpu(self) -> ClusterConfig:
-        if self.workers > 1 and 0 < self.train.gpu < 1:
+    def _workers_fit(self) -> ClusterConfig:
+        if self.min_workers > self.workers:
             raise ValueError(
-                f"`train.gpu >= 1` (or 0) must hold with several workers, but got workers={self.workers}, train.gpu={self.train.gpu}; "
-                "NCCL takes no two workers on one GPU: use train.gpu: 1, or workers: 1"
+                f"`min_workers <= workers` must hold, but got min_workers={self.min_workers}, workers={self.workers}; use 0 for a fixed number"
             )
+        for name, count in (("train", self.workers), ("trial", self.trial_workers)):
+            gpu, key = getattr(self, name).gpu, "workers" if name == "train" else "trial_workers"
+            if count > 1 and 0 < gpu < 1:
+                raise ValueError(
+                    f"`{name}.gpu >= 1` (or 0) must hold with several workers, but got {key}={count}, {name}.gpu={gpu}; "
+                    f"NCCL takes no two workers on one GPU: use {name}.gpu: 1, or {key}: 1"
+                )
         return self
 
 
@@ -443,10 +458,11 @@ def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
         )
     cluster = sections.get("cluster")
     for name in ("classifier", "generator"):
-        if cluster and name in sections and sections[name].batch_size % cluster.workers:
+        workers = max(cluster.workers, cluster.trial_workers) if cluster else 1
+        if name in sections and sections[name].batch_size < workers:
             wrong.append(
-                f"`{name}.batch_size % cluster.workers == 0` must hold, but got batch_size={sections[name].batch_size}, "
-                f"workers={cluster.workers}; every worker takes an equal slice of a batch: use a number of workers that divides it"
+                f"`{name}.batch_size >= cluster.workers` (and trial_workers) must hold, but got batch_size={sections[name].batch_size}, "
+                f"{workers} workers; every worker takes a slice of a batch: use fewer workers"
             )
     tuning = sections.get("tuning")
     if tuning and tuning.rungs > tuning.epochs:

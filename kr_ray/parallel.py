@@ -1,4 +1,4 @@
-"""Data-parallel training by plain torch.distributed: N workers with B/N images each take the step of one worker with B.
+"""Data-parallel training by plain torch.distributed: N workers with about B/N images each take the step of one worker with B.
 
 Every worker holds the whole training set, draws the same random numbers (order, augmentation, MixUp, latents) for the whole batch
 and computes on its slice of it. Gradients are averaged, and batch statistics are those of the whole batch (`batch_norm`), so the
@@ -35,21 +35,27 @@ def worker_rank() -> int:
 
 
 def check_batch(batch_size: int, key: str) -> None:
-    """Slices of one batch must be equal, or the mean of the workers' losses were not the batch's.
+    """Every worker needs an image.
 
     Raises:
-        ConfigError: `batch_size` is no multiple of the number of workers.
+        ConfigError: `batch_size` is less than the number of workers.
     """
-    if batch_size % worker_count():
+    if batch_size < worker_count():
         raise ConfigError(
-            f"`batch % cluster.workers == 0` must hold, but got a batch of {batch_size} (from {key} and the number of images) for "
-            f"{worker_count()} workers; use a number of workers that divides it"
+            f"`batch >= cluster.workers` must hold, but got a batch of {batch_size} (from {key} and the number of images) for "
+            f"{worker_count()} workers; use fewer workers"
         )
 
 
 def own_slice(batch: Tensor) -> Tensor:
-    """This worker's share [B/N, ...] of a batch [B, ...] that all workers hold."""
-    return batch.chunk(worker_count())[worker_rank()]
+    """This worker's share of a batch [B, ...] that all workers hold: [B/N, ...], the first B mod N workers one more."""
+    return batch.tensor_split(worker_count())[worker_rank()]
+
+
+def slice_weight(batch_size: int) -> float:
+    """Of the mean over this worker's slice, so that the mean over the workers is the batch's; 1 where N divides B."""
+    least, more = divmod(batch_size, worker_count())
+    return (least + (worker_rank() < more)) * worker_count() / batch_size
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -94,11 +100,12 @@ def batch_norm(
     """Training-mode `functional.batch_norm` over the workers' joint batch; x is [B/N, C, H, W].
 
     torch's SyncBatchNorm is for CUDA only. Here mean and variance are two small differentiable all-reduces (their backward pass
-    sums the workers' gradients), which NCCL and gloo both have. Statistics are taken in float32.
+    sums the workers' gradients), which NCCL and gloo both have. Statistics are taken in float32. Slices may differ in size.
     """
     wide = x.float()
-    count = wide.numel() // wide.shape[1] * worker_count()
-    mean = all_reduce(wide.sum((0, 2, 3))) / count
+    own_count = wide.new_full((1,), wide.numel() // wide.shape[1])
+    total, count = all_reduce(torch.cat([wide.sum((0, 2, 3)), own_count])).split([wide.shape[1], 1])
+    mean = total / count
     centred = wide - mean[:, None, None]
     var = all_reduce(centred.square().sum((0, 2, 3))) / count
     with torch.no_grad():

@@ -528,7 +528,7 @@ class Pipeline:
         from kr_ray.cluster.train import train_on_cluster
 
         cluster = self.config.cluster
-        train_on_cluster(work, folder, cluster.train, cluster.max_retries, cluster.workers)
+        train_on_cluster(work, folder, cluster.train, cluster.max_retries, cluster.worker_counts)
 
 
 def _storage(config: Config) -> Path:

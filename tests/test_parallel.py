@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kr_ray.artifacts import read_json
 from kr_ray.config import ConfigError, Resources, parse_config
-from kr_ray.parallel import BatchNorm2d, average, join_norms, own_slice, worker_rank
+from kr_ray.parallel import BatchNorm2d, average, check_batch, join_norms, own_slice, worker_count, worker_rank
 from kr_ray.training.gan import GanTraining
 
 STEPS = 4
@@ -54,7 +54,7 @@ def normalise_batch() -> dict[str, Tensor]:
     out = norm(part)
     (out * own_slice(torch.randn(8, 3, 4, 5))).sum().backward()
     assert x.grad is not None and norm.weight.grad is not None
-    count = 1 if norm.joint is False else 2
+    count = worker_count()
     return {
         "out": out.detach(),
         "mean": norm.running_mean,
@@ -64,13 +64,14 @@ def normalise_batch() -> dict[str, Tensor]:
     }
 
 
-def test_joint_batch_norm_equals_torchs_on_the_whole_batch(tmp_path: Path) -> None:
-    whole, parts = normalise_batch(), on_workers(2, tmp_path, normalise_batch)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_joint_batch_norm_equals_torchs_on_the_whole_batch(tmp_path: Path, workers: int) -> None:
+    whole, parts = normalise_batch(), on_workers(workers, tmp_path, normalise_batch)
     for name in ("out", "x"):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-4, atol=1e-4)
     for name in ("mean", "var", "weight"):
         torch.testing.assert_close(parts[0][name], whole[name], rtol=1e-4, atol=1e-4)
-        assert torch.equal(parts[0][name], parts[1][name])
+        assert all(torch.equal(parts[0][name], part[name]) for part in parts)
 
 
 # --- the two loops ---------------------------------------------------------------------------------------------------
@@ -91,27 +92,32 @@ def first_gan_epochs() -> list[float]:
     return [*figures, *(value.norm().item() for name, value in statistics.items() if "running" in name)]
 
 
+@pytest.mark.parametrize("workers", [2, 3])
 @pytest.mark.parametrize("work", [first_classifier_steps, first_gan_epochs])
-def test_two_workers_take_the_steps_of_one(tmp_path: Path, work: Callable[[], list[float]]) -> None:
-    alone, (first, second) = work(), on_workers(2, tmp_path, work)
-    assert first == second  # the workers stay in step, bit for bit
+def test_workers_take_the_steps_of_one(tmp_path: Path, work: Callable[[], list[float]], workers: int) -> None:
+    """Three share a batch of 16, or of 4, unevenly."""
+    alone, (first, *others) = work(), on_workers(workers, tmp_path, work)
+    assert all(other == first for other in others)  # the workers stay in step, bit for bit
     assert first == pytest.approx(alone, rel=1e-3)
 
 
 def refused() -> str:
     try:
-        GanTraining(tiny_images(), 2, small_gan(batch_size=5), 7, CPU)
+        check_batch(1, "generator.batch_size")
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def test_uneven_batches_are_refused(tmp_path: Path) -> None:
-    assert all("got a batch of 5 (from generator.batch_size" in text for text in on_workers(2, tmp_path, refused))
-    with pytest.raises(ConfigError, match=r"classifier\.batch_size % cluster\.workers == 0.*batch_size=64, workers=3"):
-        parse_config(tiny_settings(cluster={"workers": 3}))
-    with pytest.raises(ConfigError, match=r"NCCL takes no two workers on one GPU"):
-        parse_config(tiny_settings(cluster={"workers": 2, "train": {"gpu": 0.5}}))
+def test_more_workers_than_images_of_a_batch_are_refused(tmp_path: Path) -> None:
+    assert all("got a batch of 1 (from generator.batch_size" in text for text in on_workers(2, tmp_path, refused))
+    with pytest.raises(ConfigError, match=r"classifier\.batch_size >= cluster\.workers.*batch_size=64, 65 workers"):
+        parse_config(tiny_settings(cluster={"trial_workers": 65}))
+    with pytest.raises(ConfigError, match=r"min_workers <= workers.*min_workers=3, workers=2"):
+        parse_config(tiny_settings(cluster={"workers": 2, "min_workers": 3}))
+    for key, demand in (("workers", "train"), ("trial_workers", "trial")):
+        with pytest.raises(ConfigError, match=rf"{demand}\.gpu >= 1.*NCCL takes no two workers on one GPU"):
+            parse_config(tiny_settings(cluster={key: 2, demand: {"gpu": 0.5}}))
 
 
 # --- under Ray -------------------------------------------------------------------------------------------------------

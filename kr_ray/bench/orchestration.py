@@ -130,7 +130,7 @@ class _Tuned:
                 for seed in range(count)
             ]
             started = time.perf_counter()
-            train_students(works, stage, self.cluster.trial, max_retries=0)
+            train_students(works, stage, self.cluster)
             times = [work.times() for work in works]
             self.alone += times if count == 1 else []
             span = span_s(times)

@@ -28,7 +28,7 @@ def compare_labelling(
                 name = f"{strategy}_{checkpoint:04d}_seed{seed}"
                 works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster))
                 rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
-    cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
+    cas = train_students(works, folder, config.cluster)
     return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]
 
 

@@ -133,7 +133,10 @@ def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:
     wrong = []
     for kind in ("cpu", "gpu"):
         there = available.get(kind.upper(), 0)
-        for work, resources, workers in (("train", config.train, config.workers), ("trial", config.trial, 1)):
+        for work, resources, workers in (
+            ("train", config.train, config.worker_counts[0]),
+            ("trial", config.trial, config.trial_workers),
+        ):
             demand = getattr(resources, kind)
             if demand * workers > there:
                 shown = f"{demand:g}" if workers == 1 else f"{workers} workers of {demand:g}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
-from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder
+from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder, trial_resources
 from kr_ray.config import CheckpointsConfig, Config
 from kr_ray.training.resumable import Ticks
 from kr_ray.training.student import StudentSpec
@@ -31,7 +31,7 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
         ranked = sorted(checkpoint_epochs, key=lambda epoch: (-found.get(epoch, (0, 0.0))[1], epoch))
         checkpoint_epochs = sorted(ranked[:count])
         works = [_sweep_student(run, folder, epoch, epochs, config) for epoch in checkpoint_epochs]
-        cas = train_students(works, folder, config.cluster.trial, config.cluster.max_retries)
+        cas = train_students(works, folder, config.cluster)
         found |= {epoch: (epochs, value) for epoch, value in zip(checkpoint_epochs, cas, strict=True)}
     return [{"epoch": epoch, "epochs": epochs, "val_cas": cas} for epoch, (epochs, cas) in sorted(found.items())]
 
@@ -89,7 +89,7 @@ def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Conf
         {"shared": shared, "judged": judged},
         config.seed,
         folder,
-        config.cluster.trial.model_dump(),
+        trial_resources(config.cluster),
         config.cluster.max_retries,
         tuning.brackets_in_flight,
     )
@@ -126,4 +126,4 @@ def _default_cas(run: Path, folder: Path, sweep: dict[str, Any], config: Config)
         return float(sweep["best_cas"])  # it is the same student, bit for bit
     spec = StudentSpec(sweep["best_epoch"], config.synthesis, config.tuning.epochs, config.seed)
     work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster)
-    return train_students([work], folder, config.cluster.trial, config.cluster.max_retries)[0]
+    return train_students([work], folder, config.cluster)[0]

@@ -25,8 +25,10 @@ Work = Callable[[State | None, Save], None]
 """Trains from a state (None: from the start) and hands every new state to `save`."""
 
 
-def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries: int, workers: int = 1) -> None:
-    """Run `work` in `workers` Ray Train workers, joined by NCCL on GPUs and gloo on CPUs. It resumes from the newest checkpoint below `folder`, whoever wrote it.
+def train_on_cluster(
+    work: Work, folder: Path, resources: Resources, max_retries: int, workers: tuple[int, int] = (1, 1)
+) -> None:
+    """Run `work` in Ray Train workers. It resumes from the newest checkpoint below `folder`, whoever wrote it, on however many workers.
 
     Train v2 finds the checkpoints of a run of the same name and storage by itself, so neither a dead worker (retried here) nor a
     dead driver (the same command again) needs any bookkeeping of ours.
@@ -36,9 +38,6 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
     """
 
     def loop() -> None:
-        torch.set_num_threads(max(1, int(resources.cpu)))
-        if resources.gpu:
-            torch.cuda.set_device(get_device())  # workers of one node see each other's devices
         newest = ray.train.get_checkpoint()
         state = None
         if newest is not None:
@@ -47,10 +46,33 @@ def train_on_cluster(work: Work, folder: Path, resources: Resources, max_retries
         publisher = Publisher(folder) if worker_rank() == 0 else None
         work(state, lambda state, row: _report(folder, state, row, publisher))
 
+    run_workers(loop, folder, resources, max_retries, workers)
+
+
+def run_workers(
+    loop: Callable[[], None], folder: Path, resources: Resources, max_retries: int, workers: tuple[int, int]
+) -> None:
+    """Run `loop` in Ray Train workers, joined by NCCL on GPUs and gloo on CPUs, and again in all of them after one has died.
+
+    Args:
+        folder: Train keeps its own files below it.
+        workers: least and most; it begins, or goes on after a death, with as many as find room.
+
+    Raises:
+        ray.train.TrainingFailedError: it failed more than `max_retries` times.
+    """
+
+    def prepared_loop() -> None:
+        torch.set_num_threads(max(1, int(resources.cpu)))
+        if resources.gpu:
+            torch.cuda.set_device(get_device())  # workers of one node see each other's devices
+        loop()
+
+    least, most = workers
     TorchTrainer(
-        loop,
+        prepared_loop,
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=most if least == most else workers,
             use_gpu=resources.gpu > 0,
             resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
         ),

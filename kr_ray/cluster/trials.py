@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.train
 import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
@@ -20,7 +23,9 @@ from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.quiet import quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
-from kr_ray.config import ClassifierConfig, ClusterConfig, Resources, SynthesisConfig
+from kr_ray.cluster.train import run_workers
+from kr_ray.config import ClassifierConfig, ClusterConfig, SynthesisConfig
+from kr_ray.parallel import worker_rank
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
 from kr_ray.training.student import StudentSpec, start_student
@@ -64,6 +69,45 @@ class StudentWork:
         state = self.load()
         return [] if state is None else list(state["history"])
 
+    def publisher(self, history: list[Row]) -> Publisher:
+        return Publisher(self.folder.parent.parent, self.folder.name, history[-1] if history else None)
+
+    def start(self) -> TickedTraining:
+        """The student's training, from the saved state."""
+        images = student_images(self.cluster, f"{self.run.name}_{self.folder.parent.parent.name}_{self.folder.name}")
+        return start_student(self.run, self.spec, self.recipe, self.ticks, self.load(), images)
+
+    def advance(self, training: TickedTraining, publisher: Publisher | None) -> None:
+        """Train for a tick; the worker that has the publisher keeps and tells what came out."""
+        try:
+            training.advance()
+        except CollapsedGenerator:
+            training.give_up()
+        if publisher is None:
+            return
+        history = training.history
+        # A finished student's weights are of no further use: it was trained to be judged.
+        self.save({"history": history} if training.finished else training.state_dict())
+        share = len(history) / self.ticks.count
+        cas = history[-1].get("val_accuracy")
+        note = f"{self.folder.name}: CAS {cas:.3f}" if cas is not None else self.folder.name
+        rate = history[-1].get("images_per_second")
+        report_progress(self.folder.parent.parent, self.folder.name, share, note, cas=cas, images_per_second=rate)
+        publisher.publish(history[-1])
+
+    def train_until(self, tick: int) -> None:
+        """Inside a Ray Train worker: train with the others until `tick` ticks are done."""
+        training = self.start()
+        publisher = self.publisher(training.history) if worker_rank() == 0 else None
+        try:
+            while len(training.history) < tick:
+                self.advance(training, publisher)
+                ray.train.report(dict(training.history[-1]))
+        finally:
+            training.close()
+            if publisher is not None:
+                publisher.close()
+
     def val_cas(self) -> float | None:
         """Validation CAS at the end of the schedule, or None if it has not got there."""
         history = self.history()
@@ -96,7 +140,10 @@ class StudentTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         if self.tick == len(self.history):
-            self._train_tick()
+            if self.work.cluster.trial_workers > 1:
+                self._train_on_workers()
+            else:
+                self._train_tick()
         row = self.history[self.tick]
         self.tick += 1
         names = {"images_seen": "images_seen", "train_loss": "train_loss", "val_accuracy": "cas"}
@@ -104,27 +151,23 @@ class StudentTrial(tune.Trainable):
         return figures | {tune.result.DONE: self.tick == self.work.ticks.count}
 
     def _train_tick(self) -> None:
-        work = self.work
         torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
         if self.publisher is None:
-            self.publisher = Publisher(work.folder.parent.parent, work.folder.name, self.history[-1] if self.history else None)
+            self.publisher = self.work.publisher(self.history)
         if self.training is None:
-            images = student_images(work.cluster, f"{work.run.name}_{work.folder.parent.parent.name}_{work.folder.name}")
-            self.training = start_student(work.run, work.spec, work.recipe, work.ticks, work.load(), images)
-        try:
-            self.training.advance()
-        except CollapsedGenerator:
-            self.training.give_up()
+            self.training = self.work.start()
+        self.work.advance(self.training, self.publisher)
         self.history = self.training.history
-        # A finished student's weights are of no further use: it was trained to be judged.
-        last = self.training.finished
-        work.save({"history": self.history} if last else self.training.state_dict())
-        share = len(self.history) / work.ticks.count
-        cas = self.history[-1].get("val_accuracy")
-        note = f"{work.folder.name}: CAS {cas:.3f}" if cas is not None else work.folder.name
-        rate = self.history[-1].get("images_per_second")
-        report_progress(work.folder.parent.parent, work.folder.name, share, note, cas=cas, images_per_second=rate)
-        self.publisher.publish(self.history[-1])
+
+    def _train_on_workers(self) -> None:
+        """To the tick at which the student is judged next: a worker group takes seconds to start, too many for one tick."""
+        work = self.work
+        until = next(k for k in range(self.tick + 1, work.ticks.count + 1) if work.ticks.validates(k - 1))
+        workers = work.cluster.trial_workers
+        run_workers(
+            partial(work.train_until, until), work.folder, work.cluster.trial, work.cluster.max_retries, (workers, workers)
+        )
+        self.history = work.history()
 
     def cleanup(self) -> None:
         if self.training is not None:
@@ -158,23 +201,41 @@ def trial_folder(stage: Path, trial: int) -> Path:
     return stage / "trials" / f"{trial:04d}"
 
 
-def train_students(works: Sequence[StudentWork], stage: Path, resources: Resources, max_retries: int) -> list[float]:
+def trial_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Of a trial itself. Where several workers train its student, they ask for theirs; the trial only waits for them, and takes a byte for form's sake."""
+    return cluster.trial.model_dump() if cluster.trial_workers == 1 else {"memory": 1}
+
+
+def _trials_at_a_time(cluster: ClusterConfig) -> int | None:
+    """None: Tune counts trials by their own resources, which include those of the only worker."""
+    if cluster.trial_workers == 1:
+        return None
+    demand = {kind.upper(): count * cluster.trial_workers for kind, count in cluster.trial.model_dump().items() if count}
+    there = ray.cluster_resources()
+    return max(1, min((int(there.get(kind, 0) / count) for kind, count in demand.items()), default=1))
+
+
+def train_students(works: Sequence[StudentWork], stage: Path, cluster: ClusterConfig) -> list[float]:
     """Validation CAS of every student; they run side by side, as many as the cluster has room for.
 
     Raises:
-        RuntimeError: a student failed more than `max_retries` times; the others' results are kept.
+        RuntimeError: a student failed more than `cluster.max_retries` times; the others' results are kept.
     """
     missing = [work for work in works if work.val_cas() is None]
     if missing:
         tuner = Tuner(
-            tune.with_resources(StudentTrial, resources.model_dump()),
+            tune.with_resources(StudentTrial, trial_resources(cluster)),
             param_space={"work": tune.grid_search(missing)},
-            tune_config=TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+            tune_config=TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=_trials_at_a_time(cluster),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
             run_config=RunConfig(
                 name="ray_tune",
                 **ray_storage(stage),
                 verbose=0,
-                failure_config=FailureConfig(max_failures=max_retries),
+                failure_config=FailureConfig(max_failures=cluster.max_retries),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
@@ -183,7 +244,7 @@ def train_students(works: Sequence[StudentWork], stage: Path, resources: Resourc
         if errors:
             cause = str(errors[0]).strip().splitlines()[-1]
             raise RuntimeError(
-                f"every student must end without error, but {len(errors)} of {len(missing)} failed with max_retries={max_retries}: "
+                f"every student must end without error, but {len(errors)} of {len(missing)} failed with max_retries={cluster.max_retries}: "
                 f"{cause}; remove the cause and run the same command again: what was computed is kept"
             )
     found = [work.val_cas() for work in works]

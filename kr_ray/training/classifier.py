@@ -15,7 +15,7 @@ from kr_ray.data.augment import crop_and_flip, mixup, to_float, trivial_augment
 from kr_ray.devices import autocast, gradient_scaler
 from kr_ray.graphs import Captured, compiled
 from kr_ray.models.resnet import ResNet14
-from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice
+from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice, slice_weight
 from kr_ray.seeding import seeded_generator
 
 SMALLEST_BATCH = 16
@@ -135,6 +135,7 @@ class ClassifierTraining:
             fused=True,
         )
         check_batch(schedule.batch_size, "classifier.batch_size")
+        self._weight = slice_weight(schedule.batch_size)
         join_norms(model)
         self.step = 0
         self._order = (-1, torch.empty(0))
@@ -199,7 +200,7 @@ class ClassifierTraining:
         """Forward, backward, clip and step on float images [B, C, H, W] and target probabilities [B, K]."""
         with autocast(self.device, self.recipe.precision):
             logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), targets)
+            loss = self._weight * F.cross_entropy(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         average_gradients(self.model.parameters())

@@ -16,7 +16,7 @@ from kr_ray.data.images import LabelledImages
 from kr_ray.devices import autocast, gradient_scaler
 from kr_ray.graphs import Captured, compiled
 from kr_ray.models.biggan import Discriminator, Generator, SpectralNetwork, from_uint8
-from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice
+from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice, slice_weight
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images
 
@@ -106,6 +106,7 @@ class GanTraining:
         self.images = images.to(device)
         self.batch_size = min(config.batch_size, len(images))
         check_batch(self.batch_size, "generator.batch_size")
+        self._weight = slice_weight(self.batch_size)
         self.generator = Generator(config, num_classes, channels)
         self.discriminator = Discriminator(config, num_classes, channels)
         self.generator.initialise(seeded_generator(seed, "generator weights"))
@@ -197,9 +198,9 @@ class GanTraining:
             both = torch.cat([from_uint8(real, self.config.output), fake])
             logits = self._judge(both, torch.cat([labels, fake_labels]))
         on_real, on_fake = logits.chunk(2)
-        loss = discriminator_loss(on_real, on_fake, self.config)
+        loss = self._weight * discriminator_loss(on_real, on_fake, self.config)
         _update(self.optimizer_d, self.scaler_d, loss)
-        return torch.stack([loss.detach(), on_real.detach().mean(), on_fake.detach().mean()])
+        return torch.stack([loss.detach(), self._weight * on_real.detach().mean(), self._weight * on_fake.detach().mean()])
 
     def _g_step(self, random: torch.Generator) -> Tensor:
         """Update G and its average; returns the loss."""
@@ -216,7 +217,7 @@ class GanTraining:
         self.generator.refresh_spectral_norm(iterate=False)
         with autocast(self.device, self.config.precision):
             logits = self._judge(self._generate(latents, labels), labels)
-        loss = generator_loss(logits, self.config)
+        loss = self._weight * generator_loss(logits, self.config)
         _update(self.optimizer_g, self.scaler_g, loss)
         self.discriminator.requires_grad_(True)
         with torch.no_grad():
