@@ -46,6 +46,14 @@ class Nodes:
         """Kill -9 a raylet and its agents; Ray's workers end with their raylet."""
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def terminate(self, node: Any) -> None:
+        """SIGTERM to a raylet, as a machine that is taken away gets it."""
+        self.cluster.remove_node(node, allow_graceful=True)
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Workers of that title on all nodes."""
+        return [process for node in self.cluster.list_all_nodes() for process in workers_of(node, title)]
+
     def start_kr(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """`kr ARGUMENTS` as a driver of these nodes."""
         return subprocess.Popen(
@@ -116,10 +124,9 @@ def wait_until(condition: Callable[[], Any], driver: subprocess.Popen[str] | Non
 
 def signal_worker(nodes: Nodes, title: str, number: int = signal.SIGKILL) -> bool:
     """Send a signal to one worker of that title on any node; False if there is none."""
-    for node in nodes.cluster.list_all_nodes():
-        for process in workers_of(node, title):
-            process.send_signal(number)
-            return True
+    for process in nodes.workers(title):
+        process.send_signal(number)
+        return True
     return False
 
 

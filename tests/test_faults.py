@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import psutil
 import pytest
 from conftest import tiny_settings
 from nodes import Nodes, config_file, finish, local_nodes, signal_worker, wait_until
@@ -111,6 +113,10 @@ def ticks(config: str, stage: str) -> int:
     return sum(len(rows) for rows in histories(config, stage).values())
 
 
+def share_done(config: str, stage: str) -> float:
+    return max((unit["share"] for unit in read_progress(run_of(config) / stage)), default=0.0)
+
+
 # --- workers and nodes -----------------------------------------------------------------------------------------------
 
 
@@ -153,6 +159,98 @@ def test_a_killed_training_worker_goes_on_from_its_last_checkpoint(nodes: Nodes,
     assert signal_worker(nodes, "TrainWorker")
     finish(driver)
     assert result(config, "teacher") == without_times(read_json(trained / "teacher" / "done.json")["result"])
+
+
+@pytest.mark.slow
+def test_a_spot_machine_that_is_told_to_leave_costs_only_time(nodes: Nodes, swept: Path, trained: Path, tmp_path: Path) -> None:
+    """SIGTERM to its raylet, which drains: what was saved at the last tick is all that a notice could have saved."""
+    config = copied(trained, tmp_path)
+    driver = nodes.start_kr("checkpoints", config)
+    wait_until(lambda: ticks(config, "checkpoints") >= 3, driver)
+    victim = next(iter(nodes.cluster.worker_nodes))
+    nodes.terminate(victim)
+    kept = histories(config, "checkpoints")
+    output = finish(driver)
+    nodes.add()
+    assert "Traceback" not in output
+    assert result(config, "checkpoints") == without_times(read_json(swept / "checkpoints" / "done.json")["result"])
+    assert begins_with(histories(config, "checkpoints"), kept)
+
+
+FULL = {"classifier": SETTINGS["classifier"] | {"precision": "full"}}
+"""Rounding apart, N workers compute what one does; in bfloat16 it is not small."""
+
+
+@pytest.mark.slow
+def test_fewer_workers_go_on_when_a_node_is_lost(nodes: Nodes, tmp_path: Path) -> None:
+    """Two workers on two nodes of one CPU; what one alone goes on with is the curve of one alone."""
+    calm = config_file(tmp_path / "calm", SETTINGS | FULL)
+    run_without_ray(calm, "teacher")
+    cluster = {"train": {"cpu": 1.0}, "workers": 2, "min_workers": 1}
+    config = config_file(tmp_path / "hit", SETTINGS | FULL | {"cluster": cluster})
+    driver = nodes.start_kr("teacher", config)
+    wait_until(lambda: share_done(config, "teacher") > 0.2, driver)
+    assert len(nodes.workers("TrainWorker")) == 2
+    nodes.kill(next(iter(nodes.cluster.worker_nodes)))
+    finish(driver)
+    nodes.add()
+    found, alone = (read_json(run_of(name) / "teacher" / "result.json") for name in (config, calm))
+    assert_same_curve(found["curve"], alone["curve"])
+
+
+def assert_same_curve(found: list[Row], expected: list[Row]) -> None:
+    """Step by step at first; later, rounding has grown."""
+    assert len(found) == len(expected)
+    for row, other in list(zip(found, expected, strict=True))[:2]:
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
+    assert found[-1]["train_loss"] == pytest.approx(expected[-1]["train_loss"], rel=0.1)
+    assert found[-1]["val_accuracy"] == pytest.approx(expected[-1]["val_accuracy"], abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_students_of_two_workers_equal_those_of_one_though_a_worker_is_killed(
+    nodes: Nodes, trained: Path, tmp_path: Path
+) -> None:
+    calm = copied(trained, tmp_path / "calm", **FULL)
+    nodes.kr("checkpoints", calm)
+    config = copied(trained, tmp_path / "hit", **FULL, cluster={"train": {"cpu": 1.0}, "trial_workers": 2})
+    driver = nodes.start_kr("checkpoints", config)
+    wait_until(lambda: ticks(config, "checkpoints") >= 2, driver)
+    kept = histories(config, "checkpoints")
+    assert signal_worker(nodes, "TrainWorker")
+    finish(driver, limit_s=500)
+    assert begins_with(histories(config, "checkpoints"), kept)
+    found, expected = histories(config, "checkpoints"), histories(calm, "checkpoints")
+    assert found.keys() == expected.keys()
+    for name, rows in found.items():
+        assert_same_curve(rows, expected[name])
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_killed_for_want_of_memory_goes_on(swept: Path, trained: Path, tmp_path: Path) -> None:
+    """This test takes memory until Ray kills a worker, and gives it back."""
+    spare = 2 * 2**30
+    memory = psutil.virtual_memory()
+    threshold = (memory.total - memory.available + 2 * spare) / memory.total
+    assert threshold < 0.95, "this machine has too little memory left for the test"
+    config = copied(trained, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_memory_usage_threshold", f"{threshold:.4f}")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "100")
+        with local_nodes(1, num_cpus=2) as nodes:
+            driver = nodes.start_kr("checkpoints", config)
+            wait_until(lambda: ticks(config, "checkpoints") >= 3, driver)
+            before = {process.pid for process in nodes.workers("Trainable")}
+            hog = []
+            while before <= {process.pid for process in nodes.workers("Trainable")}:
+                assert len(hog) < 40, "Ray has killed nobody"
+                hog.append(b"x" * (spare // 4))
+                time.sleep(0.5)
+            hog.clear()
+            output = finish(driver)
+    assert "Traceback" not in output
+    assert result(config, "checkpoints") == without_times(read_json(swept / "checkpoints" / "done.json")["result"])
 
 
 # --- a full disk, a diverged training ----------------------------------------------------------------------------------

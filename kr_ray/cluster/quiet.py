@@ -1,4 +1,4 @@
-"""Tune's talk, silenced at its source where we report better or a person can't act on it."""
+"""Tune's talk, silenced at its source where we report better or a person can't act on it; and its errors, in a line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ray.exceptions import OutOfMemoryError
 
 QUIET = ("tune", "analysis.experiment_analysis", "execution.tune_controller", "execution.experiment_state")
 
@@ -39,3 +41,21 @@ def quiet_tune(trials: int) -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+def killed_for_memory(error: BaseException | None) -> OutOfMemoryError | None:
+    """Ray's error behind `error` when the node ran out of memory, else None.
+
+    Tune takes the end of a worker that was killed for it for a bug of its own and gives up all trials with a RuntimeError, while it
+    retries those of any other dead worker.
+    """
+    while error is not None and not isinstance(error, OutOfMemoryError):
+        error = error.__cause__
+    return error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What a person needs to know of a trial's error."""
+    if isinstance(error, OutOfMemoryError):
+        return "Ray killed a worker because its node ran out of memory (let fewer run side by side: --set cluster.trial.cpu=2)"
+    return str(error).strip().splitlines()[-1]

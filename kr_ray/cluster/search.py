@@ -21,7 +21,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
@@ -29,7 +29,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from kr_ray.artifacts import report_progress
 from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
-from kr_ray.cluster.quiet import quiet_tune
+from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import TuningConfig
 from kr_ray.storage import local_output, remove_tree
@@ -295,18 +295,22 @@ def _fit(
             return {int(Path(result.path).name): result.error for result in tuner.fit() if result.error}
     except (TuneError, RayError) as error:
         return {-1: error}
+    except RuntimeError as error:
+        if out_of_memory := killed_for_memory(error):
+            return {-1: out_of_memory}
+        raise
 
 
 def _worker_lost(cause: Exception) -> bool:
     """Whether a replay may help: Tune retries a trial's own exceptions, but not a worker that dies between two trials."""
-    return isinstance(cause, TuneError) or (isinstance(cause, RayActorError) and not cause.actor_init_failed)
+    return isinstance(cause, TuneError | OutOfMemoryError) or (isinstance(cause, RayActorError) and not cause.actor_init_failed)
 
 
 def _tuning_error(errors: dict[int, Exception], outcomes: list[TrialOutcome], max_retries: int) -> TuningError:
     number, cause = min(errors.items())
     what = "Ray Tune" if number < 0 else f"tuning trial {number} ({outcomes[number].params})"
     error = TuningError(
-        f"{what} must end without error, but failed with max_retries={max_retries}: {str(cause).strip().splitlines()[-1]}; "
+        f"{what} must end without error, but failed with max_retries={max_retries}: {in_a_line(cause)}; "
         "remove the cause and run the same command again: what was computed is kept"
     )
     error.__cause__ = cause

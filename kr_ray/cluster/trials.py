@@ -20,7 +20,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from kr_ray.artifacts import fingerprint, load_state, report_progress, save_state
 from kr_ray.cluster.metrics import Publisher
-from kr_ray.cluster.quiet import quiet_tune
+from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
 from kr_ray.cluster.train import run_workers
@@ -221,33 +221,45 @@ def train_students(works: Sequence[StudentWork], stage: Path, cluster: ClusterCo
     Raises:
         RuntimeError: a student failed more than `cluster.max_retries` times; the others' results are kept.
     """
-    missing = [work for work in works if work.val_cas() is None]
-    if missing:
-        tuner = Tuner(
-            tune.with_resources(StudentTrial, trial_resources(cluster)),
-            param_space={"work": tune.grid_search(missing)},
-            tune_config=TuneConfig(
-                reuse_actors=True,
-                max_concurrent_trials=_trials_at_a_time(cluster),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=RunConfig(
-                name="ray_tune",
-                **ray_storage(stage),
-                verbose=0,
-                failure_config=FailureConfig(max_failures=cluster.max_retries),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-            ),
-        )
-        with quiet_tune(len(missing)):
-            errors = tuner.fit().errors
-        if errors:
-            cause = str(errors[0]).strip().splitlines()[-1]
+    for retries_left in reversed(range(cluster.max_retries + 1)):
+        missing = [work for work in works if work.val_cas() is None]
+        errors = _tune(missing, stage, cluster) if missing else []
+        if not errors:
+            break
+        if not retries_left or not any(map(killed_for_memory, errors)):
             raise RuntimeError(
-                f"every student must end without error, but {len(errors)} of {len(missing)} failed with max_retries={cluster.max_retries}: "
-                f"{cause}; remove the cause and run the same command again: what was computed is kept"
+                f"every student must end without error, but {len(errors)} of {len(missing)} failed with "
+                f"max_retries={cluster.max_retries}: {in_a_line(errors[0])}; remove the cause and run the same command again: what "
+                "was computed is kept"
             )
     found = [work.val_cas() for work in works]
     if None in found:  # Tune returns normally when it is interrupted
         raise KeyboardInterrupt
     return [cas for cas in found if cas is not None]
+
+
+def _tune(works: Sequence[StudentWork], stage: Path, cluster: ClusterConfig) -> list[Exception]:
+    """Train the students as the trials of one Tune experiment; returns what went wrong."""
+    tuner = Tuner(
+        tune.with_resources(StudentTrial, trial_resources(cluster)),
+        param_space={"work": tune.grid_search(list(works))},
+        tune_config=TuneConfig(
+            reuse_actors=True,
+            max_concurrent_trials=_trials_at_a_time(cluster),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=RunConfig(
+            name="ray_tune",
+            **ray_storage(stage),
+            verbose=0,
+            failure_config=FailureConfig(max_failures=cluster.max_retries),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        with quiet_tune(len(works)):
+            return tuner.fit().errors
+    except RuntimeError as error:
+        if out_of_memory := killed_for_memory(error):
+            return [out_of_memory]
+        raise
