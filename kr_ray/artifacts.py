@@ -18,7 +18,7 @@ import time
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from filelock import Timeout
 from safetensors import safe_open
 
 from kr_ray.locks import is_locked, lock_file
-from kr_ray.storage import RemotePath, list_files, local_copy, remove_tree, upload
+from kr_ray.storage import RemotePath, local_copy, remove_tree, upload
 
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
     from torch import Tensor
@@ -128,20 +128,6 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def report_progress(directory: Path, unit: str, share: float, note: str = "", **figures: Any) -> None:
-    """Say that `share` (0 to 1) of one unit of a stage's work is done; `note` is shown to the person who waits.
-
-    `figures` are for `kr watch`: `cas`, `images_per_second`, `pruned`.
-    """
-    write_json(directory / "progress" / f"{unit}.json", {"share": share, "note": note} | figures)
-
-
-def read_progress(directory: Path) -> list[dict[str, Any]]:
-    """The progress of all units that have begun, the latest first."""
-    files = [file for file in list_files(directory / "progress") if not file.path.name.startswith(".")]
-    return [read_json(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True)]
-
-
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,11 +190,11 @@ class RunDirectory:
         """Seconds of wall time that earlier, interrupted attempts have spent on the stage."""
         return float(read_json(self / stage / "started.json")["spent_s"])
 
-    def heartbeat(self, stage: str, spent_s: float, share: float, note: str) -> None:
-        """Record how long the stage has taken so far and how far it is."""
+    def heartbeat(self, stage: str, spent_s: float, progress: Mapping[str, Any]) -> None:
+        """Record how long the stage has taken so far and how far it is (the fields of a `StageProgress`)."""
         marker = self / stage / "started.json"
         write_json(marker, read_json(marker) | {"spent_s": spent_s})
-        self.set_status(state="running", stage=stage, share=share, note=note, error="")
+        self.set_status(state="running", stage=stage, error="", **progress)
 
     def finish(self, stage: str, print_of_inputs: str, result: dict[str, Any]) -> None:
         """Keep the result and say that the stage is whole."""

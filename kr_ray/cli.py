@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kr_ray.config import Config, ConfigError, load_config
 from kr_ray.storage import LocationError, local_copy, storage_path
+
+if TYPE_CHECKING:
+    from kr_ray.progress import StageProgress
 
 STAGE_COMMANDS = {
     "run": ("report", "the whole pipeline, from real images to the report"),
@@ -445,7 +448,7 @@ def _runs(parsed: argparse.Namespace) -> int:
 
 
 def _watch(parsed: argparse.Namespace) -> int:
-    from kr_ray.watch import describe, look
+    from kr_ray.watch import look
 
     folder = storage_path(parsed.run)
     if not (folder / "status.json").exists():
@@ -453,7 +456,7 @@ def _watch(parsed: argparse.Namespace) -> int:
     live, shown = sys.stdout.isatty(), ""
     while True:
         snapshot = look(folder)
-        line = describe(snapshot)
+        line = snapshot.describe()
         if live:
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         elif line != shown:
@@ -471,7 +474,8 @@ def _watch(parsed: argparse.Namespace) -> int:
 class Display:
     """Progress per stage: bars in a terminal, a line now and then in a log."""
 
-    LOG_EVERY_S = 15.0
+    LOG_EVERY_S, LOG_AT_MOST_EVERY_S = 15.0, 300.0
+    """A log's lines come the rarer, the longer the stage: a tenth of the time it has taken, within these bounds."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -480,11 +484,11 @@ class Display:
         self.console = Console()
         self.live = self.console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+            TextColumn("{task.description:<21}"), BarColumn(16), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"), console=self.console, disable=not self.live,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
-        self.logged = 0.0
+        self.started = self.logged = 0.0
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -497,13 +501,16 @@ class Display:
         self.tasks[stage] = self.progress.add_task(stage, total=1.0, note="")
         if not self.live:
             self.console.print(f"{stage}: started")
-            self.logged = time.monotonic()
+            self.started = self.logged = time.monotonic()
 
-    def stage_progress(self, stage: str, share: float, note: str) -> None:
-        self.progress.update(self.tasks[stage], completed=share, note=note)
-        if not self.live and share and time.monotonic() - self.logged > self.LOG_EVERY_S:
-            self.logged = time.monotonic()
-            self.console.print(f"{stage}: {share:.0%} {note}", soft_wrap=True)
+    def stage_progress(self, stage: str, progress: StageProgress) -> None:
+        note = progress.describe()
+        self.progress.update(self.tasks[stage], completed=progress.share, note=note)
+        now = time.monotonic()
+        pause = min(max(self.LOG_EVERY_S, (now - self.started) / 10), self.LOG_AT_MOST_EVERY_S)
+        if not self.live and progress.share and now - self.logged > pause:
+            self.logged = now
+            self.console.print(f"{stage}: {progress.share:.0%} {note}", soft_wrap=True)
 
     def notice(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 from pydantic import BaseModel
 
-from kr_ray.artifacts import ArtifactError, RunDirectory, atomic_write, fingerprint, read_json, read_progress
+from kr_ray.artifacts import ArtifactError, RunDirectory, atomic_write, fingerprint, read_json
 from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
+from kr_ray.progress import StageProgress, look_at_stage
 from kr_ray.seeding import derive_seed
 from kr_ray.storage import FileEntry, RemotePath, list_files, local_copies, storage_path
 
@@ -61,7 +63,7 @@ class Watcher(Protocol):
     """Whoever shows the run to a person."""
 
     def stage_started(self, stage: str) -> None: ...
-    def stage_progress(self, stage: str, share: float, note: str) -> None: ...
+    def stage_progress(self, stage: str, progress: StageProgress) -> None: ...
     def stage_finished(self, stage: str, result: Result, skipped: bool) -> None: ...
     def notice(self, text: str) -> None: ...
 
@@ -475,20 +477,18 @@ class Pipeline:
             beat = 0.0
             while not over.wait(look_s):
                 try:
-                    units = read_progress(folder)
+                    progress = look_at_stage(folder, self._units(stage), clock())
                 except OSError:  # a store that failed for a minute: whoever works on the stage will find out too
                     continue
-                share = sum(unit["share"] for unit in units) / max(self._units(stage), len(units), 1)
-                note = units[0]["note"] if units else ""
-                self.watcher.stage_progress(stage, share, note)
+                self.watcher.stage_progress(stage, progress)
                 if time.monotonic() - beat > 2:
                     beat = time.monotonic()
                     with suppress(OSError):
-                        self.run.heartbeat(stage, clock(), share, note)
+                        self.run.heartbeat(stage, clock(), asdict(progress))
 
         self.watcher.stage_started(stage)
         self._announce(stage, True)
-        self.run.heartbeat(stage, before, 0.0, "")
+        self.run.heartbeat(stage, before, asdict(StageProgress()))
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:

@@ -27,8 +27,6 @@ from kr_ray.artifacts import (
     load_state,
     load_tensors,
     read_json,
-    read_progress,
-    report_progress,
     run_status,
     save_state,
     save_tensors,
@@ -37,6 +35,7 @@ from kr_ray.artifacts import (
 from kr_ray.config import ConfigError, DataConfig, parse_config
 from kr_ray.data.datasets import DataError, load_splits
 from kr_ray.locks import RemoteLock, is_locked
+from kr_ray.progress import read_progress, report_progress
 from kr_ray.storage import (
     LocationError,
     RemotePath,

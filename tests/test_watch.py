@@ -6,13 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from kr_ray.artifacts import ArtifactError, RunDirectory, report_progress, write_json
+from kr_ray.artifacts import ArtifactError, RunDirectory, write_json
 from kr_ray.cli import main
-from kr_ray.watch import Snapshot, describe, look
+from kr_ray.progress import StageProgress, look_at_stage, report_progress, report_trials
+from kr_ray.watch import Snapshot, look
 
 
 @pytest.fixture
@@ -21,12 +23,13 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def tuning_at_a_quarter(run: RunDirectory) -> None:
-    """Four trials: one trained to its end, one pruned with a higher score, one under way, one not begun."""
+    """Nine trials: one trained to its end, one pruned with a higher score, one under way, six not begun."""
     folder = run.begin("tuning", "its inputs")
     report_progress(folder, "0000", 1.0, "0000: CAS 0.800", cas=0.8, images_per_second=900.0)
     report_progress(folder, "0001", 1.0, "0001: pruned", cas=0.95, pruned=True)
     report_progress(folder, "0002", 0.25, "0002: CAS 0.700", cas=0.7, images_per_second=1234.0)
-    run.heartbeat("tuning", 60.0, 0.25, "0002: CAS 0.700")
+    report_trials(folder, running=1, paused=0)
+    run.heartbeat("tuning", 60.0, asdict(look_at_stage(folder, 9, 60.0)))
 
 
 def test_a_running_stage_in_figures(run: RunDirectory) -> None:
@@ -34,19 +37,20 @@ def test_a_running_stage_in_figures(run: RunDirectory) -> None:
         tuning_at_a_quarter(run)
         seen = look(run.path)
         assert (seen.state, seen.stage, seen.exit_code) == ("running", "tuning", None)
-        assert (seen.done, seen.started, seen.pruned) == (2, 1, 1)
-        assert seen.best_cas == 0.8  # a pruned trial's score is of a shorter training
-        assert seen.images_per_second == 1234.0
-        assert seen.eta_s == pytest.approx(180, abs=5)  # 60 s for the first quarter
-        line = describe(seen)
-    for part in ("tuning 25%", "2 done (1 pruned), 1 begun", "best CAS 0.8000", "1,234 images/s", "about 3 min"):
+        progress = seen.progress
+        assert (progress.units, progress.done, progress.pruned, progress.running, progress.paused) == (9, 2, 1, 1, 0)
+        assert progress.best_cas == 0.8  # a pruned trial's score is of a shorter training
+        assert progress.images_per_second == 1234.0
+        assert progress.eta_s == pytest.approx(180, abs=5)  # 60 s for the first quarter
+        line = seen.describe()
+    for part in ("tuning 25%", "2 of 9 done (1 pruned), 1 running", "best CAS 0.8000", "1,234 images/s", "about 3 min"):
         assert part in line
 
 
 def test_a_stage_that_has_measured_nothing_has_no_eta(run: RunDirectory) -> None:
     with run:
-        run.heartbeat(run.begin("teacher", "its inputs").name, 0.0, 0.0, "")
-        assert look(run.path).eta_s is None
+        run.heartbeat(run.begin("teacher", "its inputs").name, 0.0, asdict(StageProgress()))
+        assert look(run.path).progress.eta_s is None
 
 
 @pytest.mark.parametrize(
@@ -92,5 +96,5 @@ def test_an_unknown_run_is_an_error_that_names_what_to_do(tmp_path: Path) -> Non
 
 
 def test_an_error_is_shown_in_full() -> None:
-    failed = Snapshot("failed", "teacher", 0.5, "no space left on device", 0, 1, 0, None, None, None)
-    assert describe(failed) == "failed: teacher 50% · no space left on device"
+    failed = Snapshot("failed", "teacher", StageProgress(0.5, "loss 0.3"), "no space left on device")
+    assert failed.describe() == "failed: teacher 50% · no space left on device"

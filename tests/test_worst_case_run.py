@@ -19,6 +19,7 @@ from kr_ray.artifacts import read_json
 from kr_ray.cluster.worst_case import models_within, stage_seconds
 from kr_ray.config import Config, ConfigError, SynthesisConfig
 from kr_ray.pipeline import Pipeline
+from kr_ray.progress import StageProgress
 from kr_ray.report.schema import validate_report
 from kr_ray.training.student import StudentSpec
 
@@ -143,7 +144,7 @@ def test_wrong_input_is_refused(audited: tuple[str, Path]) -> None:
 
 class Silent:
     def stage_started(self, stage: str) -> None: ...
-    def stage_progress(self, stage: str, share: float, note: str) -> None: ...
+    def stage_progress(self, stage: str, progress: StageProgress) -> None: ...
     def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None: ...
     def notice(self, text: str) -> None: ...
 

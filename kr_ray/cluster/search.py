@@ -27,11 +27,12 @@ from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
-from kr_ray.artifacts import report_progress
+from kr_ray.cluster.counts import TrialCounts
 from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import TuningConfig
+from kr_ray.progress import report_progress
 from kr_ray.storage import local_output, remove_tree
 
 STUDY_NAME = "tuning"
@@ -286,7 +287,11 @@ def _fit(
             trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]:04d}",
         ),
         run_config=tune.RunConfig(
-            **ray_storage(stage_dir), name="tune", verbose=0, failure_config=tune.FailureConfig(max_retries)
+            **ray_storage(stage_dir),
+            name="tune",
+            verbose=0,
+            failure_config=tune.FailureConfig(max_retries),
+            callbacks=[TrialCounts(stage_dir)],
         ),
     )
     try:

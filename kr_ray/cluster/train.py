@@ -12,11 +12,12 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from kr_ray.artifacts import load_state, report_progress, save_state
+from kr_ray.artifacts import load_state, save_state
 from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.config import Resources
 from kr_ray.parallel import worker_rank
+from kr_ray.progress import report_progress
 from kr_ray.training.resumable import Row, Save, State
 
 STATE_FILE = "state.pt"

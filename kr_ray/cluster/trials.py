@@ -18,7 +18,8 @@ import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from kr_ray.artifacts import fingerprint, load_state, report_progress, save_state
+from kr_ray.artifacts import fingerprint, load_state, save_state
+from kr_ray.cluster.counts import TrialCounts
 from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
@@ -26,6 +27,7 @@ from kr_ray.cluster.stream import student_images
 from kr_ray.cluster.train import run_workers
 from kr_ray.config import ClassifierConfig, ClusterConfig, SynthesisConfig
 from kr_ray.parallel import worker_rank
+from kr_ray.progress import report_progress
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
 from kr_ray.training.student import StudentSpec, start_student
@@ -254,6 +256,7 @@ def _tune(works: Sequence[StudentWork], stage: Path, cluster: ClusterConfig) -> 
             verbose=0,
             failure_config=FailureConfig(max_failures=cluster.max_retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[TrialCounts(stage)],
         ),
     )
     try:

@@ -10,13 +10,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from kr_ray.artifacts import ArtifactError, read_json, report_progress, write_json
+from kr_ray.artifacts import ArtifactError, read_json, write_json
 from kr_ray.cluster.tasks import run_tasks
 from kr_ray.config import Config, ConfigError
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores
 from kr_ray.privacy.canaries import AuditDesign, design_audit
 from kr_ray.privacy.worst_case import audit_arm
+from kr_ray.progress import report_progress
 from kr_ray.seeding import derive_seed
 from kr_ray.training.audit_runs import AuditPlan, RunScores, held_out_losses
 from kr_ray.training.student import StudentSpec
