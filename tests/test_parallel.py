@@ -159,7 +159,7 @@ def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
                 write_json(folder / "history.json", {"rows": ticked.history, "workers": torch.distributed.get_world_size()})
 
         folder.mkdir()
-        train_on_cluster(work, folder, Resources(cpu=1.0), 2, workers=2)
+        train_on_cluster(work, folder, Resources(cpu=1.0), 2, workers=(2, 2))
         return dict(read_json(folder / "history.json"))
 
     undisturbed, killed = train(tmp_path / "undisturbed", -1), train(tmp_path / "killed", 1)
