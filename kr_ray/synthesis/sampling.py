@@ -125,11 +125,8 @@ class Sampler:
     def _latents(self, count: int, generator: torch.Generator) -> Tensor:
         if self._latent_std is None:
             raise RuntimeError("the latent std must be set before images are drawn; call set_latent_std first")
-        # Drawn into pinned memory where a GPU will read them, they are on their way while it still computes the batch before.
-        pinned = self.device.type == "cuda" and generator.device.type == "cpu"
-        size = (count, self._generator.latent_dim)
-        standard = torch.randn(size, generator=generator, device=generator.device, pin_memory=pinned)
-        return standard.to(self.device, non_blocking=True) * self._latent_std
+        standard = torch.randn(count, self._generator.latent_dim, generator=generator, device=generator.device)
+        return standard.to(self.device) * self._latent_std
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
