@@ -130,12 +130,26 @@ def _copied(result: Any) -> Any:
 def compiled(network: Network, device: torch.device, images: float, pays_from: float) -> Network:
     """`network` through torch.compile if that pays on a GPU, else `network` itself; the weights are shared.
 
+    What was compiled for one network serves the next of its kind in the same process at once (and in the next process after
+    2 s instead of 10, from the compiler's files). So a process that trains student after student compiles as soon as those
+    asked for so far would have repaid it together.
+
     Args:
-        images: that the network will be shown in this process.
+        images: that the network will be shown.
         pays_from: so many of them save the time that compiling takes.
     """
     able = (
         device.type == "cuda" and worker_count() == 1 and any(map(shutil.which, ("cc", "gcc", "clang")))
     )  # for Triton's launchers
-    wanted = {"always": True, "never": False, "where_it_pays": images >= pays_from}[_policy.compile]
+    wanted = {"always": True, "never": False, "where_it_pays": _repaid(type(network), images, pays_from)}[_policy.compile]
     return torch.compile(network, dynamic=False) if able and wanted else network  # type: ignore[return-value]
+
+
+_images_asked_for: dict[tuple[type[nn.Module], float], float] = {}
+
+
+def _repaid(kind: type[nn.Module], images: float, pays_from: float) -> bool:
+    """Whether networks of this kind, in this use (each has its own price), have been asked for enough images in this process."""
+    key = (kind, pays_from)
+    _images_asked_for[key] = _images_asked_for.get(key, 0.0) + images
+    return _images_asked_for[key] >= pays_from

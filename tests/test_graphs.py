@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_gan import small_gan, tiny_images
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kr_ray import graphs
@@ -48,6 +48,14 @@ def test_a_policy_ends_with_its_block() -> None:
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def test_networks_of_one_kind_repay_compiling_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "_images_asked_for", {})
+    asked = [graphs._repaid(ResNet14, 400.0, 1000.0) for _ in range(4)]
+    assert asked == [False, False, True, True]
+    assert not graphs._repaid(ResNet14, 400.0, 2000.0)  # another use, at another price
+    assert not graphs._repaid(nn.Linear, 999.0, 1000.0)
 
 
 @pytest.mark.gpu

@@ -114,9 +114,11 @@ class Sampler:
         Raises:
             RuntimeError: `set_latent_std` was not called.
         """
-        latents = torch.split(self._latents(len(labels), generator), self._batch_size)
-        classes = torch.split(labels.to(self.device), self._batch_size)
-        return torch.cat([self._draw(batch, part) for batch, part in zip(latents, classes, strict=True)]).contiguous()
+        latents, classes, count = self._latents(len(labels), generator), labels.to(self.device), len(labels)
+        if self._draw.active:  # another shape for a last, smaller batch would be captured, and perhaps compiled, apart
+            latents, classes = (_filled_up(tensor, self._batch_size) for tensor in (latents, classes))
+        batches = zip(latents.split(self._batch_size), classes.split(self._batch_size), strict=True)
+        return torch.cat([self._draw(batch, part) for batch, part in batches])[:count].contiguous()
 
     def _forward(self, latents: Tensor, classes: Tensor) -> Tensor:
         with autocast(self.device, "mixed"):
@@ -127,6 +129,12 @@ class Sampler:
             raise RuntimeError("the latent std must be set before images are drawn; call set_latent_std first")
         standard = torch.randn(count, self._generator.latent_dim, generator=generator, device=generator.device)
         return standard.to(self.device) * self._latent_std
+
+
+def _filled_up(tensor: Tensor, multiple: int) -> Tensor:
+    """`tensor` with zeros appended until its length is a multiple."""
+    missing = -len(tensor) % multiple
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
