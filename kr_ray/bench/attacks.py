@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import time
-from pathlib import Path
 
 import numpy as np
 
+from kr_ray.bench.attacked import attack_canaries
 from kr_ray.bench.harness import Figure
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import Sizes
-from kr_ray.privacy.audit_scores import SampleScores
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import fit_class_attack
-from kr_ray.privacy.worst_case import attack_scores
 
 SHADOWS = 10
-PAPER_ROWS, PAPER_CLASSES = 9000, 10
-"""CIFAR10: ten shadow models on 90 % of 10,000 validation images."""
 CORE_SECONDS, AUDIT_SECONDS, AUDIT_MEMORY_MB = 90.0, 10.0, 500.0
 
 
@@ -53,7 +48,7 @@ def worst_case_attacks(bench: Bench) -> Found:
     """All LiRA attacks on one group of canaries, in a fresh process, so that its peak of memory is theirs."""
     sizes = bench.sizes
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        taken = [pool.apply(_attack_canaries, (sizes,)) for _ in range(bench.rounds)]
+        taken = [pool.apply(attack_canaries, (sizes,)) for _ in range(bench.rounds)]
     seconds, megabytes = (tuple(column) for column in zip(*taken, strict=True))
     what = f"LiRA attacks on {sizes.audit_runs} runs x {sizes.audit_canaries} canaries x {sizes.audit_queries} queries"
     return Found(
@@ -63,25 +58,3 @@ def worst_case_attacks(bench: Bench) -> Found:
         ],
         [],
     )
-
-
-def _attack_canaries(sizes: Sizes) -> tuple[float, float]:
-    """Seconds of the attacks and peak resident memory of this process in MB."""
-    rng = np.random.default_rng(0)
-    runs, canaries, classes = sizes.audit_runs, sizes.audit_canaries, PAPER_CLASSES
-    logits = rng.standard_normal((runs, canaries, sizes.audit_queries, classes), dtype=np.float32)
-    member = rng.permuted(np.arange(runs)[:, None] % 2 == np.zeros(canaries, dtype=int), axis=0)
-    labels = rng.integers(classes, size=canaries)
-    samples = SampleScores(logits, labels, (labels + 1) % classes, member)
-    started = time.perf_counter()
-    attack_scores(samples, None)
-    return time.perf_counter() - started, peak_memory_mb()
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process; from /proc where there is one, for getrusage also counts what the parent had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

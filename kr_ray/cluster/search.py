@@ -27,10 +27,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
-from kr_ray.cluster.counts import TrialCounts
 from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.cluster.watched import TrialCounts, with_resources
 from kr_ray.config import TuningConfig
 from kr_ray.progress import report_progress
 from kr_ray.storage import local_output, remove_tree
@@ -259,7 +259,7 @@ def run_tuning(
     for replays_left in reversed(range(max_retries + 1)):
         with local_output(stage_dir / "study.journal") as journal:
             search = build_search(config, seed, journal, brackets_in_flight, stage_dir)
-            errors = _fit(tune.with_resources(trainable, resources), config, constants, search, stage_dir, max_retries)
+            errors = _fit(with_resources(trainable, resources), config, constants, search, stage_dir, max_retries)
         if not errors:
             if len(search.outcomes) < config.trials or any(o.state not in ("complete", "pruned") for o in search.outcomes):
                 raise KeyboardInterrupt  # Tune catches Ctrl-C and returns as if all were well

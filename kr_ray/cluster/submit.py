@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,11 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 JOB_ENVIRONMENT = {
     # `ray job stop` kills after this long; the default of 3 s can be less than a worker needs to let go of its devices.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
+}
+QUIET = {
+    "ray._private.runtime_env.packaging": logging.WARNING,  # a line for every ignored file; that one is large is still said
+    "ray._private.runtime_env.working_dir": logging.ERROR,  # that .git is ignored
+    "ray.dashboard.modules.job.sdk": logging.WARNING,  # that a log has ended
 }
 POLL_S = 1.0
 INTERRUPTED, FAILURE = 130, 1
@@ -57,6 +63,8 @@ class Submission:
     """
 
     def __init__(self, address: str, command: str, working_dir: Path, metadata: Mapping[str, str]) -> None:
+        for name, level in QUIET.items():
+            logging.getLogger(name).setLevel(level)
         self._client = JobSubmissionClient(address)
         self.id = self._client.submit_job(
             entrypoint=command,

@@ -47,16 +47,17 @@ def train_on_cluster(
         publisher = Publisher(folder) if worker_rank() == 0 else None
         work(state, lambda state, row: _report(folder, state, row, publisher))
 
-    run_workers(loop, folder, resources, max_retries, workers)
+    run_workers(loop, folder, f"{folder.parent.name}_{folder.name}", resources, max_retries, workers)
 
 
 def run_workers(
-    loop: Callable[[], None], folder: Path, resources: Resources, max_retries: int, workers: tuple[int, int]
+    loop: Callable[[], None], folder: Path, title: str, resources: Resources, max_retries: int, workers: tuple[int, int]
 ) -> None:
     """Run `loop` in Ray Train workers, joined by NCCL on GPUs and gloo on CPUs, and again in all of them after one has died.
 
     Args:
-        folder: Train keeps its own files below it.
+        folder: Train keeps its own files below it, in `title`.
+        title: of the run in Train's metrics.
         workers: least and most; it begins, or goes on after a death, with as many as find room.
 
     Raises:
@@ -78,7 +79,7 @@ def run_workers(
             resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
         ),
         run_config=RunConfig(
-            name="ray_train",
+            name=title,
             **ray_storage(folder),
             failure_config=FailureConfig(max_failures=max_retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),

@@ -19,12 +19,12 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from kr_ray.artifacts import fingerprint, load_state, save_state
-from kr_ray.cluster.counts import TrialCounts
 from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
 from kr_ray.cluster.train import run_workers
+from kr_ray.cluster.watched import TrialCounts, with_resources
 from kr_ray.config import ClassifierConfig, ClusterConfig, SynthesisConfig
 from kr_ray.parallel import worker_rank
 from kr_ray.progress import report_progress
@@ -71,12 +71,17 @@ class StudentWork:
         state = self.load()
         return [] if state is None else list(state["history"])
 
+    @property
+    def title(self) -> str:
+        """As the dashboard shows it."""
+        return f"{self.run.name}_{self.folder.parent.parent.name}_{self.folder.name}"
+
     def publisher(self, history: list[Row]) -> Publisher:
         return Publisher(self.folder.parent.parent, self.folder.name, history[-1] if history else None)
 
     def start(self) -> TickedTraining:
         """The student's training, from the saved state."""
-        images = student_images(self.cluster, f"{self.run.name}_{self.folder.parent.parent.name}_{self.folder.name}")
+        images = student_images(self.cluster, self.title)
         return start_student(self.run, self.spec, self.recipe, self.ticks, self.load(), images)
 
     def advance(self, training: TickedTraining, publisher: Publisher | None) -> None:
@@ -132,6 +137,10 @@ class StudentTrial(tune.Trainable):
         self.training: TickedTraining | None = None
         self.publisher: Publisher | None = None
 
+    def __repr__(self) -> str:
+        """On the dashboard, which asks once: an actor trains one trial after another."""
+        return f"{self.work.run.name}_{self.work.folder.parent.parent.name}"
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
         self.setup(new_config)
@@ -167,7 +176,12 @@ class StudentTrial(tune.Trainable):
         until = next(k for k in range(self.tick + 1, work.ticks.count + 1) if work.ticks.validates(k - 1))
         workers = work.cluster.trial_workers
         run_workers(
-            partial(work.train_until, until), work.folder, work.cluster.trial, work.cluster.max_retries, (workers, workers)
+            partial(work.train_until, until),
+            work.folder,
+            work.title,
+            work.cluster.trial,
+            work.cluster.max_retries,
+            (workers, workers),
         )
         self.history = work.history()
 
@@ -243,7 +257,7 @@ def train_students(works: Sequence[StudentWork], stage: Path, cluster: ClusterCo
 def _tune(works: Sequence[StudentWork], stage: Path, cluster: ClusterConfig) -> list[Exception]:
     """Train the students as the trials of one Tune experiment; returns what went wrong."""
     tuner = Tuner(
-        tune.with_resources(StudentTrial, trial_resources(cluster)),
+        with_resources(StudentTrial, trial_resources(cluster)),
         param_space={"work": tune.grid_search(list(works))},
         tune_config=TuneConfig(
             reuse_actors=True,
