@@ -480,12 +480,14 @@ class Display:
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self.console = Console()
         self.live = self.console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description:<21}"), BarColumn(16), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"), console=self.console, disable=not self.live,
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1)),  # wraps in what room is left
+            console=self.console, disable=not self.live, expand=True,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
         self.started = self.logged = 0.0
