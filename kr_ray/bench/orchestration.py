@@ -1,15 +1,15 @@
 """Suites of students in other processes: two at once, and through Ray Tune against a bare pool of processes.
 
-The bare pool and the trials of Tune do the same: load splits, teacher and checkpoint, generate, train, validate. Only Tune's trials also save
-states and publish metrics, as they do in a run. Each is timed from the moment at which a worker first looks at a student to the end of the
-last one; all that comes before and after is start-up and is stated beside it.
+The bare pool and the trials of Tune do the same: load splits, teacher and checkpoint, generate, train, validate, in processes that are new in
+every call, so that neither finds its kernels warm. Only Tune's trials also save states and publish metrics, as they do in a run. Each is
+timed from the moment at which a worker first looks at a student to the end of the last one; all that comes before and after is start-up and is
+stated beside it.
 """
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
-import multiprocessing.pool
 import os
 import statistics
 import time
@@ -86,16 +86,17 @@ def later_ticks_s(times: Times) -> float:
 
 
 class _Bare:
-    """Students in a pool of processes that are ready before the clock starts."""
+    """Students in a pool of processes; a fresh one per call, ready before the clock starts."""
 
-    def __init__(self, pool: multiprocessing.pool.Pool, run: Path, sizes: Sizes) -> None:
-        self.pool, self.run, self.sizes = pool, run, sizes
+    def __init__(self, workers: int, run: Path, sizes: Sizes) -> None:
+        self.workers, self.run, self.sizes = workers, run, sizes
         self.alone: list[Times] = []
 
     def students(self, count: int) -> Callable[[], float]:
         def work() -> float:
             jobs = [(self.run, self.sizes, seed) for seed in range(count)]
-            times = self.pool.starmap(train_bare, jobs, chunksize=1)
+            with multiprocessing.get_context("spawn").Pool(min(self.workers, count), torch.set_num_threads, (1,)) as pool:
+                times = pool.starmap(train_bare, jobs, chunksize=1)
             self.alone += times if count == 1 else []
             return span_s(times)
 
@@ -154,24 +155,21 @@ def students_side_by_side(bench: Bench) -> Found:
     started = time.perf_counter()
     with ray_session(streaming):
         session_s = time.perf_counter() - started
-        with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-            bare = _Bare(pool, bench.folder, sizes)
-            tuned, streamed = (_Tuned(bench.folder, sizes, which) for which in (cluster, streaming))
-            bare.students(workers)()  # the pool's kernels are warm from here on; Tune's workers are new in every call
-            bare.alone.clear()
-            images = sizes.sweep_images * sizes.sweep_epochs
-            variants = [
-                Variant(name, run, count * images, times_itself=True)
-                for name, run, count in (
-                    ("one student in a process", bare.students(1), 1),
-                    (f"{workers} students in as many processes", bare.students(workers), workers),
-                    ("one student through Ray Tune", tuned.students(1), 1),
-                    ("one student through Ray Tune and Ray Data", streamed.students(1), 1),
-                    (f"{many} students in {workers} processes", bare.students(many), many),
-                    (f"{many} students through Ray Tune", tuned.students(many), many),
-                )
-            ]
-            timings = list(measure(variants, bench.rounds, bench.meter).values())
+        bare = _Bare(workers, bench.folder, sizes)
+        tuned, streamed = (_Tuned(bench.folder, sizes, which) for which in (cluster, streaming))
+        images = sizes.sweep_images * sizes.sweep_epochs
+        variants = [
+            Variant(name, run, count * images, times_itself=True)
+            for name, run, count in (
+                ("one student in a process", bare.students(1), 1),
+                (f"{workers} students in as many processes", bare.students(workers), workers),
+                ("one student through Ray Tune", tuned.students(1), 1),
+                ("one student through Ray Tune and Ray Data", streamed.students(1), 1),
+                (f"{many} students in {workers} processes", bare.students(many), many),
+                (f"{many} students through Ray Tune", tuned.students(many), many),
+            )
+        ]
+        timings = list(measure(variants, bench.rounds, bench.meter).values())
     one, side_by_side, one_tuned, _, pooled, swept = timings
     pairs = list(zip(streamed.alone, bare.alone, strict=True))
     throughput_gain = Figure(
