@@ -508,8 +508,11 @@ class Pipeline:
     def _units(self, stage: str) -> int:
         """How many units of work report their own progress."""
         c = self.config
+        if stage == "checkpoints":
+            from kr_ray.cluster.sweep import sweep_rounds
+
+            return sum(students for _, students in sweep_rounds(c.checkpoints, len(self.results["generator"]["checkpoints"])))
         return {
-            "checkpoints": len(self.results.get("generator", {}).get("checkpoints", [])),
             "tuning": c.tuning.trials,
             "shadows": c.audit.shadow_models,
             "worst_case": c.audit.models,
