@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kr_ray.config import Config, ConfigError, load_config
+from kr_ray.config import ConfigError
+from kr_ray.config_file import load_config
+from kr_ray.display import Display, print_summary
 from kr_ray.storage import LocationError, local_copy, storage_path
-
-if TYPE_CHECKING:
-    from kr_ray.progress import StageProgress
 
 STAGE_COMMANDS = {
     "run": ("report", "the whole pipeline, from real images to the report"),
@@ -181,7 +180,7 @@ def _run(parsed: argparse.Namespace) -> int:
     with Display() as display, Pipeline(config, display) as pipeline:
         result = pipeline.report() if parsed.reports_only else pipeline.run_until(parsed.stage)
         results = pipeline.results
-    _summary(config, parsed.stage, results, result)
+    print_summary(config, parsed.stage, results, result)
     return 0
 
 
@@ -203,32 +202,8 @@ def _audit(parsed: argparse.Namespace) -> int:
     with Display() as display, Pipeline(config, display) as pipeline:
         result = pipeline.worst_case(parsed.budget)
         results = pipeline.results
-    _summary(config, "report", results, result)
+    print_summary(config, "report", results, result)
     return 0
-
-
-def _summary(config: Config, stage: str, results: dict[str, Any], result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if "audit" in results:
-        table = Table("model", "test accuracy / CAS", "AUC_MIA", "AOP", title=f"{config.name}: Table 2's row for this run")
-        for name in ("teacher", "student"):
-            attacked = results["audit"]["kr"][name]
-            table.add_row(name, f"{results[name]['test_accuracy']:.4f}", f"{attacked['auc']:.4f}", f"{attacked['aop']:.4f}")
-        console.print(table)
-    if "worst_case" in results:
-        table = Table("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >=", title="worst case, at 0.1 % FPR")
-        for arm, found in results["worst_case"]["lira"].items():
-            bound = found["canary"]["epsilon"]["clopper_pearson"]
-            rates = [_tpr(found[group]) for group in ("canary", "population")]
-            table.add_row(arm, f"{found['test_accuracy']:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
-        console.print(table)
-    if stage == "report":
-        console.print(f"report: [bold]{storage_path(result['page']).resolve()}[/bold]", soft_wrap=True)
-    else:
-        console.print(f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
 
 
 def _accept_score_file(audit: argparse.ArgumentParser) -> None:
@@ -466,95 +441,6 @@ def _watch(parsed: argparse.Namespace) -> int:
             print(end="\n" if live else "")
             return snapshot.exit_code
         time.sleep(max(0.1, parsed.every))
-
-
-# --- display ---------------------------------------------------------------------------------------------------------
-
-
-class Display:
-    """Progress per stage: bars in a terminal, a line now and then in a log."""
-
-    LOG_EVERY_S, LOG_AT_MOST_EVERY_S = 15.0, 300.0
-    """A log's lines come the rarer, the longer the stage: a tenth of the time it has taken, within these bounds."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.table import Column
-
-        self.console = Console()
-        self.live = self.console.is_terminal
-        self.progress = Progress(
-            TextColumn("{task.description:<21}"), BarColumn(16), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", table_column=Column(ratio=1)),  # wraps in what room is left
-            console=self.console, disable=not self.live, expand=True,
-        )  # fmt: skip
-        self.tasks: dict[str, Any] = {}
-        self.started = self.logged = 0.0
-
-    def __enter__(self) -> Display:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.progress.stop()
-
-    def stage_started(self, stage: str) -> None:
-        self.tasks[stage] = self.progress.add_task(stage, total=1.0, note="")
-        if not self.live:
-            self.console.print(f"{stage}: started")
-            self.started = self.logged = time.monotonic()
-
-    def stage_progress(self, stage: str, progress: StageProgress) -> None:
-        note = progress.describe()
-        self.progress.update(self.tasks[stage], completed=progress.share, note=note)
-        now = time.monotonic()
-        pause = min(max(self.LOG_EVERY_S, (now - self.started) / 10), self.LOG_AT_MOST_EVERY_S)
-        if not self.live and progress.share and now - self.logged > pause:
-            self.logged = now
-            self.console.print(f"{stage}: {progress.share:.0%} {note}", soft_wrap=True)
-
-    def notice(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
-
-    def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None:
-        note = _headline(stage, result)
-        if stage not in self.tasks:
-            self.tasks[stage] = self.progress.add_task(stage, total=1.0, note=note)
-        self.progress.update(self.tasks[stage], completed=1.0, note=note)
-        self.progress.stop_task(self.tasks[stage])
-        if not self.live:
-            took = "finished before" if skipped else f"{result['wall_s']:.1f} s"
-            self.console.print(f"{stage}: done ({took}) {note}", soft_wrap=True)
-
-
-def _headline(stage: str, result: dict[str, Any]) -> str:
-    """The one figure of a finished stage."""
-    if stage == "data":
-        return f"{result['name']}: {result['train']} / {result['validation']} / {result['test']} images"
-    if stage in ("teacher", "student", "equal_compute_teacher"):
-        return f"test {'CAS' if stage == 'student' else 'accuracy'} {result['test_accuracy']:.4f}"
-    if stage == "generator":
-        alarms = sum(row["alarm"] for row in result["collapse"])
-        return f"{len(result['checkpoints'])} checkpoints, {alarms} collapse alarms"
-    if stage == "checkpoints":
-        return f"best: epoch {result['best_epoch']}, validation CAS {result['best_cas']:.4f}"
-    if stage == "tuning":
-        best = result["best"]
-        return f"validation CAS {best['val_cas']:.4f} ({result['delta_cas']:+.4f} over the defaults)"
-    if stage == "audit":
-        return "AUC_MIA " + ", ".join(f"{name} {result['kr'][name]['auc']:.4f}" for name in ("teacher", "student"))
-    if stage == "copies":
-        shares = ", ".join(f"{name} {space['near_copy_share']:.1%}" for name, space in result["spaces"].items())
-        return f"near-copies by {shares} ({result['quantile']:.0%} expected)"
-    if stage == "worst_case":
-        return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {_tpr(found['canary'])}" for arm, found in result["lira"].items())
-    return ""
-
-
-def _tpr(figures: dict[str, Any]) -> str:
-    value = figures["tpr_at_fpr_0.001"]
-    return "–" if value is None else f"{value:.1%} ({figures['true_positives']} of {figures['n_members']})"
 
 
 if __name__ == "__main__":

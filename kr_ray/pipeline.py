@@ -9,25 +9,17 @@ and a changed key runs again exactly what depends on it.
 
 from __future__ import annotations
 
-import os
 import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import BaseModel
-
-from kr_ray.artifacts import ArtifactError, RunDirectory, atomic_write, fingerprint, read_json
+from kr_ray.artifacts import ArtifactError, read_json
 from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
-from kr_ray.progress import StageProgress, look_at_stage
 from kr_ray.seeding import derive_seed
-from kr_ray.storage import FileEntry, RemotePath, list_files, local_copies, storage_path
+from kr_ray.stages import Result, StageRunner, Watcher
+from kr_ray.storage import FileEntry, list_files, local_copies, storage_path
 
 if TYPE_CHECKING:
     from kr_ray.training.audit_runs import AuditPlan
@@ -49,26 +41,10 @@ STAGES = (
 )
 PARQUET_STAGES = ("data", "student", "report")
 """Those of a run whose student is trained on an exported set."""
-WORK_VERSION = 1
-"""Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
-
 MIN_VALIDATION = 10
-LOCAL_LOOK_S, REMOTE_LOOK_S = 0.25, 4.0
-"""How often a stage's progress is looked at: of a store every look is a request per unit of work."""
-
-Result = dict[str, Any]
 
 
-class Watcher(Protocol):
-    """Whoever shows the run to a person."""
-
-    def stage_started(self, stage: str) -> None: ...
-    def stage_progress(self, stage: str, progress: StageProgress) -> None: ...
-    def stage_finished(self, stage: str, result: Result, skipped: bool) -> None: ...
-    def notice(self, text: str) -> None: ...
-
-
-class Pipeline:
+class Pipeline(StageRunner):
     """One run: its stages, what they depend on, and their results.
 
     `with Pipeline(config, watcher) as pipeline: pipeline.run_until("report")`
@@ -79,23 +55,9 @@ class Pipeline:
             from kr_ray.report.tracking import require_mlflow
 
             require_mlflow()
-        self.config, self.watcher = config, watcher
         if (encoder := config.audit.copies.encoder) and not storage_path(encoder).is_file():
             raise ConfigError(f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path")
-        self.run = RunDirectory(_storage(config) / config.name)
-        self.results: dict[str, Result] = {}
-        self.prints: dict[str, str] = {}
-        self.skipped: dict[str, bool] = {}
-
-    def __enter__(self) -> Pipeline:
-        self._open = ExitStack()
-        self._open.enter_context(self.run)
-        with atomic_write(self.run / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._open.__exit__(*exception)
+        super().__init__(config, watcher)
 
     # --- the paper, stage by stage ---
 
@@ -437,73 +399,11 @@ class Pipeline:
             "synthetic set": f"{table.resolve()} ({images} images)",
         }
 
-    # --- how a stage is run ---
-
-    def _run_stage(self, stage: str, sections: list[Any], after: Sequence[str], work: Callable[[Path], Result]) -> Result:
-        stamp = self.prints[stage] = self._stamp(stage, sections, after)
-        result = self.run.result(stage, stamp)
-        self.skipped[stage] = result is not None
-        if result is None:
-            folder = self._begin(stage, stamp)
-            if stage not in ("data", "report"):
-                self.connect()
-            with self._watched(stage, folder) as clock:
-                result = work(folder)
-            result = result | {"wall_s": clock()}
-            self.run.finish(stage, stamp, result)
-        if stage == "data":
-            self.prints[stage] = result["digest"]  # the same images from another place are the same data
-        self.watcher.stage_finished(stage, result, self.skipped[stage])
-        return result
+    # --- how its stages differ from others ---
 
     def _begin(self, stage: str, stamp: str) -> Path:
         # The audit's scores name their own inputs: with more models, another arm or a smaller budget the others still stand.
         return self.run.begin(stage, stage if stage == "worst_case" else stamp)
-
-    def _stamp(self, stage: str, sections: list[Any], after: Sequence[str]) -> str:
-        plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
-        return fingerprint(WORK_VERSION, stage, plain, {name: self.prints[name] for name in after})
-
-    @contextmanager
-    def _watched(self, stage: str, folder: Path) -> Iterator[Callable[[], float]]:
-        """While the block runs, keep telling status.json and the watcher how far it is; yields a clock of the stage's wall time."""
-        started, before, over = time.monotonic(), self.run.spent_s(stage), threading.Event()
-        look_s = REMOTE_LOOK_S if isinstance(folder, RemotePath) else LOCAL_LOOK_S
-
-        def clock() -> float:
-            return before + time.monotonic() - started
-
-        def watch() -> None:
-            beat = 0.0
-            while not over.wait(look_s):
-                try:
-                    progress = look_at_stage(folder, self._units(stage), clock())
-                except OSError:  # a store that failed for a minute: whoever works on the stage will find out too
-                    continue
-                self.watcher.stage_progress(stage, progress)
-                if time.monotonic() - beat > 2:
-                    beat = time.monotonic()
-                    with suppress(OSError):
-                        self.run.heartbeat(stage, clock(), asdict(progress))
-
-        self.watcher.stage_started(stage)
-        self._announce(stage, True)
-        self.run.heartbeat(stage, before, asdict(StageProgress()))
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield clock
-        finally:
-            over.set()
-            thread.join()
-            self._announce(stage, False)
-
-    def _announce(self, stage: str, running: bool) -> None:
-        """To those who watch the cluster and not this run."""
-        if getattr(self, "_connected", False):
-            from kr_ray.cluster.metrics import announce_stage
-
-            announce_stage(self.config.name, stage, running)
 
     def _units(self, stage: str) -> int:
         """How many units of work report their own progress."""
@@ -517,39 +417,6 @@ class Pipeline:
             "shadows": c.audit.shadow_models,
             "worst_case": c.audit.models,
         }.get(stage, 1)
-
-    def connect(self) -> None:
-        """Join or start Ray, once, when the first stage needs it."""
-        from kr_ray.cluster.runtime import check_storage_shared, ray_session
-
-        if not getattr(self, "_connected", False):
-            self._open.enter_context(ray_session(self.config.cluster))
-            self._connected = True
-            check_storage_shared(self.run.path)
-
-    def _train(self, work: Any, folder: Path) -> None:
-        from kr_ray.cluster.train import train_on_cluster
-
-        cluster = self.config.cluster
-        train_on_cluster(work, folder, cluster.train, cluster.max_retries, cluster.worker_counts)
-
-
-def _storage(config: Config) -> Path:
-    """Where runs are kept, as an absolute path: workers have another current directory than the driver.
-
-    Raises:
-        ConfigError: a relative path on a cluster, where it would be a temporary folder of one node.
-    """
-    storage = storage_path(config.storage)
-    joins = config.cluster.address not in ("local", "auto-or-local") or (
-        config.cluster.address == "auto-or-local" and os.environ.get("RAY_ADDRESS", "local") != "local"
-    )
-    if joins and not storage.is_absolute():
-        raise ConfigError(
-            f"`storage` must be an absolute path on a file system that all nodes share, but got {config.storage!r} while joining a "
-            "Ray cluster; use --set storage=/shared/runs or --set storage=s3://bucket/runs"
-        )
-    return storage.resolve()
 
 
 def _source_stamp(data: DataConfig) -> list[list[Any]]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_recipe
 
-from kr_ray.config import ArmName, AuditConfig, ConfigError, DataConfig, parse_config
+from kr_ray.config import ArmName, AuditConfig, ConfigError, DataConfig
+from kr_ray.config_file import parse_config
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages, Splits

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from kr_ray.cluster.metrics import COUNTERS, GAUGES, STAGE_GAUGE, TAGS
-from kr_ray.config import load_config
+from kr_ray.config_file import load_config
 
 DOCKER = REPOSITORY / "docker"
 CLUSTERS = REPOSITORY / "configs" / "clusters"

@@ -23,7 +23,7 @@ from test_pipeline import without_times
 from kr_ray.artifacts import read_json, read_progress
 from kr_ray.cluster import sweep
 from kr_ray.cluster.trials import StudentWork, read_history
-from kr_ray.config import load_config
+from kr_ray.config_file import load_config
 from kr_ray.pipeline import Pipeline
 from kr_ray.training.resumable import Row
 from kr_ray.training.student import start_student

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kr_ray.config import GeneratorConfig, expand_presets
+from kr_ray.config import GeneratorConfig
+from kr_ray.config_file import expand_presets
 from kr_ray.models.biggan import (
     ConditionalNorm,
     Conv,

@@ -19,7 +19,8 @@ from test_gan import CPU, small_gan, tiny_images
 from torch import Tensor
 
 from kr_ray.artifacts import read_json
-from kr_ray.config import ConfigError, Resources, parse_config
+from kr_ray.config import ConfigError, Resources
+from kr_ray.config_file import parse_config
 from kr_ray.parallel import BatchNorm2d, average, check_batch, join_norms, own_slice, worker_count, worker_rank
 from kr_ray.training.gan import GanTraining
 

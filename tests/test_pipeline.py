@@ -15,7 +15,7 @@ import yaml
 from conftest import REPOSITORY, tiny_settings
 
 from kr_ray.artifacts import read_json, read_progress
-from kr_ray.config import load_config
+from kr_ray.config_file import load_config
 from kr_ray.pipeline import STAGES
 from kr_ray.plan.work import data_size, run_work
 from kr_ray.report.schema import validate_report

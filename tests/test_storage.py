@@ -32,7 +32,8 @@ from kr_ray.artifacts import (
     save_tensors,
     write_json,
 )
-from kr_ray.config import ConfigError, DataConfig, parse_config
+from kr_ray.config import ConfigError, DataConfig
+from kr_ray.config_file import parse_config
 from kr_ray.data.datasets import DataError, load_splits
 from kr_ray.locks import RemoteLock, is_locked
 from kr_ray.progress import read_progress, report_progress

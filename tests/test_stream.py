@@ -20,7 +20,8 @@ from kr_ray.cluster.runtime import ray_session
 from kr_ray.cluster.stream import Makers, export_parquet, student_images
 from kr_ray.cluster.train import train_on_cluster
 from kr_ray.cluster.trials import StudentWork, train_students
-from kr_ray.config import ClusterConfig, Resources, SynthesisConfig, parse_config
+from kr_ray.config import ClusterConfig, Resources, SynthesisConfig
+from kr_ray.config_file import parse_config
 from kr_ray.data.checks import DataError
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits

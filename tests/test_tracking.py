@@ -10,7 +10,8 @@ from conftest import tiny_config, tiny_settings
 from heads import free_ports
 
 from kr_ray.artifacts import ArtifactError
-from kr_ray.config import ConfigError, parse_config
+from kr_ray.config import ConfigError
+from kr_ray.config_file import parse_config
 from kr_ray.report.tracking import EXPERIMENT, log_run
 
 RESULTS: dict[str, Any] = {

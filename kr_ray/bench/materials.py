@@ -10,7 +10,8 @@ import torch
 
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, Timing
 from kr_ray.bench.sizes import Sizes
-from kr_ray.config import ClassifierConfig, GeneratorConfig, parse_config
+from kr_ray.config import ClassifierConfig, GeneratorConfig
+from kr_ray.config_file import parse_config
 from kr_ray.data.images import LabelledImages
 from kr_ray.models.biggan import Generator
 from kr_ray.seeding import seeded_generator
