@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -125,6 +126,8 @@ class StageRunner:
         from kr_ray.cluster.runtime import check_storage_shared, ray_session
 
         if not self._connected:
+            # Starting Ray is waiting for other processes: what the first training needs is imported meanwhile.
+            threading.Thread(target=import_module, args=("kr_ray.cluster.train",), daemon=True).start()
             self._open.enter_context(ray_session(self.config.cluster))
             self._connected = True
             check_storage_shared(self.run.path)
