@@ -1,4 +1,4 @@
-"""`kr`: the commands. The only module that prints to a person, and it imports neither torch nor ray before they are needed."""
+"""`kr`: the commands. Imports neither torch nor ray before they are needed."""
 
 from __future__ import annotations
 
