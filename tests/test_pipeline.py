@@ -14,10 +14,11 @@ import pytest
 import yaml
 from conftest import REPOSITORY, tiny_settings
 
-from kr_ray.artifacts import read_json, read_progress
+from kr_ray.artifacts import read_json
 from kr_ray.config_file import load_config
 from kr_ray.pipeline import STAGES
 from kr_ray.plan.work import data_size, run_work
+from kr_ray.progress import read_progress
 from kr_ray.report.schema import validate_report
 
 KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "report"))

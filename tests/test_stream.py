@@ -151,7 +151,7 @@ def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tm
             StudentWork(run, folder, StudentSpec(5, spec().synthesis, EPOCHS, seed), RECIPE, TICKS, where)
             for seed, folder in enumerate(folders)
         ]
-        train_students(works, tmp_path / name, Resources(cpu=1), max_retries=0)
+        train_students(works, tmp_path / name, where)
         histories.append([[(row["train_loss"], row["val_accuracy"]) for row in work.history()] for work in works])
     assert histories[0] == histories[1]
     alone = start_student(run, StudentSpec(5, spec().synthesis, EPOCHS, 0), RECIPE, TICKS, None)
@@ -169,7 +169,7 @@ def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path,
         def work(state: Any, save: Any, images: OpenSet = images, folder: Path = tmp_path / name) -> None:
             train_final_student(folder, lambda: student_training(run, spec(), RECIPE, images), state, save)
 
-        train_on_cluster(work, tmp_path / name, Resources(cpu=1), 0, workers)
+        train_on_cluster(work, tmp_path / name, Resources(cpu=1), 0, (workers, workers))
         weights.append(load_classifier(tmp_path / name / "weights.safetensors", CPU).state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
