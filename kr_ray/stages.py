@@ -126,9 +126,11 @@ class StageRunner:
         from kr_ray.cluster.runtime import check_storage_shared, ray_session
 
         if not self._connected:
-            # Starting Ray is waiting for other processes: what the first training needs is imported meanwhile.
-            threading.Thread(target=import_module, args=("kr_ray.cluster.train",), daemon=True).start()
+            # Starting Ray is waiting for other processes: what all stages on it need is imported meanwhile.
+            importing = threading.Thread(target=import_module, args=("kr_ray.cluster.train",))
+            importing.start()
             self._open.enter_context(ray_session(self.config.cluster))
+            importing.join()  # two threads that import the same modules at a time can see half of one
             self._connected = True
             check_storage_shared(self.run.path)
 

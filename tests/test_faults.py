@@ -125,7 +125,7 @@ def test_a_killed_trial_goes_on_from_its_last_tick(nodes: Nodes, swept: Path, tr
     config = copied(trained, tmp_path)
     driver = nodes.start_kr("checkpoints", config)
     wait_until(lambda: ticks(config, "checkpoints") >= 3, driver)
-    assert signal_worker(nodes, "Trainable")
+    assert signal_worker(nodes, "Trial")
     kept = histories(config, "checkpoints")
     finish(driver)
     assert result(config, "checkpoints") == without_times(read_json(swept / "checkpoints" / "done.json")["result"])
@@ -242,9 +242,9 @@ def test_a_trial_that_is_killed_for_want_of_memory_goes_on(swept: Path, trained:
         with local_nodes(1, num_cpus=2) as nodes:
             driver = nodes.start_kr("checkpoints", config)
             wait_until(lambda: ticks(config, "checkpoints") >= 3, driver)
-            before = {process.pid for process in nodes.workers("Trainable")}
+            before = {process.pid for process in nodes.workers("Trial")}
             hog = []
-            while before <= {process.pid for process in nodes.workers("Trainable")}:
+            while before <= {process.pid for process in nodes.workers("Trial")}:
                 assert len(hog) < 40, "Ray has killed nobody"
                 hog.append(b"x" * (spare // 4))
                 time.sleep(0.5)
