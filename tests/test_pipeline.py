@@ -105,6 +105,14 @@ def test_all_stages_are_in_the_report(finished: tuple[str, Path]) -> None:
     ]  # fmt: skip
 
 
+def test_a_plan_counts_the_images_that_the_run_was_trained_on(finished: tuple[str, Path]) -> None:
+    config = load_config(finished[0])
+    planned = {work.stage: work.trained for work in run_work(config, data_size(config.data))}
+    for stage in ("teacher", "student", "equal_compute_teacher"):
+        assert planned[stage] == read_json(finished[1] / stage / "done.json")["result"]["images_seen"], stage
+    assert planned["tuning"] == read_json(finished[1] / "tuning" / "done.json")["result"]["images_seen"]
+
+
 def test_the_study_of_the_tuning_opens_afterwards(finished: tuple[str, Path]) -> None:
     import optuna
     from optuna.storages import JournalStorage
@@ -153,14 +161,6 @@ def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> No
     predicted = kr("predict", str(image), "--model", str(finished[1] / "export" / "student.onnx")).stdout.split("\t")
     assert predicted[0] == str(image) and 0 <= float(predicted[2]) <= 1
     assert "finished" in kr("runs", "--storage", str(finished[1].parent)).stdout
-
-
-def test_a_plan_counts_the_images_that_the_run_was_trained_on(finished: tuple[str, Path]) -> None:
-    config = load_config(finished[0])
-    planned = {work.stage: work.trained for work in run_work(config, data_size(config.data))}
-    for stage in ("teacher", "student", "equal_compute_teacher"):
-        assert planned[stage] == read_json(finished[1] / stage / "done.json")["result"]["images_seen"], stage
-    assert planned["tuning"] == read_json(finished[1] / "tuning" / "done.json")["result"]["images_seen"]
 
 
 @pytest.mark.slow
