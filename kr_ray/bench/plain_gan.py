@@ -176,12 +176,17 @@ def _normalise(layer: nn.Module, u: Tensor, v: Tensor) -> None:
 
 
 class PlainGanSteps:
-    """One pass over the images, with a G step after every `d_steps` D steps."""
+    """One pass over the images, with a G step after every `d_steps` D steps; draws from `random` in the product's order."""
 
     def __init__(
-        self, generator: Generator, discriminator: Discriminator, images: LabelledImages, config: GeneratorConfig
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        images: LabelledImages,
+        config: GeneratorConfig,
+        random: torch.Generator | None = None,
     ) -> None:
-        self.images, self.config = images, config
+        self.images, self.config, self.random = images, config, random
         self.generator = PlainGenerator(generator).to(images.images.device)
         self.discriminator = PlainDiscriminator(discriminator).to(images.images.device)
         betas = (config.beta1, config.beta2)
@@ -193,7 +198,7 @@ class PlainGanSteps:
         self.average = {name: value.detach().clone() for name, value in self._averaged().items()}
 
     def run(self) -> None:
-        order = torch.randperm(len(self.images), device=self.images.labels.device)
+        order = torch.randperm(len(self.images), generator=self.random, device=self.images.labels.device)
         for step, index in enumerate(order.split(self.config.batch_size), start=1):
             self._d_step(index)
             if step % self.config.d_steps == 0:
@@ -219,8 +224,8 @@ class PlainGanSteps:
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         device, size = self.images.labels.device, self.config.batch_size
-        latents = torch.randn(size, self.config.latent_dim, device=device)
-        return latents, self.images.labels[torch.randint(len(self.images), (size,), device=device)]
+        latents = torch.randn(size, self.config.latent_dim, generator=self.random, device=device)
+        return latents, self.images.labels[torch.randint(len(self.images), (size,), generator=self.random, device=device)]
 
     def _averaged(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.generator.state_dict().items() if value.is_floating_point()}
