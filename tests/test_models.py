@@ -12,19 +12,9 @@ from torch.nn import functional
 
 from kr_ray.config import GeneratorConfig
 from kr_ray.config_file import expand_presets
-from kr_ray.models.biggan import (
-    ConditionalNorm,
-    Conv,
-    Discriminator,
-    DiscriminatorBlock,
-    Generator,
-    GeneratorBlock,
-    SpectralLayer,
-    SpectralNetwork,
-    from_uint8,
-    to_uint8,
-)
+from kr_ray.models.biggan import Discriminator, DiscriminatorBlock, Generator, GeneratorBlock, from_uint8, to_uint8
 from kr_ray.models.resnet import ResNet14
+from kr_ray.models.spectral_norm import ConditionalNorm, Conv, SpectralLayer, SpectralNetwork
 
 
 def generator_config(**keys: Any) -> GeneratorConfig:

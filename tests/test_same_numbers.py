@@ -23,7 +23,7 @@ from kr_ray.config_file import load_config
 from kr_ray.data.augment import crop_and_flip, mixup, trivial_augment
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages, Splits
-from kr_ray.models.biggan import SpectralLayer
+from kr_ray.models.spectral_norm import SpectralLayer
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.classifier import AUGMENTED_AT_ONCE, ClassifierTraining, FixedSet, Schedule, smoothed_one_hot
 from kr_ray.training.gan import GanTraining

@@ -18,20 +18,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 from kr_ray.bench.plain_loops import average_in_a_loop
 from kr_ray.config import GeneratorConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.models.biggan import (
+from kr_ray.models.biggan import Attention, Discriminator, Generator, GeneratorBlock, from_uint8
+from kr_ray.models.spectral_norm import (
     NORM_EPS,
     NORM_MOMENTUM,
-    Attention,
     ConditionalNorm,
     Conv,
-    Discriminator,
     Embedding,
-    Generator,
-    GeneratorBlock,
     Linear,
     SpectralLayer,
     SpectralNetwork,
-    from_uint8,
 )
 from kr_ray.training.gan import discriminator_loss, generator_loss
 

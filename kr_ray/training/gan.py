@@ -15,7 +15,8 @@ from kr_ray.config import GeneratorConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.devices import autocast, gradient_scaler
 from kr_ray.graphs import Captured, compiled
-from kr_ray.models.biggan import Discriminator, Generator, SpectralNetwork, from_uint8
+from kr_ray.models.biggan import Discriminator, Generator, from_uint8
+from kr_ray.models.spectral_norm import SpectralNetwork
 from kr_ray.parallel import average, average_gradients, check_batch, join_norms, own_slice, slice_weight
 from kr_ray.seeding import seeded_generator
 from kr_ray.training.ema import ExponentialAverage, half_life_in_images

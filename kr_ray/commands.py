@@ -1,0 +1,278 @@
+"""What each command of `kr` does with its parsed arguments; each returns the exit code. Imports torch and ray where they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from kr_ray.config import ConfigError
+from kr_ray.config_file import load_config
+from kr_ray.display import Display, print_summary
+from kr_ray.storage import local_copy, storage_path
+
+FAILURE = 1
+
+
+def run(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        result = pipeline.report() if parsed.reports_only else pipeline.run_until(parsed.stage)
+        results = pipeline.results
+    print_summary(config, parsed.stage, results, result)
+    return 0
+
+
+def audit(parsed: argparse.Namespace) -> int:
+    """A run's own attack, with `--arms` the worst-case audit, with `--scores` somebody's own scores."""
+    of_audit = [f"--{key}" for key in ("models", "budget") if getattr(parsed, key) is not None]
+    of_run = [*(["--arms"] if parsed.arms is not None else []), *of_audit]
+    if (parsed.config is None) == (parsed.scores is None):
+        raise ConfigError("`kr audit` takes either a configuration or --scores FILE; give one of them")
+    if parsed.scores is not None:
+        if of_run:
+            raise ConfigError(f"`{', '.join(of_run)}` belong to a run's audit, but got --scores {parsed.scores}; remove them")
+        return _audit_scores(parsed)
+    if parsed.json is not None:
+        raise ConfigError("`--json` belongs to --scores; a run's figures are in its report.json")
+    if parsed.arms is not None:
+        return _audit_worst_case(parsed)
+    if of_audit:
+        raise ConfigError(f"`{', '.join(of_audit)}` belong to the worst-case audit; say what to audit, as in --arms teacher,kr")
+    return run(parsed)
+
+
+def _audit_worst_case(parsed: argparse.Namespace) -> int:
+    if parsed.budget is not None and not parsed.budget > 0:
+        raise ConfigError(f"`--budget > 0` must hold, but got {parsed.budget}; give device hours")
+    models = [] if parsed.models is None else [f"audit.models={parsed.models}"]
+    config = load_config(parsed.config, [*parsed.set, f"audit.arms=[{parsed.arms}]", *models])
+    if not config.audit.arms:
+        raise ConfigError("`--arms` must name at least one arm; use --arms teacher,kr")
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        result = pipeline.worst_case(parsed.budget)
+        results = pipeline.results
+    print_summary(config, "report", results, result)
+    return 0
+
+
+def _audit_scores(parsed: argparse.Namespace) -> int:
+    from rich import print as rich_print
+
+    from kr_ray.artifacts import write_json
+    from kr_ray.privacy.audit_scores import ScoreError
+    from kr_ray.privacy.score_files import audit_score_file
+    from kr_ray.report.score_table import NOTES, score_table
+
+    try:
+        result = audit_score_file(parsed.scores, seed=0)
+    except ScoreError as error:
+        raise ConfigError(str(error)) from error
+    rich_print(score_table(result))
+    print(NOTES)
+    if parsed.json is not None:
+        write_json(parsed.json, result)
+        print(f"written to {parsed.json}")
+    return 0
+
+
+def compare_labels(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    if parsed.seeds < 1:
+        raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
+    from rich.console import Console
+    from rich.table import Table
+
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        comparison = pipeline.compare_labels(parsed.seeds, all_checkpoints=parsed.checkpoints == "all")
+    table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
+    for row in comparison["summary"]:
+        table.add_row(row["labelling"], f"{row['mean']:.4f}", f"{row['sd']:.4f}", str(row["n"]))
+    console = Console()
+    console.print(table)
+    console.print(f"written to {comparison['file']}", soft_wrap=True)
+    return 0
+
+
+def compare_search(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    if parsed.seeds < 1:
+        raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
+    from rich.console import Console
+    from rich.table import Table
+
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        comparison = pipeline.compare_search(parsed.seeds)
+    table = Table(
+        "exhaustive: epoch",
+        "CAS",
+        "halving: epoch",
+        "CAS",
+        "lost",
+        "images",
+        "seconds",
+        title=f"{config.name}: halving's share",
+    )
+    for row in comparison["rows"]:
+        whole, short = row["exhaustive"], row["halving"]
+        winners = [f"{figure}" for found in (whole, short) for figure in (found["epoch"], f"{found['val_cas']:.4f}")]
+        table.add_row(*winners, f"{row['lost_cas']:.4f}", f"{row['images_share']:.2f}", f"{row['seconds_share']:.2f}")
+    console = Console()
+    console.print(table)
+    console.print(f"written to {comparison['file']}", soft_wrap=True)
+    return 0
+
+
+def export(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    if parsed.images < 0:
+        raise ConfigError(f"`--images >= 0` must hold, but got {parsed.images}; use 0 for the tuned cardinality")
+    from kr_ray.pipeline import Pipeline
+
+    with Display() as display, Pipeline(config, display) as pipeline:
+        written = pipeline.export(parsed.images)
+    for name, text in written.items():
+        print(f"{name}: {text}")
+    return 0
+
+
+def submit(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)  # a wrong one is refused here, not minutes later in a log
+    from kr_ray.cluster.submit import DEFAULT_ADDRESS, Submission, entrypoint
+
+    folder = Path(parsed.working_dir)
+    command = entrypoint(parsed.job, parsed.config, parsed.set, folder)
+    address = parsed.address or os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    job = Submission(address, command, folder, {"run": config.name, "command": parsed.job})
+    print(f"job {job.id}: {command}\ndashboard: {job.page}", flush=True)
+    if parsed.detach:
+        return 0
+    print("Ctrl-C stops the job (the next submission goes on from there); a second one leaves it alone", flush=True)
+    try:
+        return job.follow(lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        print("kr: asking the job to stop", file=sys.stderr)
+        job.stop()
+        return job.follow(lambda text: None)
+
+
+def predict(parsed: argparse.Namespace) -> int:
+    from kr_ray.training.export import predict_files
+
+    with local_copy(storage_path(parsed.model)) as model:
+        for path, name, probability in predict_files(model, [Path(image) for image in parsed.images]):
+            print(f"{path}\t{name}\t{probability:.4f}")
+    return 0
+
+
+def doctor(parsed: argparse.Namespace) -> int:
+    from kr_ray.doctor import examine
+
+    rows = examine(Path(parsed.data_root))
+    for state, what, found in rows:
+        print(f"{state:<5} {what:<22} {found}")
+    return 0 if all(state != "FAIL" for state, _, _ in rows) else FAILURE
+
+
+def results(parsed: argparse.Namespace) -> int:
+    from kr_ray.report.table import results_table
+
+    print(results_table(storage_path(parsed.storage)))
+    return 0
+
+
+def bench(parsed: argparse.Namespace) -> int:
+    for key in ("rounds", "threads"):
+        if getattr(parsed, key) < 1:
+            raise ConfigError(f"`--{key} >= 1` must hold, but got {getattr(parsed, key)}; use {5 if key == 'rounds' else 1}")
+    if parsed.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: students choose their device by what they see
+    import torch
+
+    from kr_ray.artifacts import atomic_write, write_json
+    from kr_ray.bench.run import SUITES, run_bench
+    from kr_ray.bench.table import markdown_table, print_table
+
+    names = [suite.name for suite in SUITES]
+    if parsed.list:
+        print("\n".join(names))
+        return 0
+    if unknown := sorted(set(parsed.suite) - set(names)):
+        raise ConfigError(f"`--suite` must be one of {', '.join(names)}, but got {', '.join(unknown)}; --list names them")
+    if parsed.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu")
+    document = run_bench(
+        parsed.suite,
+        parsed.rounds,
+        torch.device(parsed.device),
+        parsed.threads,
+        tell=lambda text: print(text, flush=True),
+        keep=lambda so_far: write_json(parsed.out, so_far),
+    )
+    if parsed.markdown is not None:
+        with atomic_write(parsed.markdown) as temporary:
+            temporary.write_text(markdown_table(document))
+    print_table(document)
+    print(f"written to {parsed.out}")
+    return 0
+
+
+def plan(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.plan.show import print_plan
+
+    print_plan(config, parsed.devices)
+    return 0
+
+
+def runs(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kr_ray.artifacts import list_runs
+
+    runs = list_runs(storage_path(parsed.storage))
+    if not runs:
+        print(f"no runs below {parsed.storage!r}")
+        return 0
+    table = Table("run", "state", "stage", "done", "updated", "note")
+    for run in runs:
+        age = f"{time.time() - run['updated']:.0f} s ago"
+        table.add_row(
+            run["name"], run["state"], run.get("stage", ""), f"{run.get('share', 0):.0%}", age,
+            run.get("error") or run.get("note", ""),
+        )  # fmt: skip
+    Console().print(table)
+    return 0
+
+
+def watch(parsed: argparse.Namespace) -> int:
+    from kr_ray.watch import look
+
+    folder = storage_path(parsed.run)
+    if not (folder / "status.json").exists():
+        folder = storage_path(parsed.storage) / parsed.run
+    live, shown = sys.stdout.isatty(), ""
+    while True:
+        snapshot = look(folder)
+        line = snapshot.describe()
+        if live:
+            print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        elif line != shown:
+            print(line, flush=True)
+        shown = line
+        if snapshot.exit_code is not None:
+            print(end="\n" if live else "")
+            return snapshot.exit_code
+        time.sleep(max(0.1, parsed.every))
