@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, p
 from kr_ray.training.gan import GanTraining
 from kr_ray.training.teacher import new_classifier
 
-MEASURED_S = 1.5
-"""At least so long is every rate measured."""
+BLOCKS, BLOCK_S = 5, 0.5
+"""Every rate is the median of so many, each measured for at least so many seconds: other programs come and go."""
 BATCHES = 4
 """Of one call."""
 SHADOWS = 10
@@ -144,7 +145,7 @@ class _Networks:
 
 
 class MeasuredHere:
-    """Rates of this machine's device (one thread on a CPU), each measured for a second or two when it is first asked for."""
+    """Rates of this machine's device (one thread on a CPU), each measured for a few seconds when it is first asked for."""
 
     def __init__(self, config: Config, size: DataSize) -> None:
         self.config, self.size, self.device = config, size, pick_device()
@@ -185,13 +186,16 @@ class MeasuredHere:
         work = work_of(_Networks(self.config, self.size, self.device, batch))
         for _ in range(5 if self.device.type == "cuda" else 1):
             work()
+        return self._found.setdefault(name, images * statistics.median(self._calls_per_second(work) for _ in range(BLOCKS)))
+
+    def _calls_per_second(self, work: Callable[[], object]) -> float:
         started, calls = time.perf_counter(), 0
-        while time.perf_counter() - started < MEASURED_S:
+        while time.perf_counter() - started < BLOCK_S:
             work()
             calls += 1
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return self._found.setdefault(name, calls * images / (time.perf_counter() - started))
+        return calls / (time.perf_counter() - started)
 
 
 class ScaledFromH200:
