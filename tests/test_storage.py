@@ -64,7 +64,8 @@ def remote(store: Store, request: pytest.FixtureRequest) -> RemotePath:
 
 @pytest.fixture
 def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT_S", 0.1), ("LEASE_S", 0.6), ("SETTLE_S", 0.2)):
+    """The lease stays long: on a busy machine a holder's beat can be late."""
+    for name, seconds in (("BEAT_S", 0.1), ("SETTLE_S", 0.2)):
         monkeypatch.setattr(locks, name, seconds)
 
 
@@ -274,7 +275,10 @@ def test_a_held_run_is_refused_and_a_left_one_is_free(remote: RemotePath, quick_
         pass
 
 
-def test_the_lock_of_a_killed_holder_is_taken_over(remote: RemotePath, quick_locks: None) -> None:
+def test_the_lock_of_a_killed_holder_is_taken_over(
+    remote: RemotePath, quick_locks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "LEASE_S", 0.6)
     (remote / ".lock").write_bytes(json.dumps({"owner": "killed", "beats": 7}).encode())
     with RemoteLock(remote / ".lock"):
         assert read_json(remote / ".lock")["owner"] != "killed"
@@ -309,8 +313,11 @@ def test_who_lost_the_lock_while_suspended_is_interrupted(
     interrupted = threading.Event()
     monkeypatch.setattr(locks._thread, "interrupt_main", interrupted.set)
     with RemoteLock(remote / ".lock"):
-        write_json(remote / ".lock", {"owner": "another", "beats": 1})
-        assert interrupted.wait(30)
+        for _ in range(100):  # a beat under way may still overwrite it
+            write_json(remote / ".lock", {"owner": "another", "beats": 1})
+            if interrupted.wait(0.3):
+                break
+    assert interrupted.is_set()
     assert read_json(remote / ".lock")["owner"] == "another"
 
 
