@@ -11,7 +11,7 @@ from typing import Any
 
 from kr_ray import commands
 from kr_ray.config import ConfigError
-from kr_ray.storage import LocationError
+from kr_ray.runs.storage import LocationError
 
 STAGE_COMMANDS = {
     "run": ("report", "the whole pipeline, from real images to the report"),
@@ -70,7 +70,7 @@ def _is_input_error(error: BaseException) -> bool:
 
 def _message(error: BaseException) -> str:
     """What a person can act on (`--debug` shows the rest): our own errors as they are, else the innermost cause's last line."""
-    from kr_ray.artifacts import ArtifactError
+    from kr_ray.runs.artifacts import ArtifactError
 
     if _is_input_error(error) or isinstance(error, ArtifactError):
         return str(error)

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from kr_ray.config import ConfigError
-from kr_ray.config_file import load_config
+from kr_ray.config.file import load_config
 from kr_ray.display import Display, print_summary
-from kr_ray.storage import local_copy, storage_path
+from kr_ray.runs.storage import local_copy, storage_path
 
 FAILURE = 1
 
@@ -66,10 +66,10 @@ def _audit_worst_case(parsed: argparse.Namespace) -> int:
 def _audit_scores(parsed: argparse.Namespace) -> int:
     from rich import print as rich_print
 
-    from kr_ray.artifacts import write_json
-    from kr_ray.privacy.audit_scores import ScoreError
     from kr_ray.privacy.score_files import audit_score_file
+    from kr_ray.privacy.scores import ScoreError
     from kr_ray.report.score_table import NOTES, score_table
+    from kr_ray.runs.artifacts import write_json
 
     try:
         result = audit_score_file(parsed.scores, seed=0)
@@ -168,7 +168,7 @@ def submit(parsed: argparse.Namespace) -> int:
 
 
 def predict(parsed: argparse.Namespace) -> int:
-    from kr_ray.training.export import predict_files
+    from kr_ray.classifiers.export import predict_files
 
     with local_copy(storage_path(parsed.model)) as model:
         for path, name, probability in predict_files(model, [Path(image) for image in parsed.images]):
@@ -200,9 +200,9 @@ def bench(parsed: argparse.Namespace) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: students choose their device by what they see
     import torch
 
-    from kr_ray.artifacts import atomic_write, write_json
     from kr_ray.bench.run import SUITES, run_bench
     from kr_ray.bench.table import markdown_table, print_table
+    from kr_ray.runs.artifacts import atomic_write, write_json
 
     names = [suite.name for suite in SUITES]
     if parsed.list:
@@ -240,7 +240,7 @@ def runs(parsed: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from kr_ray.artifacts import list_runs
+    from kr_ray.runs.artifacts import list_runs
 
     runs = list_runs(storage_path(parsed.storage))
     if not runs:

@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kr_ray.config import Config
-from kr_ray.storage import storage_path
+from kr_ray.runs.storage import storage_path
 
 if TYPE_CHECKING:
-    from kr_ray.progress import StageProgress
+    from kr_ray.runs.progress import StageProgress
 
 
 class Display:

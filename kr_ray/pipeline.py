@@ -15,15 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kr_ray.artifacts import ArtifactError, read_json
+from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError, DataConfig, SynthesisConfig
-from kr_ray.seeding import derive_seed
+from kr_ray.runs.artifacts import ArtifactError, read_json
+from kr_ray.runs.storage import FileEntry, list_files, local_copies, storage_path
 from kr_ray.stages import Result, StageRunner, Watcher
-from kr_ray.storage import FileEntry, list_files, local_copies, storage_path
 
 if TYPE_CHECKING:
-    from kr_ray.training.audit_runs import AuditPlan
-    from kr_ray.training.student import StudentSpec
+    from kr_ray.audits.runs import AuditPlan
+    from kr_ray.synthesis.student_set import StudentSpec
 
 STAGES = (
     "data",
@@ -150,7 +150,8 @@ class Pipeline(StageRunner):
 
     def _data(self, folder: Path) -> Result:
         """Read, check and resize the real images; keep them in the run's storage."""
-        from kr_ray.data.datasets import DataError, duplicate_indices, load_splits
+        from kr_ray.data.checks import DataError
+        from kr_ray.data.datasets import duplicate_indices, load_splits
         from kr_ray.data.store import SPLITS_FILE, save_splits
 
         splits = load_splits(self.config.data, min_images=self.config.generator.batch_size)
@@ -180,8 +181,8 @@ class Pipeline(StageRunner):
 
     def _teacher(self, folder: Path) -> Result:
         """Section 3.1."""
-        from kr_ray.training.classifier import Schedule
-        from kr_ray.training.teacher import train_teacher
+        from kr_ray.classifiers.training import Schedule
+        from kr_ray.methods.teacher import train_teacher
 
         run, c = self.run.path, self.config
         schedule = Schedule.fit(c.classifier, self.results["data"]["train"], c.teacher.epochs)
@@ -190,7 +191,7 @@ class Pipeline(StageRunner):
 
     def _generator(self, folder: Path) -> Result:
         """Section 3.2."""
-        from kr_ray.training.generator import train_generator_stage
+        from kr_ray.generators.checkpoints import train_generator_stage
 
         run, c = self.run.path, self.config
         self._train(lambda state, save: train_generator_stage(run, folder, c.generator, c.seed, state, save), folder)
@@ -214,7 +215,8 @@ class Pipeline(StageRunner):
     def _student(self, folder: Path) -> Result:
         """The student that is handed on: best checkpoint, tuned parameters; or an exported set alone."""
         from kr_ray.cluster.stream import student_images
-        from kr_ray.training.student import parquet_student, student_training, train_final_student
+        from kr_ray.methods.knowledge_recycling import student_training, train_final_student
+        from kr_ray.methods.parquet import parquet_student
 
         run, c, spec = self.run.path, self.config, self._final_spec()
         if c.student.from_parquet:
@@ -235,7 +237,7 @@ class Pipeline(StageRunner):
 
     def _final_spec(self) -> StudentSpec:
         """Best checkpoint, tuned generation parameters, the whole schedule; what is not known yet is the last and the default."""
-        from kr_ray.training.student import StudentSpec
+        from kr_ray.synthesis.student_set import StudentSpec
 
         c, found = self.config, self.results
         epochs = found["generator"]["checkpoints"] if "generator" in found else [c.generator.epochs]
@@ -246,8 +248,8 @@ class Pipeline(StageRunner):
 
     def _copies(self, folder: Path) -> Result:
         """Whether the student's images are copies of training images."""
+        from kr_ray.audits.copies import measure_copies
         from kr_ray.cluster.tasks import run_tasks
-        from kr_ray.privacy.copies import measure_copies
 
         c, spec = self.config, self._final_spec()
         what = (self.run.path, spec.checkpoint_epoch, spec.synthesis.latent_std, c.audit.copies, derive_seed(c.seed, "copies"))
@@ -260,8 +262,8 @@ class Pipeline(StageRunner):
 
     def _equal_compute_teacher(self, folder: Path) -> Result:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
-        from kr_ray.training.classifier import Schedule
-        from kr_ray.training.teacher import train_teacher
+        from kr_ray.classifiers.training import Schedule
+        from kr_ray.methods.teacher import train_teacher
 
         run, c, student, teacher = self.run.path, self.config, self.results["student"], self.results["teacher"]
         images = self.results["data"]["train"]
@@ -377,9 +379,9 @@ class Pipeline(StageRunner):
 
     def export(self, images: int) -> dict[str, str]:
         """The student as ONNX, checked against PyTorch, and a synthetic set as Parquet."""
+        from kr_ray.classifiers.export import export_student
         from kr_ray.cluster.stream import Makers, export_parquet
-        from kr_ray.training.export import export_student
-        from kr_ray.training.parquet_set import parquet_schema
+        from kr_ray.synthesis.parquet_set import parquet_schema
 
         self.run_until("student")
         run, data, folder = self.run.path, self.results["data"], self.run / "export"

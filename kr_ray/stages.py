@@ -15,10 +15,10 @@ from typing import Any, Protocol, Self
 import yaml
 from pydantic import BaseModel
 
-from kr_ray.artifacts import RunDirectory, atomic_write, fingerprint
 from kr_ray.config import Config, ConfigError
-from kr_ray.progress import StageProgress, look_at_stage
-from kr_ray.storage import RemotePath, storage_path
+from kr_ray.runs.artifacts import RunDirectory, atomic_write, fingerprint
+from kr_ray.runs.progress import StageProgress, look_at_stage
+from kr_ray.runs.storage import RemotePath, storage_path
 
 WORK_VERSION = 1
 """Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
@@ -117,7 +117,7 @@ class StageRunner:
     def _announce(self, stage: str, running: bool) -> None:
         """To those who watch the cluster and not this run."""
         if self._connected:
-            from kr_ray.cluster.metrics import announce_stage
+            from kr_ray.cluster.telemetry import announce_stage
 
             announce_stage(self.config.name, stage, running)
 

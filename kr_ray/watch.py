@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kr_ray.artifacts import ArtifactError, run_status
-from kr_ray.progress import StageProgress
+from kr_ray.runs.artifacts import ArtifactError, run_status
+from kr_ray.runs.progress import StageProgress
 
 STALE_S = 15.0
 """A driver stamps its status every 2 s. One that has not for this long is asked for by its lock."""

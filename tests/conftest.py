@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kr_ray.config import ClassifierConfig, Config, GeneratorConfig
-from kr_ray.config_file import parse_config
+from kr_ray.config.file import parse_config
 
 # Two spinning OpenMP threads on shared cores cost twice the wall time of one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

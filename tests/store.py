@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kr_ray import storage
+from kr_ray.runs import storage
 
 BUCKET = "bucket"
 UNAVAILABLE = "503 Service Unavailable"

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kr_ray.artifacts import (
+from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.data.store import load_stored_splits, save_splits
+from kr_ray.runs.artifacts import (
     ArtifactError,
     RunDirectory,
     atomic_write,
@@ -18,8 +20,6 @@ from kr_ray.artifacts import (
     save_tensors,
     write_json,
 )
-from kr_ray.data.images import LabelledImages, Splits
-from kr_ray.data.store import load_stored_splits, save_splits
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 from pyarrow import parquet
 
 from kr_ray.cli import main
-from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores, ScoreError
+from kr_ray.privacy.attacks import HEADLINE, attack_groups, figures
 from kr_ray.privacy.score_files import audit_score_file
-from kr_ray.privacy.worst_case import HEADLINE, attack_groups, figures
+from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
 
 MODELS, SAMPLES = 6, 40
 

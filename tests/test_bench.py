@@ -22,10 +22,10 @@ from kr_ray.bench.plain_loops import PlainClassifierSteps
 from kr_ray.bench.sizes import CPU, GPU, Sizes
 from kr_ray.bench.table import markdown_table
 from kr_ray.bench.training import ProductSteps
-from kr_ray.models.biggan import Attention, Discriminator, Generator
-from kr_ray.models.spectral_norm import ConditionalNorm, SpectralLayer
-from kr_ray.training.gan import discriminator_loss, generator_loss
-from kr_ray.training.teacher import new_classifier
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.generators.biggan.networks import Attention, Discriminator, Generator
+from kr_ray.generators.biggan.spectral_norm import ConditionalNorm, SpectralLayer
+from kr_ray.generators.biggan.training import discriminator_loss, generator_loss
 
 DEVICE = torch.device("cpu")
 TINY = Sizes(

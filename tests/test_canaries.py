@@ -11,14 +11,15 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_recipe
 
+from kr_ray.audits.design import design_audit, wrong_labels
+from kr_ray.audits.outliers import held_out_halves
+from kr_ray.audits.runs import query_images, query_offsets
 from kr_ray.config import ArmName, AuditConfig, ConfigError, DataConfig
-from kr_ray.config_file import parse_config
+from kr_ray.config.file import parse_config
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages, Splits
-from kr_ray.privacy.canaries import design_audit, wrong_labels
-from kr_ray.training.arms import ARMS
-from kr_ray.training.audit_runs import held_out_halves, query_images, query_offsets
+from kr_ray.methods.interface import ARMS
 
 
 def noise_splits(train: int = 400, test: int = 60, classes: int = 4) -> Splits:

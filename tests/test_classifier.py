@@ -9,18 +9,12 @@ import pytest
 import torch
 from conftest import tiny_recipe
 
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.classifiers.predict import accuracy, confusion_matrix, predict_logits
+from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.config import ClassifierConfig
-from kr_ray.models.resnet import ResNet14
-from kr_ray.training.classifier import (
-    ClassifierTraining,
-    FixedSet,
-    Schedule,
-    accuracy,
-    confusion_matrix,
-    predict_logits,
-    smoothed_one_hot,
-)
-from kr_ray.training.teacher import new_classifier
 
 CPU = torch.device("cpu")
 PAPER = ClassifierConfig()

@@ -18,8 +18,8 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from kr_ray.cluster.metrics import COUNTERS, GAUGES, STAGE_GAUGE, TAGS
-from kr_ray.config_file import load_config
+from kr_ray.cluster.telemetry import COUNTERS, GAUGES, STAGE_GAUGE, TAGS
+from kr_ray.config.file import load_config
 
 DOCKER = REPOSITORY / "docker"
 CLUSTERS = REPOSITORY / "configs" / "clusters"

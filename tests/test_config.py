@@ -11,7 +11,7 @@ import yaml
 from conftest import REPOSITORY, tiny_settings
 
 from kr_ray.config import ConfigError
-from kr_ray.config_file import load_config, parse_config
+from kr_ray.config.file import load_config, parse_config
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 PAPER_SETS = {

@@ -12,20 +12,19 @@ from onnx import TensorProto, helper
 from scipy import linalg, stats
 from torch import Tensor, nn
 
+from kr_ray.audits.copies import measure_copies
+from kr_ray.audits.encoders import file_encoder, pixels
+from kr_ray.audits.fidelity import FEWEST_IMAGES, fidelity
+from kr_ray.audits.neighbours import copy_figures, mann_whitney_z, nearest
+from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.config import CopiesConfig
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices, load_splits
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.privacy.copies import measure_copies
-from kr_ray.privacy.encoders import file_encoder, pixels
-from kr_ray.privacy.fidelity import FEWEST_IMAGES, fidelity
-from kr_ray.privacy.neighbours import copy_figures, mann_whitney_z, nearest
-from kr_ray.synthesis.sampling import save_generator
-from kr_ray.training.gan import GanTraining
-from kr_ray.training.generator import checkpoint_file
-from kr_ray.training.resumable import save_classifier
-from kr_ray.training.teacher import new_classifier
+from kr_ray.generators.biggan.sampling import save_generator
+from kr_ray.generators.biggan.training import GanTraining
+from kr_ray.generators.interface import checkpoint_file
 
 
 def normal(seed: int, rows: int, columns: int = 8) -> torch.Tensor:

@@ -17,8 +17,8 @@ import torch
 
 from kr_ray.config import DataConfig
 from kr_ray.data import public_sets
-from kr_ray.data.checks import verify_md5
-from kr_ray.data.datasets import DataError, duplicate_indices, known_names, load_splits
+from kr_ray.data.checks import DataError, verify_md5
+from kr_ray.data.datasets import duplicate_indices, known_names, load_splits
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.pools import resize, stratified_index
 

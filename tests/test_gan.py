@@ -14,22 +14,17 @@ from test_models import generator_config
 from torch import Tensor
 from torch.nn import functional
 
-from kr_ray.artifacts import read_json
+from kr_ray.classifiers.training import Schedule
 from kr_ray.config import GeneratorConfig
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.training.classifier import Schedule
-from kr_ray.training.ema import ExponentialAverage, half_life_in_images
-from kr_ray.training.gan import (
-    GanTraining,
-    GeneratorCheckpoint,
-    discriminator_loss,
-    generator_loss,
-    train_generator,
-)
-from kr_ray.training.generator import train_generator_stage
-from kr_ray.training.teacher import train_teacher
+from kr_ray.generators.biggan.training import GanTraining, discriminator_loss, generator_loss, train_generator
+from kr_ray.generators.checkpoints import train_generator_stage
+from kr_ray.generators.ema import ExponentialAverage, half_life_in_images
+from kr_ray.generators.interface import GeneratorCheckpoint
+from kr_ray.methods.teacher import train_teacher
+from kr_ray.runs.artifacts import read_json
 
 CPU = torch.device("cpu")
 

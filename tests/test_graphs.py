@@ -11,16 +11,17 @@ from test_gan import small_gan, tiny_images
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kr_ray import graphs
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
+from kr_ray.compute import graphs
+from kr_ray.compute.graphs import Captured
+from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.graphs import Captured
-from kr_ray.models.resnet import ResNet14
-from kr_ray.seeding import seeded_generator
-from kr_ray.synthesis.sampling import Sampler
-from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, smoothed_one_hot
-from kr_ray.training.gan import GanTraining
-from kr_ray.training.teacher import new_classifier
+from kr_ray.generators.biggan.sampling import Sampler
+from kr_ray.generators.biggan.training import GanTraining
 
 CPU = torch.device("cpu")
 PLAIN = {"capture": False, "compile": "never"}

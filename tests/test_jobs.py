@@ -19,12 +19,12 @@ from conftest import REPOSITORY, tiny_settings
 from heads import Head, client_environment, local_head
 from test_pipeline import final_numbers, kr, without_times, write_config
 
-from kr_ray.artifacts import load_state, read_json
 from kr_ray.cli import STAGE_COMMANDS
 from kr_ray.cluster.submit import entrypoint
 from kr_ray.config import ConfigError
-from kr_ray.progress import read_progress
 from kr_ray.report.table import results_table
+from kr_ray.runs.artifacts import load_state, read_json
+from kr_ray.runs.progress import read_progress
 
 COMMANDS = {*STAGE_COMMANDS, "compare-labels", "compare-search", "export"}
 TOKEN = "0123456789abcdef-of-these-tests-alone"

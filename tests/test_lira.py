@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores, ScoreError
+from kr_ray.privacy.attacks import HEADLINE, attack_scores, audit_arm, figures, matched_shadow_scores
 from kr_ray.privacy.lira import hinge, lira_scores, logit_scaled
 from kr_ray.privacy.metrics import auc
 from kr_ray.privacy.rmia import rmia_scores
-from kr_ray.privacy.worst_case import HEADLINE, attack_scores, audit_arm, figures, matched_shadow_scores
+from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
 
 
 def memberships(models: int, samples: int, seed: int) -> np.ndarray:

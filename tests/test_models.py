@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.config import GeneratorConfig
-from kr_ray.config_file import expand_presets
-from kr_ray.models.biggan import Discriminator, DiscriminatorBlock, Generator, GeneratorBlock, from_uint8, to_uint8
-from kr_ray.models.resnet import ResNet14
-from kr_ray.models.spectral_norm import ConditionalNorm, Conv, SpectralLayer, SpectralNetwork
+from kr_ray.config.file import expand_presets
+from kr_ray.generators.biggan.networks import Discriminator, DiscriminatorBlock, Generator, GeneratorBlock, from_uint8, to_uint8
+from kr_ray.generators.biggan.spectral_norm import ConditionalNorm, Conv, SpectralLayer, SpectralNetwork
 
 
 def generator_config(**keys: Any) -> GeneratorConfig:

@@ -18,11 +18,11 @@ from test_classifier import training as classifier_training
 from test_gan import CPU, small_gan, tiny_images
 from torch import Tensor
 
-from kr_ray.artifacts import read_json
+from kr_ray.compute.parallel import BatchNorm2d, average, check_batch, join_norms, own_slice, worker_count, worker_rank
 from kr_ray.config import ConfigError, Resources
-from kr_ray.config_file import parse_config
-from kr_ray.parallel import BatchNorm2d, average, check_batch, join_norms, own_slice, worker_count, worker_rank
-from kr_ray.training.gan import GanTraining
+from kr_ray.config.file import parse_config
+from kr_ray.generators.biggan.training import GanTraining
+from kr_ray.runs.artifacts import read_json
 
 STEPS = 4
 
@@ -138,10 +138,10 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
-    from kr_ray.artifacts import write_json
+    from kr_ray.classifiers.ticks import Save, State, TickedTraining, Ticks
     from kr_ray.cluster.train import train_on_cluster
     from kr_ray.data.images import LabelledImages
-    from kr_ray.training.resumable import Save, State, TickedTraining, Ticks
+    from kr_ray.runs.artifacts import write_json
 
     recipe = tiny_recipe(precision="full", min_steps=0, batch_size=16)
 

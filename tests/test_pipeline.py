@@ -14,12 +14,12 @@ import pytest
 import yaml
 from conftest import REPOSITORY, tiny_settings
 
-from kr_ray.artifacts import read_json
-from kr_ray.config_file import load_config
+from kr_ray.config.file import load_config
 from kr_ray.pipeline import STAGES
 from kr_ray.plan.work import data_size, run_work
-from kr_ray.progress import read_progress
 from kr_ray.report.schema import validate_report
+from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.progress import read_progress
 
 KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "report"))
 """Copies take seconds and report no progress; the worst case is not part of a run unless asked for: see test_worst_case_run.py."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import tiny_config
 
+from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.config import Config, ConfigError
-from kr_ray.models.resnet import ResNet14
 from kr_ray.plan.estimate import (
     RAY_S,
     SIDE_BY_SIDE,

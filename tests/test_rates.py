@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk_metrics
 
-from kr_ray.privacy.audit_scores import ScoreError
 from kr_ray.privacy.rates import (
     INTERVALS,
     Pairs,
@@ -24,6 +23,7 @@ from kr_ray.privacy.rates import (
     tpr_figures,
     tpr_interval,
 )
+from kr_ray.privacy.scores import ScoreError
 
 AUDITS = 1000
 

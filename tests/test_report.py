@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kr_ray.privacy.audit_scores import SampleScores
+from kr_ray.privacy.attacks import audit_arm
 from kr_ray.privacy.metrics import accuracy_over_privacy
-from kr_ray.privacy.worst_case import audit_arm
+from kr_ray.privacy.scores import SampleScores
 from kr_ray.report import figures, words, worst_case
 from kr_ray.report.build import ReportData, render_page, result_rows, write_report
 from kr_ray.report.schema import Report, ReportError, validate_report

@@ -30,7 +30,7 @@ def test_a_relative_storage_is_refused_when_a_cluster_is_joined(monkeypatch: pyt
 
 
 def test_a_report_of_a_run_that_has_not_begun_is_an_error(tmp_path: Path) -> None:
-    from kr_ray.artifacts import ArtifactError
+    from kr_ray.runs.artifacts import ArtifactError
 
     with (
         Pipeline(tiny_config(storage=str(tmp_path)), watcher=None) as pipeline,  # type: ignore[arg-type]

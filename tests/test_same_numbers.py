@@ -19,15 +19,16 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from kr_ray.bench.plain_gan import PlainConditionalNorm, PlainGanSteps
-from kr_ray.config_file import load_config
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
+from kr_ray.classifiers.training import AUGMENTED_AT_ONCE, ClassifierTraining, Schedule
+from kr_ray.compute.seeding import seeded_generator
+from kr_ray.config.file import load_config
 from kr_ray.data.augment import crop_and_flip, mixup, trivial_augment
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages, Splits
-from kr_ray.models.spectral_norm import SpectralLayer
-from kr_ray.seeding import seeded_generator
-from kr_ray.training.classifier import AUGMENTED_AT_ONCE, ClassifierTraining, FixedSet, Schedule, smoothed_one_hot
-from kr_ray.training.gan import GanTraining
-from kr_ray.training.teacher import new_classifier
+from kr_ray.generators.biggan.spectral_norm import SpectralLayer
+from kr_ray.generators.biggan.training import GanTraining
 
 CPU = torch.device("cpu")
 CONFIG = load_config(REPOSITORY / "configs" / "quickstart.yaml", ["classifier.precision=full"])

@@ -9,12 +9,13 @@ import torch
 from safetensors import safe_open
 from test_models import generator_config, seeded
 
-from kr_ray.artifacts import ArtifactError
 from kr_ray.config import GeneratorConfig
 from kr_ray.data.images import class_prior
-from kr_ray.models.biggan import Generator, to_uint8
-from kr_ray.synthesis.sampling import Sampler, image_grid, save_generator
-from kr_ray.training.gan import GeneratorCheckpoint
+from kr_ray.generators.biggan.networks import Generator, to_uint8
+from kr_ray.generators.biggan.sampling import Sampler, save_generator
+from kr_ray.generators.checkpoints import image_grid
+from kr_ray.generators.interface import GeneratorCheckpoint
+from kr_ray.runs.artifacts import ArtifactError
 
 CPU = torch.device("cpu")
 PRIOR = class_prior(torch.tensor([0, 0, 1, 2]), 3)
@@ -56,7 +57,7 @@ def test_a_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 def test_images_are_those_of_the_saved_generator(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kr_ray.devices.mixed_dtype", lambda device: None)  # exact comparison needs float32
+    monkeypatch.setattr("kr_ray.compute.devices.mixed_dtype", lambda device: None)  # exact comparison needs float32
     sampler = loaded(path, latent_std=2.0, batches=3)
     assert sampler.epoch == 5
     labels = torch.arange(20) % 3

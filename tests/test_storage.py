@@ -18,8 +18,12 @@ from filelock import Timeout
 from PIL import Image
 from store import BUCKET, SECRET, UNAVAILABLE, Store, running_store
 
-from kr_ray import locks
-from kr_ray.artifacts import (
+from kr_ray.config import ConfigError, DataConfig
+from kr_ray.config.file import parse_config
+from kr_ray.data.checks import DataError
+from kr_ray.data.datasets import load_splits
+from kr_ray.runs import locks
+from kr_ray.runs.artifacts import (
     ArtifactError,
     RunDirectory,
     atomic_write,
@@ -32,12 +36,9 @@ from kr_ray.artifacts import (
     save_tensors,
     write_json,
 )
-from kr_ray.config import ConfigError, DataConfig
-from kr_ray.config_file import parse_config
-from kr_ray.data.datasets import DataError, load_splits
-from kr_ray.locks import RemoteLock, is_locked
-from kr_ray.progress import read_progress, report_progress
-from kr_ray.storage import (
+from kr_ray.runs.locks import RemoteLock, is_locked
+from kr_ray.runs.progress import read_progress, report_progress
+from kr_ray.runs.storage import (
     LocationError,
     RemotePath,
     check_location,

@@ -15,7 +15,7 @@ from store import BUCKET, running_store
 from test_pipeline import final_numbers, kill_in, kr
 
 from kr_ray.config import ConfigError
-from kr_ray.storage import RemotePath, list_files, local_copy, storage_path
+from kr_ray.runs.storage import RemotePath, list_files, local_copy, storage_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

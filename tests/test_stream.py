@@ -16,32 +16,26 @@ from conftest import tiny_recipe
 from ray.cloudpickle import register_pickle_by_value
 from torch import Tensor
 
+from kr_ray.classifiers.networks import load_classifier, save_classifier
+from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.classifiers.ticks import Ticks
 from kr_ray.cluster.runtime import ray_session
 from kr_ray.cluster.stream import Makers, export_parquet, student_images
 from kr_ray.cluster.train import train_on_cluster
 from kr_ray.cluster.trials import StudentWork, train_students
 from kr_ray.config import ClusterConfig, Resources, SynthesisConfig
-from kr_ray.config_file import parse_config
+from kr_ray.config.file import parse_config
 from kr_ray.data.checks import DataError
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
-from kr_ray.models.biggan import Generator
-from kr_ray.models.resnet import ResNet14
-from kr_ray.synthesis.sampling import save_generator
+from kr_ray.generators.biggan.networks import Generator
+from kr_ray.generators.biggan.sampling import save_generator
+from kr_ray.generators.interface import GeneratorCheckpoint, checkpoint_file
+from kr_ray.methods.knowledge_recycling import start_student, student_training, train_final_student
+from kr_ray.methods.parquet import parquet_student
+from kr_ray.synthesis.parquet_set import parquet_schema, read_parquet_set, to_table
 from kr_ray.synthesis.stream import CollapsedGenerator
-from kr_ray.training.gan import GeneratorCheckpoint
-from kr_ray.training.generator import checkpoint_file
-from kr_ray.training.parquet_set import parquet_schema, read_parquet_set, to_table
-from kr_ray.training.resumable import Ticks, load_classifier, save_classifier
-from kr_ray.training.student import (
-    OpenSet,
-    StudentSpec,
-    on_device,
-    parquet_student,
-    start_student,
-    student_training,
-    train_final_student,
-)
+from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device
 
 SIZE, NAMES, EPOCHS = 16, ("cat", "dog", "Größe ≥ 2"), 6
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_ray.config import CollapseConfig, SynthesisConfig
-from kr_ray.synthesis.collapse import measure_collapse
+from kr_ray.generators.collapse import measure_collapse
 from kr_ray.synthesis.labelling import keep_and_label
 from kr_ray.synthesis.stream import CollapsedGenerator, SyntheticSet
 

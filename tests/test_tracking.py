@@ -9,10 +9,10 @@ import pytest
 from conftest import tiny_config, tiny_settings
 from heads import free_ports
 
-from kr_ray.artifacts import ArtifactError
 from kr_ray.config import ConfigError
-from kr_ray.config_file import parse_config
+from kr_ray.config.file import parse_config
 from kr_ray.report.tracking import EXPERIMENT, log_run
+from kr_ray.runs.artifacts import ArtifactError
 
 RESULTS: dict[str, Any] = {
     "teacher": {

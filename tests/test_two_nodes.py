@@ -13,7 +13,7 @@ from conftest import tiny_settings
 from nodes import config_file, finish, local_nodes, wait_until
 from test_faults import copied, figures, result, run_of, run_without_ray, ticks
 
-from kr_ray.artifacts import read_json
+from kr_ray.runs.artifacts import read_json
 
 CHECKPOINTS = 8
 SETTINGS = tiny_settings(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kr_ray.artifacts import ArtifactError, RunDirectory, write_json
 from kr_ray.cli import main
-from kr_ray.progress import StageProgress, look_at_stage, report_progress, report_trials
+from kr_ray.runs.artifacts import ArtifactError, RunDirectory, write_json
+from kr_ray.runs.progress import StageProgress, look_at_stage, report_progress, report_trials
 from kr_ray.watch import Snapshot, look
 
 

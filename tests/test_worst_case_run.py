@@ -15,13 +15,13 @@ import pytest
 from conftest import tiny_config, tiny_settings
 from test_pipeline import kr, without_times, write_config
 
-from kr_ray.artifacts import read_json
 from kr_ray.cluster.worst_case import models_within, stage_seconds
 from kr_ray.config import Config, ConfigError, SynthesisConfig
 from kr_ray.pipeline import Pipeline
-from kr_ray.progress import StageProgress
 from kr_ray.report.schema import validate_report
-from kr_ray.training.student import StudentSpec
+from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.progress import StageProgress
+from kr_ray.synthesis.student_set import StudentSpec
 
 ARMS = ("--arms", "teacher,kr")
 SETTINGS: dict[str, Any] = {

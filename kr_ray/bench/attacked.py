@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from kr_ray.bench.sizes import Sizes
-from kr_ray.privacy.audit_scores import SampleScores
-from kr_ray.privacy.worst_case import attack_scores
+from kr_ray.privacy.attacks import attack_scores
+from kr_ray.privacy.scores import SampleScores
 
 CLASSES = 10
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from kr_ray import graphs
 from kr_ray.bench.harness import Figure, Timing, Variant, measure, ratio, throughput
 from kr_ray.bench.materials import NUM_CLASSES, PLAIN, Bench, Found, gan_config, random_images, recipe
 from kr_ray.bench.training import ProductSteps
-from kr_ray.training.gan import GanTraining
+from kr_ray.compute import graphs
+from kr_ray.generators.biggan.training import GanTraining
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"capture": False, "compile": "never"},

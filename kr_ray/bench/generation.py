@@ -12,17 +12,17 @@ from kr_ray.bench.harness import Variant, absolute, measure, ratio, throughput
 from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, Bench, Found, gan_config, random_images, recipe, sampler
 from kr_ray.bench.plain_gan import PlainGanSteps, PlainGenerator
 from kr_ray.bench.training import ProductSteps
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.classifiers.predict import teacher_probabilities
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
+from kr_ray.compute.devices import mixed_dtype
+from kr_ray.compute.graphs import Captured, compiled, plain_calls
+from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import SynthesisConfig
 from kr_ray.data.augment import to_float
-from kr_ray.devices import mixed_dtype
-from kr_ray.graphs import Captured, compiled, plain_calls
-from kr_ray.models.biggan import Generator, to_uint8
-from kr_ray.seeding import seeded_generator
-from kr_ray.synthesis.labelling import teacher_probabilities
+from kr_ray.generators.biggan.networks import Generator, to_uint8
+from kr_ray.generators.biggan.training import GanTraining
 from kr_ray.synthesis.stream import SyntheticSet
-from kr_ray.training.classifier import ClassifierTraining, Schedule
-from kr_ray.training.gan import GanTraining
-from kr_ray.training.teacher import new_classifier
 
 H200_IMAGES_PER_S = 80_000.0
 """Generated and labelled with `studiogan32` on an H200: the target there."""

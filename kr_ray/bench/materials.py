@@ -10,12 +10,12 @@ import torch
 
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, Timing
 from kr_ray.bench.sizes import Sizes
+from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import ClassifierConfig, GeneratorConfig
-from kr_ray.config_file import parse_config
+from kr_ray.config.file import parse_config
 from kr_ray.data.images import LabelledImages
-from kr_ray.models.biggan import Generator
-from kr_ray.seeding import seeded_generator
-from kr_ray.synthesis.sampling import Sampler
+from kr_ray.generators.biggan.networks import Generator
+from kr_ray.generators.biggan.sampling import Sampler
 
 NUM_CLASSES, CHANNELS = 10, 3
 

@@ -21,16 +21,16 @@ import torch
 from kr_ray.bench.harness import Figure, Variant, measure, ratio
 from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, Bench, Found, gan_config, random_images, recipe
 from kr_ray.bench.sizes import Sizes
+from kr_ray.classifiers.networks import new_classifier, save_classifier
+from kr_ray.classifiers.ticks import Ticks
 from kr_ray.config import ClassifierConfig, ClusterConfig, Resources, SynthesisConfig
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.models.biggan import Generator
-from kr_ray.synthesis.sampling import save_generator
-from kr_ray.training.gan import GeneratorCheckpoint
-from kr_ray.training.generator import checkpoint_file
-from kr_ray.training.resumable import Ticks, save_classifier
-from kr_ray.training.student import StudentSpec, start_student
-from kr_ray.training.teacher import new_classifier
+from kr_ray.generators.biggan.networks import Generator
+from kr_ray.generators.biggan.sampling import save_generator
+from kr_ray.generators.interface import GeneratorCheckpoint, checkpoint_file
+from kr_ray.methods.knowledge_recycling import start_student
+from kr_ray.synthesis.student_set import StudentSpec
 
 TICKS = Ticks(count=5, validated=(5,))
 """As the sweep of a run has them."""

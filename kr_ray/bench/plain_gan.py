@@ -18,8 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from kr_ray.bench.plain_loops import average_in_a_loop
 from kr_ray.config import GeneratorConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.models.biggan import Attention, Discriminator, Generator, GeneratorBlock, from_uint8
-from kr_ray.models.spectral_norm import (
+from kr_ray.generators.biggan.networks import Attention, Discriminator, Generator, GeneratorBlock, from_uint8
+from kr_ray.generators.biggan.spectral_norm import (
     NORM_EPS,
     NORM_MOMENTUM,
     ConditionalNorm,
@@ -29,7 +29,7 @@ from kr_ray.models.spectral_norm import (
     SpectralLayer,
     SpectralNetwork,
 )
-from kr_ray.training.gan import discriminator_loss, generator_loss
+from kr_ray.generators.biggan.training import discriminator_loss, generator_loss
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.models.resnet import ResNet14
 
 
 class AugmentedImages(Dataset[Tensor]):

@@ -20,7 +20,7 @@ from kr_ray.bench import attacks, captured, generation, orchestration, startup, 
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, device_rates
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import CPU, GPU, Sizes
-from kr_ray.devices import mixed_dtype
+from kr_ray.compute.devices import mixed_dtype
 
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn", "kr_ray")
 

@@ -13,7 +13,7 @@ import yaml
 
 from kr_ray.bench.harness import Variant, absolute, measure
 from kr_ray.bench.materials import Bench, Found
-from kr_ray.progress import read_progress
+from kr_ray.runs.progress import read_progress
 
 COMMAND = [sys.executable, "-c", "import sys; from kr_ray.cli import main; sys.exit(main())"]
 SETTINGS = {

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from kr_ray.bench.harness import Variant, absolute, measure, ratio, speed_ratio, throughput
 from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, PLAIN, Bench, Found, gan_config, random_images, recipe
 from kr_ray.bench.plain_loops import PlainClassifierSteps, augment_by_loader, average_in_a_loop
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
+from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.augment import crop_and_flip, to_float, trivial_augment
 from kr_ray.data.images import LabelledImages
-from kr_ray.models.biggan import Generator
-from kr_ray.seeding import seeded_generator
-from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, smoothed_one_hot
-from kr_ray.training.ema import ExponentialAverage
-from kr_ray.training.teacher import new_classifier
+from kr_ray.generators.biggan.networks import Generator
+from kr_ray.generators.ema import ExponentialAverage
 
 H200_STEP_S = 2.6e-3
 """Of a ResNet14 of width 64 at batch 256 on an H200: the target there."""

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kr_ray.audits.shadows import train_shadow
+from kr_ray.audits.targets import target_logits
 from kr_ray.cluster.tasks import run_tasks
+from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import AuditConfig, ClassifierConfig, Config
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, AttackResult, ClassAttack, attack_model, fit_class_attack
-from kr_ray.progress import report_progress
-from kr_ray.seeding import derive_seed
-from kr_ray.training.targets import target_logits
-from kr_ray.training.teacher import train_shadow
+from kr_ray.runs.progress import report_progress
 
 
 def _scores_file(folder: Path, shadow: int) -> Path:

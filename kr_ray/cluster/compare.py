@@ -9,7 +9,7 @@ from typing import Any
 from kr_ray.cluster.sweep import SWEEP_TICKS, best_checkpoint, sweep_checkpoints, sweep_cost
 from kr_ray.cluster.trials import StudentWork, train_students
 from kr_ray.config import Config, SynthesisConfig
-from kr_ray.training.student import StudentSpec
+from kr_ray.synthesis.student_set import StudentSpec
 
 LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
 """Appendix D, from the paper's own strategy to its baseline."""

@@ -14,9 +14,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kr_ray.artifacts import atomic_write
 from kr_ray.config import ClusterConfig, ConfigError
-from kr_ray.storage import RemotePath
+from kr_ray.runs.artifacts import atomic_write
+from kr_ray.runs.storage import RemotePath
 
 WORKER_ENVIRONMENT = {
     # Two spinning OpenMP threads on shared cores cost 2x the wall time of one; waiting passively they gain a third.

@@ -32,8 +32,8 @@ from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.watched import TrialCounts, with_resources
 from kr_ray.config import TuningConfig
-from kr_ray.progress import report_progress
-from kr_ray.storage import local_output, remove_tree
+from kr_ray.runs.progress import report_progress
+from kr_ray.runs.storage import local_output, remove_tree
 
 STUDY_NAME = "tuning"
 """`optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(study_path))))` opens the study."""

@@ -25,15 +25,15 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from torch import Tensor
 
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.compute.devices import pick_device
+from kr_ray.compute.parallel import worker_count, worker_rank
 from kr_ray.config import ClassifierConfig, ClusterConfig
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.devices import pick_device
-from kr_ray.parallel import worker_count, worker_rank
-from kr_ray.storage import remove_tree
+from kr_ray.runs.storage import remove_tree
+from kr_ray.synthesis.parquet_set import to_table
 from kr_ray.synthesis.stream import CollapsedGenerator, RegeneratedSet, parts_of
-from kr_ray.training.parquet_set import to_table
-from kr_ray.training.student import OpenSet, StudentSpec, on_device, set_size, synthetic_set
+from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, set_size, synthetic_set
 
 AHEAD = 2
 """Regenerations that the object store may hold: the one that is being taken over, and the next."""
@@ -143,7 +143,7 @@ class TableMaker(Maker):
 
 
 def export_parquet(makers: Makers, folder: Path, schema: pa.Schema) -> None:
-    """Write the first regeneration to a folder of Parquet files (format: kr_ray.training.parquet_set), a file per part.
+    """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file per part.
 
     A folder that is there is replaced. One that was left half-written by a kill is told by its number of images.
     """

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kr_ray.classifiers.ticks import Ticks
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder, trial_resources
 from kr_ray.config import CheckpointsConfig, Config
-from kr_ray.training.resumable import Ticks
-from kr_ray.training.student import StudentSpec
+from kr_ray.synthesis.student_set import StudentSpec
 
 SWEEP_TICKS = Ticks(count=5, validated=(5,))
 """A sweep student is judged once, at its end; the ticks in between only bound what a kill can lose."""

@@ -12,13 +12,13 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from kr_ray.artifacts import load_state, save_state
-from kr_ray.cluster.metrics import Publisher
+from kr_ray.classifiers.ticks import Row, Save, State
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.cluster.telemetry import Publisher
+from kr_ray.compute.parallel import worker_rank
 from kr_ray.config import Resources
-from kr_ray.parallel import worker_rank
-from kr_ray.progress import report_progress
-from kr_ray.training.resumable import Row, Save, State
+from kr_ray.runs.artifacts import load_state, save_state
+from kr_ray.runs.progress import report_progress
 
 STATE_FILE = "state.pt"
 

@@ -18,19 +18,20 @@ import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from kr_ray.artifacts import fingerprint, load_state, save_state
-from kr_ray.cluster.metrics import Publisher
+from kr_ray.classifiers.ticks import Row, State, TickedTraining, Ticks
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
+from kr_ray.cluster.telemetry import Publisher
 from kr_ray.cluster.train import run_workers
 from kr_ray.cluster.watched import TrialCounts, with_resources
+from kr_ray.compute.parallel import worker_rank
 from kr_ray.config import ClassifierConfig, ClusterConfig, SynthesisConfig
-from kr_ray.parallel import worker_rank
-from kr_ray.progress import report_progress
+from kr_ray.methods.knowledge_recycling import start_student
+from kr_ray.runs.artifacts import fingerprint, load_state, save_state
+from kr_ray.runs.progress import report_progress
 from kr_ray.synthesis.stream import CollapsedGenerator
-from kr_ray.training.resumable import Row, State, TickedTraining, Ticks
-from kr_ray.training.student import StudentSpec, start_student
+from kr_ray.synthesis.student_set import StudentSpec
 
 STATE_FILE = "state.pt"
 

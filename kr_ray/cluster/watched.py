@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from kr_ray.progress import report_trials
+from kr_ray.runs.progress import report_trials
 
 EVERY_S = 2.0
 

@@ -10,17 +10,18 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from kr_ray.artifacts import ArtifactError, read_json, write_json
+from kr_ray.audits.design import AuditDesign, design_audit
+from kr_ray.audits.outliers import held_out_losses
+from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.cluster.tasks import run_tasks
+from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.privacy.audit_scores import ReferenceScores, SampleScores
-from kr_ray.privacy.canaries import AuditDesign, design_audit
-from kr_ray.privacy.worst_case import audit_arm
-from kr_ray.progress import report_progress
-from kr_ray.seeding import derive_seed
-from kr_ray.training.audit_runs import AuditPlan, RunScores, held_out_losses
-from kr_ray.training.student import StudentSpec
+from kr_ray.privacy.attacks import audit_arm
+from kr_ray.privacy.scores import ReferenceScores, SampleScores
+from kr_ray.runs.artifacts import ArtifactError, read_json, write_json
+from kr_ray.runs.progress import report_progress
+from kr_ray.synthesis.student_set import StudentSpec
 
 HELD_OUT_REPEATS = 2
 FEWEST_MODELS = 4

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kr_ray.artifacts import READ_ERRORS
+from kr_ray.runs.artifacts import READ_ERRORS
 
 
 class DataError(ValueError):

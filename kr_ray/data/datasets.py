@@ -14,7 +14,7 @@ from kr_ray.data.checks import DataError, check_classes
 from kr_ray.data.fetch import local_data
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.pools import Pool, PoolSet, stratified_index
-from kr_ray.storage import storage_path
+from kr_ray.runs.storage import storage_path
 
 __all__ = ["DataError", "duplicate_indices", "known_names", "load_splits"]
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from kr_ray.config import DataConfig
 from kr_ray.data.checks import DataError
-from kr_ray.storage import RemotePath, download, storage_path
+from kr_ray.runs.storage import RemotePath, download, storage_path
 
 
 @contextmanager

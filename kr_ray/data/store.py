@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kr_ray.artifacts import load_tensors, save_tensors
 from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.runs.artifacts import load_tensors, save_tensors
 
 SPLITS = ("train", "validation", "test")
 SPLITS_FILE = Path("data") / "splits.safetensors"

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kr_ray.artifacts import READ_ERRORS
 from kr_ray.data.checks import DataError, read_npz
 from kr_ray.data.pools import Pool, PoolSet, array_pool, resize
+from kr_ray.runs.artifacts import READ_ERRORS
 
 NPZ_KEYS = tuple(f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels"))
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})

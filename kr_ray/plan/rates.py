@@ -15,20 +15,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kr_ray.classifiers.networks import new_classifier
+from kr_ray.classifiers.predict import predict_logits, teacher_probabilities
+from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
+from kr_ray.compute.devices import pick_device
+from kr_ray.compute.graphs import plain_calls
+from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import Config
 from kr_ray.data.images import LabelledImages
-from kr_ray.devices import pick_device
-from kr_ray.graphs import plain_calls
-from kr_ray.models.biggan import Generator
+from kr_ray.generators.biggan.networks import Generator
+from kr_ray.generators.biggan.sampling import Sampler
+from kr_ray.generators.biggan.training import GanTraining
 from kr_ray.plan.work import DataSize
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import fit_class_attack
-from kr_ray.seeding import seeded_generator
-from kr_ray.synthesis.labelling import teacher_probabilities
-from kr_ray.synthesis.sampling import Sampler
-from kr_ray.training.classifier import ClassifierTraining, FixedSet, Schedule, predict_logits, smoothed_one_hot
-from kr_ray.training.gan import GanTraining
-from kr_ray.training.teacher import new_classifier
 
 BLOCKS, BLOCK_S = 5, 0.5
 """Every rate is the median of so many, each measured for at least so many seconds: other programs come and go."""

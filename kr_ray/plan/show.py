@@ -6,7 +6,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kr_ray.artifacts import read_json
 from kr_ray.config import Config
 from kr_ray.plan.estimate import (
     PEAK_TFLOPS,
@@ -20,7 +19,8 @@ from kr_ray.plan.estimate import (
 )
 from kr_ray.plan.rates import MeasuredHere, Rates, ScaledFromH200, count_costs
 from kr_ray.plan.work import data_size, run_work
-from kr_ray.storage import storage_path
+from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.storage import storage_path
 
 
 def print_plan(config: Config, devices_text: str) -> None:

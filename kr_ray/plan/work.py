@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from kr_ray.classifiers.training import Schedule
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.sweep import sweep_rounds
 from kr_ray.config import Config, DataConfig, SynthesisConfig
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, medmnist_names
-from kr_ray.training.classifier import Schedule
-from kr_ray.training.student import student_schedule
+from kr_ray.synthesis.student_set import student_schedule
 
 Where = Literal["train", "trial", "task"]
 

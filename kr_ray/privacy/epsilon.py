@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from kr_ray.privacy.audit_scores import BoolArray, FloatArray
 from kr_ray.privacy.rates import CONFIDENCE, Pairs, clopper_pearson, pair_scores, split_samples
+from kr_ray.privacy.scores import BoolArray, FloatArray
 
 DELTA = 1e-5
 THRESHOLDS = 60

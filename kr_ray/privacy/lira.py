@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from kr_ray.privacy.audit_scores import BoolArray, FloatArray, IndexArray, LogitArray
+from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray, LogitArray
 
 VARIANCE_FLOOR = 1e-12
 """Of a statistic that does not vary at all; keeps the likelihood finite."""

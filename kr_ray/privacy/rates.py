@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from kr_ray.privacy.audit_scores import BoolArray, FloatArray, IndexArray, ScoreError
+from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray, ScoreError
 
 FPRS = (0.001, 0.01)
 CONFIDENCE = 0.95

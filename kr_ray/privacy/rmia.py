@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from kr_ray.privacy.audit_scores import FloatArray, ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.lira import logit_scaled
+from kr_ray.privacy.scores import FloatArray, ReferenceScores, SampleScores, ScoreError
 
 GAMMA = 2.0
 """The paper's setting for image models (its ablation finds the attack insensitive to it)."""

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.artifacts import READ_ERRORS
-from kr_ray.privacy.audit_scores import (
+from kr_ray.privacy.attacks import HEADLINE, attack_groups, figures, lira_variants, true_label_figures
+from kr_ray.privacy.scores import (
     BoolArray,
     FloatArray,
     IndexArray,
@@ -37,7 +37,7 @@ from kr_ray.privacy.audit_scores import (
     check_finite,
     check_member,
 )
-from kr_ray.privacy.worst_case import HEADLINE, attack_groups, figures, lira_variants, true_label_figures
+from kr_ray.runs.artifacts import READ_ERRORS
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.artifacts import atomic_write
-from kr_ray.storage import storage_path
+from kr_ray.runs.artifacts import atomic_write
+from kr_ray.runs.storage import storage_path
 
 FloatArray = NDArray[np.float64]
 LogitArray = NDArray[np.float32]

@@ -11,9 +11,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from kr_ray.artifacts import atomic_write, write_json
 from kr_ray.report import figures, words, worst_case
 from kr_ray.report.schema import KrAudit, Report, validate_report
+from kr_ray.runs.artifacts import atomic_write, write_json
 
 VISIBLE_CLASSES = 12
 """More classes than this go into a part of the page that opens on demand."""

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kr_ray.compute.devices import mixed_dtype, pick_device
+from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import Config
-from kr_ray.devices import mixed_dtype, pick_device
+from kr_ray.generators.biggan.sampling import Sampler
+from kr_ray.generators.interface import checkpoint_file
 from kr_ray.report.build import ReportData, write_report
 from kr_ray.report.importance import parameter_importance
 from kr_ray.report.schema import SCHEMA_VERSION
-from kr_ray.seeding import derive_seed, seeded_generator
-from kr_ray.synthesis.sampling import Sampler
-from kr_ray.training.generator import checkpoint_file
 
 PACKAGES = ("kr_ray", "torch", "torchvision", "ray", "optuna", "hyperopt", "scikit-learn", "pyarrow", "medmnist", "numpy")
 SAMPLES_PER_CLASS = 8

@@ -277,7 +277,7 @@ class Histogram(Section):
 
 
 class CopySpace(Section):
-    """Nearest training neighbours in one space (see kr_ray.privacy.neighbours.copy_figures)."""
+    """Nearest training neighbours in one space (see kr_ray.audits.neighbours.copy_figures)."""
 
     threshold: float
     near_copies: Count
@@ -294,7 +294,7 @@ class CopySpace(Section):
 
 
 class Fidelity(Section):
-    """See kr_ray.privacy.fidelity; null where refused."""
+    """See kr_ray.audits.fidelity; null where refused."""
 
     n_real: Count
     n_generated: Count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kr_ray.artifacts import read_json
+from kr_ray.runs.artifacts import read_json
 
 COLUMNS = (
     "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA", "student AUC_MIA",

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kr_ray.artifacts import ArtifactError
 from kr_ray.config import Config, ConfigError
+from kr_ray.runs.artifacts import ArtifactError
 
 EXPERIMENT = "kr_ray"
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits for one request

@@ -12,23 +12,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kr_ray.classifiers.sets import smoothed_one_hot
 from kr_ray.config import SynthesisConfig
-from kr_ray.data.augment import to_float
-from kr_ray.devices import autocast
-from kr_ray.training.classifier import smoothed_one_hot
 
 REGENERATED = ("gkd", "gap_filler")
 FILTERED = ("filter", "gap_filler")
-
-
-@torch.inference_mode()
-def teacher_probabilities(teacher: nn.Module, images: Tensor) -> Tensor:
-    """The teacher's softmax at temperature 1 on clean uint8 images [N, C, H, W]: float32 [N, K]."""
-    with autocast(images.device, "mixed"):
-        logits = teacher(to_float(images).contiguous(memory_format=torch.channels_last))
-    return logits.float().softmax(1)
 
 
 def keep_and_label(

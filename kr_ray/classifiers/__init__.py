@@ -1,0 +1,1 @@
+"""Networks by name, and the one loop that trains them."""

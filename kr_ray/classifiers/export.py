@@ -1,0 +1,209 @@
+"""What a person takes away of a student: an ONNX file, and predictions by it.
+
+Imports of the training are within functions: `kr predict` needs none of them and starts three times as fast without.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kr_ray.data.checks import DataError
+from kr_ray.data.pools import resize
+from kr_ray.data.user_data import read_image as read_image
+from kr_ray.runs.artifacts import ArtifactError, atomic_write
+
+METADATA_KEY = "kr_ray"
+"""Of the JSON in ONNX `metadata_props`."""
+MAX_LOGIT_DIFFERENCE = 1e-3
+"""Between PyTorch and onnxruntime. Rounding alone gives some 1e-6 per unit of the largest logit (ONNX folds batch norms into the
+convolutions); this is far above it, and still moves no probability by more than 5e-4."""
+PREDICTED_AT_ONCE = 64
+
+
+class PredictError(DataError):
+    """`kr predict` was given a model or an image that it cannot use. The message gives rule, values and remedy."""
+
+
+# --- the student -----------------------------------------------------------------------------------------------------
+
+
+class _Deployed(nn.Module):
+    """The classifier from pixels to probabilities."""
+
+    def __init__(self, normalise: Callable[[Tensor], Tensor], classifier: nn.Module) -> None:
+        super().__init__()
+        self.normalise, self.classifier = normalise, classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits: Tensor = self.classifier(self.normalise(images))
+        return logits, torch.softmax(logits, dim=1)
+
+
+def export_student(weights: Path, path: Path, class_names: Sequence[str], image_size: int) -> float:
+    """Write a classifier as one ONNX file that takes raw pixels: its normalisation is inside.
+
+    Input `images`: uint8 [N, C, image_size, image_size], any N. Outputs: `logits` float32 [N, K] and `probabilities` float32
+    [N, K]. `metadata_props` holds, under `kr_ray`, JSON with `class_names`, `image_size` and `channels`. The file is put in
+    place only after onnxruntime has given the same logits as PyTorch.
+
+    Args:
+        weights: what `save_classifier` wrote.
+        path: of the ONNX file; an older one is replaced.
+        class_names: one per class, in the order of the logits.
+
+    Returns:
+        The largest absolute difference between the logits of onnxruntime and of PyTorch, both on the CPU in float32.
+
+    Raises:
+        ValueError: not one name per class.
+        ArtifactError: the weights cannot be read, or the exported file computes something else.
+    """
+    from kr_ray.classifiers.networks import load_classifier
+    from kr_ray.data.augment import to_float
+
+    classifier = load_classifier(weights, torch.device("cpu"))
+    if len(class_names) != classifier.num_classes:
+        raise ValueError(
+            f"`len(class_names) == {classifier.num_classes}` (the student's classes) must hold, but got {len(class_names)} names; "
+            "give one per class"
+        )
+    described = {"class_names": list(class_names), "image_size": image_size, "channels": classifier.channels}
+    model = _to_onnx(_Deployed(to_float, classifier).eval(), described)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(model)
+        difference = _difference(temporary, classifier, image_size)
+        if not difference <= MAX_LOGIT_DIFFERENCE:  # also catches NaN
+            raise ArtifactError(
+                f"`largest difference of logits between ONNX and PyTorch <= {MAX_LOGIT_DIFFERENCE:g}` must hold, but got {difference:g}; "
+                f"{path} was not written: try another version of torch, onnxscript or onnxruntime"
+            )
+    return difference
+
+
+def _to_onnx(model: nn.Module, described: dict[str, Any]) -> bytes:
+    """The model as a serialised ONNX graph, with `described` in its metadata."""
+    import onnx
+
+    channels, size = described["channels"], described["image_size"]
+    example = torch.zeros(2, channels, size, size, dtype=torch.uint8)  # of 2: a batch of 1 would be taken for a constant
+    with _quiet():
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, verbose=False, input_names=["images"], output_names=["logits", "probabilities"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        )  # fmt: skip
+    assert program is not None
+    graph_file = program.model_proto
+    # The exporter notes at every node which line of which file on this machine it came from; that is nobody's business.
+    graph = graph_file.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(graph_file, {METADATA_KEY: json.dumps(described)})
+    serialised: bytes = graph_file.SerializeToString()
+    return serialised
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings, which concern its own internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _difference(path: Path, classifier: nn.Module, image_size: int) -> float:
+    """Largest absolute difference of logits on noise of every contrast, in batches of other sizes than the exported one."""
+    from kr_ray.classifiers.predict import predict_logits
+
+    session, described = _open_model(path)
+    random = torch.Generator().manual_seed(0)
+    shape = (32, described["channels"], image_size, image_size)
+    contrast = torch.linspace(0, 1, shape[0]).view(-1, 1, 1, 1)
+    images = (torch.randint(256, shape, generator=random) * contrast).to(torch.uint8)
+    found = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in (images[:1], images[1:])]
+    expected = predict_logits(classifier, images, torch.device("cpu")).numpy()
+    return float(np.abs(np.concatenate(found) - expected).max())
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+    """Class and its probability for each image file, in their order.
+
+    Images are read and resized as the training's own were (Pillow, EXIF orientation, `resize`), and converted to grey or RGB as
+    the model wants them. Model and presence of all files are checked before the first prediction.
+
+    Args:
+        model: an ONNX file written by `export_student`.
+        images: files that Pillow can read.
+
+    Raises:
+        PredictError: `model` is missing or not such a file, or an image is missing or unreadable.
+    """
+    session, described = _open_model(model)
+    for image in images:
+        if not image.is_file():
+            found = "a folder" if image.is_dir() else "nothing there"
+            raise PredictError(f"`{image}` must be an image file, but got {found}; correct the path")
+    return _predictions(session, described, images)
+
+
+def _predictions(session: Any, described: dict[str, Any], images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+    for start in range(0, len(images), PREDICTED_AT_ONCE):
+        files = images[start : start + PREDICTED_AT_ONCE]
+        pixels = np.concatenate([_read_for(described, file) for file in files])
+        probabilities: NDArray[np.float32] = session.run(["probabilities"], {"images": pixels})[0]
+        for file, row in zip(files, probabilities, strict=True):
+            best = int(row.argmax())
+            yield file, described["class_names"][best], float(row[best])
+
+
+def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
+    """One file as the model's input: uint8 [1, C, H, W]."""
+    from PIL import Image
+
+    try:
+        pixels = read_image(file)
+    except DataError as error:
+        raise PredictError(str(error)) from None  # the message holds all that the cause says
+    image = Image.fromarray(pixels).convert("L" if described["channels"] == 1 else "RGB")
+    # np.array, not asarray: Pillow's buffer is read-only, which torch warns of.
+    tensor = torch.from_numpy(np.array(image)).view(1, image.height, image.width, described["channels"]).permute(0, 3, 1, 2)
+    return resize(tensor, described["image_size"]).numpy()
+
+
+def _open_model(path: Path) -> tuple[Any, dict[str, Any]]:
+    """An onnxruntime session on the CPU, and what `export_student` wrote beside the weights."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise PredictError(
+            f"`{path}` must be a model written by `kr export`, but got {found}; correct --model, or run `kr export`"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    unfit = f"`{path}` must be an ONNX file written by `kr export`"
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (
+        errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:  # fmt: skip
+        raise PredictError(f"{unfit}, but onnxruntime cannot load it ({error}); export or copy it again") from None
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise PredictError(f"{unfit}, but it has no `{METADATA_KEY}` metadata; use the student.onnx of a run's export folder")
+    return session, json.loads(text)

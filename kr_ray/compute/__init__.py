@@ -1,0 +1,1 @@
+"""Devices, seeds, workers, captured graphs."""

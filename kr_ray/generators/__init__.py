@@ -1,0 +1,1 @@
+"""What makes images, a file or folder for each kind."""

@@ -1,0 +1,1 @@
+"""BigGAN-Deep (section 3.2): networks, training, sampling."""

@@ -1,0 +1,1 @@
+"""Ways of making a classifier from private images, a file for each."""

@@ -1,0 +1,182 @@
+"""The worst-case audit of one arm: all attacks on the scores of many runs, and what they find.
+
+Pure functions of arrays. Every attack pools all (run, sample) pairs, each run attacked with the help of the others only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
+from kr_ray.privacy.lira import hinge, lira_scores, logit_scaled
+from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
+from kr_ray.privacy.rmia import rmia_scores
+from kr_ray.privacy.scores import BoolArray, FloatArray, ReferenceScores, SampleScores, ScoreError
+from kr_ray.privacy.shadow import ShadowScores
+from kr_ray.privacy.shadow_attack import Attack, fit_class_attack
+
+HEADLINE = "lira_online_fixed_logit"
+"""Chosen before any figure is known; the best of several attacks would be optimistic. Carlini et al. find the fixed variance
+better below about 64 models, and the online attack on the logit-scaled confidence is their main one."""
+MATCHED_RUNS = 4
+MATCHED_SAMPLES = 500
+
+
+def audit_arm(
+    canary: SampleScores, population: SampleScores, reference: ReferenceScores | None, seed: int, delta: float = DELTA
+) -> dict[str, Any]:
+    """Attack all runs of one arm; plain JSON values.
+
+    Args:
+        canary, population: the two groups of audit samples, the same runs in the same order.
+        reference: images no run saw, for RMIA, which is left out without them.
+        seed: of resampling and splitting; the same seed gives the same figures.
+
+    Returns:
+        models, queries; headline: the name of the attack whose `figures` `population` and `canary` hold; canary_true_label: the
+        headline attack scoring the canaries' true label (absent where no label is wrong): success here shows that the model has
+        learned the sample's class rather than its given label; true_label_share, given_label_share: over (run, canary) pairs
+        "in" and "out", how often the run's model predicts that label (query 0); attacks: name -> group -> `figures`.
+
+    Raises:
+        ScoreError: the groups, or `reference`, hold another number of runs.
+    """
+    groups = {"population": population, "canary": canary}
+    attacks = attack_groups(groups, reference, seed, delta)
+    result = {
+        "models": len(canary.logits),
+        "queries": canary.logits.shape[2],
+        "headline": HEADLINE,
+        "population": attacks[HEADLINE]["population"],
+        "canary": attacks[HEADLINE]["canary"],
+        "true_label_share": _share(canary, "true_labels"),
+        "given_label_share": _share(canary, "labels"),
+        "attacks": attacks,
+    }
+    if (on_true_label := true_label_figures(canary, seed, delta)) is not None:
+        result["canary_true_label"] = on_true_label
+    return result
+
+
+def true_label_figures(samples: SampleScores, seed: int, delta: float = DELTA) -> dict[str, Any] | None:
+    """Figures of the headline attack scoring the true label; None where no given label is wrong."""
+    if (samples.labels == samples.true_labels).all():
+        return None
+    statistic = logit_scaled(samples.logits, samples.true_labels)
+    scores = lira_scores(statistic, samples.member, online=True, per_sample_variance=False)
+    return figures(scores, samples.member, seed, delta)
+
+
+def attack_groups(
+    groups: Mapping[str, SampleScores], reference: ReferenceScores | None, seed: int, delta: float = DELTA
+) -> dict[str, dict[str, Any]]:
+    """Figures of every attack on every group: name of the attack -> name of the group -> `figures`."""
+    runs = {group: len(samples.logits) for group, samples in groups.items()}
+    if len(set(runs.values())) > 1:
+        raise ScoreError(f"the groups must hold the same runs, but got {runs}; score every group in every run")
+    scores: dict[str, dict[str, FloatArray]] = {}
+    for group, samples in groups.items():
+        for name, values in attack_scores(samples, reference).items():
+            scores.setdefault(name, {})[group] = values
+    scores["shokri_matched"] = matched_shadow_scores(groups, seed)
+    return {
+        name: {group: figures(values, groups[group].member, seed, delta) for group, values in by_group.items()}
+        for name, by_group in scores.items()
+    }
+
+
+def attack_scores(samples: SampleScores, reference: ReferenceScores | None) -> dict[str, FloatArray]:
+    """Membership scores of one group by attack, each float64 [models, samples], higher = member.
+
+    lira_{online, offline}_{fixed, per_sample}_{logit, hinge}; global_threshold: the loss of the given label on the unaltered image
+    (its logit-scaled confidence, which orders all pairs as the loss does and does not saturate); rmia_{online, offline}.
+    """
+    statistics = {"logit": logit_scaled(samples.logits, samples.labels), "hinge": hinge(samples.logits, samples.labels)}
+    result = {"global_threshold": statistics["logit"][..., 0]}
+    for kind, statistic in statistics.items():
+        result |= {f"{name}_{kind}": scores for name, scores in lira_variants(statistic, samples.member).items()}
+    if reference is not None:
+        for online in (True, False):
+            result[f"rmia_{'online' if online else 'offline'}"] = rmia_scores(samples, reference, online=online)
+    return result
+
+
+def lira_variants(statistic: FloatArray, member: BoolArray) -> dict[str, FloatArray]:
+    """lira_{online, offline}_{fixed, per_sample} of one statistic [models, samples, queries]."""
+    return {
+        f"lira_{'online' if online else 'offline'}_{'per_sample' if per_sample else 'fixed'}": lira_scores(
+            statistic, member, online=online, per_sample_variance=per_sample
+        )
+        for online in (True, False)
+        for per_sample in (False, True)
+    }
+
+
+def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DELTA) -> dict[str, Any]:
+    """What the scores of one attack show; see `rates` for each interval's meaning and `epsilon` for the bounds.
+
+    Args:
+        scores: [models, samples], finite, higher = member.
+        member: [models, samples].
+
+    Returns:
+        tpr_at_fpr_0.001 with ci_low, ci_high (of the true TPR at the true FPR), clopper_pearson_low / _high, bootstrap_low /
+        _high, true_positives, false_positives; the same at 1 % with the suffix `_0.01`; all null, with `refused` (`refused_0.01`)
+        saying why, where there are too few non-members. auc, auc_low, auc_high; balanced_accuracy (null where a half of the samples
+        has one class only); epsilon; n_members, n_non_members (pairs), finest_fpr; roc {fpr, tpr}.
+    """
+    pairs = pair_scores(scores, member)
+    area, low, high = auc_interval(pairs)
+    return {
+        **tpr_figures(pairs, seed),
+        "auc": area,
+        "auc_low": low,
+        "auc_high": high,
+        "balanced_accuracy": balanced_accuracy(scores, member, seed),
+        "epsilon": epsilon_bounds(scores, member, seed, delta),
+        "n_members": len(pairs.members),
+        "n_non_members": len(pairs.non_members),
+        "finest_fpr": 1 / len(pairs.non_members),
+        "roc": thinned_roc(pairs),
+    }
+
+
+def matched_shadow_scores(groups: Mapping[str, SampleScores], seed: int) -> dict[str, FloatArray]:
+    """Shokri et al.'s attack with pipeline-matched shadows: the other runs are the shadow models; [models, samples] per group.
+
+    The runs are halved at random. Attacks fitted on (at most four) runs of one half attack every run of the other, and the
+    reverse, so that no run helps to attack itself at the price of two fits; their log-odds are calibrated, hence pooled. The
+    shadows' rows are (at most 500 of) the samples of each group, on query 0, by given label. A class that lacks members or
+    non-members there scores zero, "no evidence".
+    """
+    models = len(next(iter(groups.values())).logits)
+    rng = np.random.default_rng([seed, 2])
+    order = rng.permutation(models)
+    halves = order[: models // 2], order[models // 2 :]
+    rows = {name: rng.permutation(len(group.labels))[:MATCHED_SAMPLES] for name, group in groups.items()}
+    result = {name: np.zeros(group.member.shape) for name, group in groups.items()}
+    for fitted_on, attacked in (halves, halves[::-1]):
+        shadows = [_shadow(groups, rows, int(run)) for run in fitted_on[:MATCHED_RUNS]]
+        classes = np.unique(np.concatenate([group.labels for group in groups.values()])).tolist()
+        attack = Attack({index: fit_class_attack(shadows, index, seed, holdout=0.5) for index in classes})
+        for name, group in groups.items():
+            logits = np.concatenate(group.logits[attacked, :, 0])
+            result[name][attacked] = attack.scores(logits, np.tile(group.labels, len(attacked))).reshape(len(attacked), -1)
+    return result
+
+
+def _shadow(groups: Mapping[str, SampleScores], rows: Mapping[str, Any], run: int) -> ShadowScores:
+    parts = [
+        (group.logits[run, kept, 0], group.labels[kept], group.member[run, kept])
+        for group, kept in ((groups[n], rows[n]) for n in groups)
+    ]
+    logits, labels, member = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return ShadowScores(run, logits, labels, member)
+
+
+def _share(samples: SampleScores, labels: str) -> dict[str, float]:
+    hit = samples.logits[:, :, 0].argmax(axis=-1) == getattr(samples, labels)
+    return {"in": float(hit[samples.member].mean()), "out": float(hit[~samples.member].mean())}

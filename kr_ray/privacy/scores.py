@@ -1,0 +1,147 @@
+"""The arrays that a worst-case audit attacks: what many models answer on samples that some of them were trained on.
+
+Numpy only; a wrong array is refused here, before any attack, with `ScoreError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kr_ray.runs.artifacts import atomic_write
+from kr_ray.runs.storage import storage_path
+
+FloatArray = NDArray[np.float64]
+LogitArray = NDArray[np.float32]
+IndexArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+MIN_MODELS = 2
+"""A sample needs this many models on either side: one is attacked, at least one is left to compare it with."""
+
+
+class ScoreError(ValueError):
+    """The scores cannot be audited. The message gives the rule, the values found and the remedy."""
+
+
+class _Arrays:
+    """Writing to and reading from npz, for the dataclasses of arrays below."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a compressed npz, atomically."""
+        with atomic_write(storage_path(path)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **vars(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote; nothing is unpickled.
+
+        Raises:
+            ScoreError: an array is missing or does not fit.
+            OSError, ValueError, zipfile.BadZipFile: not a (complete) npz file.
+        """
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        with storage_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if missing := [name for name in names if name not in file.files]:
+                raise ScoreError(
+                    f"`{path}` must hold {', '.join(names)}, but lacks {', '.join(missing)}; save them with numpy.savez"
+                )
+            return cls(**{name: file[name] for name in names})
+
+
+@dataclass(frozen=True)
+class SampleScores(_Arrays):
+    """One group of audit samples ("canary" or "population") under all models of one arm.
+
+    LiRA needs models trained with and without a sample. The canaries are in half of the runs, and here the population samples
+    (drawn at random, with their correct labels) are too, so that both figures come from the same estimator. The ICLR 2025 study
+    keeps everything but its audit samples in all runs; this is a departure. All other training images are always in.
+
+    Attributes:
+        logits: float32 [models, samples, queries, classes], finite, two classes or more; query 0 is the unaltered image.
+        labels: the label given in training, int64 [samples], in [0, classes); for a mislabeled canary the wrong one.
+        true_labels: int64 [samples], in [0, classes).
+        member: True where the sample was in the model's training set, bool [models, samples]. In a designed audit each sample
+            is a member in exactly half of the models; at least two models with it and two without are needed.
+
+    Raises:
+        ScoreError: shapes, types or values do not fit.
+    """
+
+    logits: LogitArray
+    labels: IndexArray
+    true_labels: IndexArray
+    member: BoolArray
+
+    def __post_init__(self) -> None:
+        check_logits(self.logits, 4, "float32 [models, samples, queries, classes]")
+        models, samples, _, classes = self.logits.shape
+        check_labels("labels", self.labels, samples, classes)
+        check_labels("true_labels", self.true_labels, samples, classes)
+        check_member(self.member, models, samples)
+
+
+@dataclass(frozen=True)
+class ReferenceScores(_Arrays):
+    """Images that no model was trained on: RMIA's z.
+
+    Attributes:
+        logits: float32 [models, reference, classes], finite; the models in the order of the audit samples' array.
+        labels: true classes, int64 [reference], in [0, classes).
+
+    Raises:
+        ScoreError: shapes, types or values do not fit.
+    """
+
+    logits: LogitArray
+    labels: IndexArray
+
+    def __post_init__(self) -> None:
+        check_logits(self.logits, 3, "float32 [models, reference, classes]")
+        check_labels("labels", self.labels, self.logits.shape[1], self.logits.shape[2])
+
+
+def check_logits(logits: NDArray[Any], dimensions: int, shape: str) -> None:
+    if logits.dtype != np.float32 or logits.ndim != dimensions or 0 in logits.shape:
+        raise ScoreError(f"`logits` must be {shape}, none of them empty, but got {logits.dtype} {logits.shape}; convert before")
+    if logits.shape[-1] < 2:
+        raise ScoreError(f"`classes >= 2` must hold, but `logits` is {logits.shape}; give one logit per class, classes last")
+    check_finite("logits", logits)
+
+
+def check_finite(name: str, values: NDArray[Any]) -> None:
+    if bad := int(values.size - np.isfinite(values).sum()):
+        raise ScoreError(
+            f"`{name}` must be finite, but {bad} of {values.size} values are nan or inf; leave out the models that diverged"
+        )
+
+
+def check_labels(name: str, labels: NDArray[Any], samples: int, classes: int) -> None:
+    if labels.dtype != np.int64 or labels.shape != (samples,):
+        raise ScoreError(
+            f"`{name}` must be int64 [{samples}], but got {labels.dtype} {labels.shape}; one per sample of `logits`"
+        )
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise ScoreError(
+            f"`0 <= {name} < {classes}` must hold, but got {labels.min()} to {labels.max()}; `logits` has {classes} classes"
+        )
+
+
+def check_member(member: NDArray[Any], models: int, samples: int) -> None:
+    """Bool [models, samples] with at least two models in and two out for every sample."""
+    if member.dtype != np.bool_ or member.shape != (models, samples):
+        raise ScoreError(
+            f"`member` must be bool [{models}, {samples}], but got {member.dtype} {member.shape}; one per model and sample"
+        )
+    inside = member.sum(axis=0)
+    bad = np.flatnonzero((inside < MIN_MODELS) | (models - inside < MIN_MODELS))
+    if bad.size:
+        first = int(bad[0])
+        raise ScoreError(
+            f"`every sample is a member of >= {MIN_MODELS} models and a non-member of >= {MIN_MODELS}` must hold, but of {models} models "
+            f"sample {first} is in {int(inside[first])} ({bad.size} of {samples} samples fail); add models, or leave those samples out"
+        )

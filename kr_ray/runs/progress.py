@@ -1,0 +1,109 @@
+"""How far a stage is: made of what its units of work report, kept in status.json, shown by `kr run` and `kr watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kr_ray.runs.artifacts import read_json, write_json
+from kr_ray.runs.storage import list_files
+
+TRIALS_FILE = "trials.json"
+
+
+def report_progress(folder: Path, unit: str, share: float, note: str = "", **figures: Any) -> None:
+    """Say that `share` (0 to 1) of one unit of the work of the stage in `folder` is done; `note` is shown to the person who waits.
+
+    `figures` are summed up below: `cas`, `images_per_second`, `pruned`.
+    """
+    write_json(folder / "progress" / f"{unit}.json", {"share": share, "note": note} | figures)
+
+
+def report_trials(folder: Path, running: int, paused: int) -> None:
+    """Say how many trials of the stage in `folder` train and how many wait."""
+    write_json(folder / TRIALS_FILE, {"running": running, "paused": paused})
+
+
+def read_progress(folder: Path) -> list[dict[str, Any]]:
+    """What all units that have begun have reported last, the latest first."""
+    files = [file for file in list_files(folder / "progress") if not file.path.name.startswith(".")]
+    return [read_json(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True)]
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """A stage at one moment.
+
+    Attributes:
+        share: of the stage's work, 0 to 1.
+        note: what the unit that reported last says.
+        units: pieces of work (trials, shadow models) that the stage consists of.
+        done: those that ended, the pruned ones included.
+        pruned: those that a scheduler stopped early.
+        running: those that train now, or None where nobody counts them.
+        paused: those that wait for a scheduler's decision, likewise.
+        best_cas: best validation CAS of those that were trained to their end, if any.
+        images_per_second: of the unit that reported last, if it says so.
+        eta_s: seconds until the stage ends if it goes on at its mean rate so far, or None before anything was measured.
+    """
+
+    share: float = 0.0
+    note: str = ""
+    units: int = 1
+    done: int = 0
+    pruned: int = 0
+    running: int | None = None
+    paused: int | None = None
+    best_cas: float | None = None
+    images_per_second: float | None = None
+    eta_s: float | None = None
+
+    @classmethod
+    def from_status(cls, status: Mapping[str, Any]) -> StageProgress:
+        """What status.json says."""
+        return cls(**{field.name: status[field.name] for field in fields(cls) if field.name in status})
+
+    def describe(self) -> str:
+        """All but the share in a few words for a person."""
+        parts = []
+        if self.units > 1:
+            live = [f"{count} {what}" for count, what in ((self.running, "running"), (self.paused, "paused")) if count]
+            parts.append(
+                ", ".join([f"{self.done} of {self.units} done{f' ({self.pruned} pruned)' * bool(self.pruned)}", *live])
+            )
+        if self.best_cas is not None:
+            parts.append(f"best CAS {self.best_cas:.4f}")
+        if self.images_per_second:
+            parts.append(f"{self.images_per_second:,.0f} images/s{' each' * (self.units > 1)}")
+        if self.eta_s is not None:
+            minutes, seconds = divmod(round(self.eta_s), 60)
+            parts.append(f"about {f'{minutes} min' if minutes else f'{seconds} s'} left")
+        return " · ".join([*parts, self.note] if self.note else parts)
+
+
+def look_at_stage(folder: Path, expected: int, spent_s: float) -> StageProgress:
+    """Sum up what the units of the stage in `folder` have reported.
+
+    Args:
+        expected: how many units there will be.
+        spent_s: wall seconds that the stage has taken so far.
+    """
+    reports = read_progress(folder)
+    units = max(expected, len(reports), 1)
+    share = sum(report["share"] for report in reports) / units
+    trials = read_json(folder / TRIALS_FILE) if (folder / TRIALS_FILE).exists() else {}
+    cas = [r["cas"] for r in reports if r.get("cas") is not None and r["share"] >= 1 and not r.get("pruned")]
+    return StageProgress(
+        share=share,
+        note=reports[0]["note"] if reports else "",
+        units=units,
+        done=sum(report["share"] >= 1 for report in reports),
+        pruned=sum(bool(report.get("pruned")) for report in reports),
+        running=trials.get("running"),
+        paused=trials.get("paused"),
+        best_cas=max(cas, default=None),
+        images_per_second=reports[0].get("images_per_second") if reports else None,
+        eta_s=spent_s * (1 - share) / share if share else None,
+    )

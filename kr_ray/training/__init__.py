@@ -1,1 +1,0 @@
-"""Training loops: one for every classifier, one for the GAN."""
