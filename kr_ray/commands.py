@@ -50,9 +50,9 @@ def audit(parsed: argparse.Namespace) -> int:
 def _audit_worst_case(parsed: argparse.Namespace) -> int:
     if parsed.budget is not None and not parsed.budget > 0:
         raise ConfigError(f"`--budget > 0` must hold, but got {parsed.budget}; give device hours")
-    models = [] if parsed.models is None else [f"audit.models={parsed.models}"]
-    config = load_config(parsed.config, [*parsed.set, f"audit.arms=[{parsed.arms}]", *models])
-    if not config.audit.arms:
+    models = [] if parsed.models is None else [f"audit.worst_case.models={parsed.models}"]
+    config = load_config(parsed.config, [*parsed.set, f"audit.worst_case.arms=[{parsed.arms}]", *models])
+    if not config.audit.worst_case.arms:
         raise ConfigError("`--arms` must name at least one arm; use --arms teacher,kr")
     from kr_ray.pipeline import Pipeline
 
@@ -90,16 +90,18 @@ def compare_labels(parsed: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from kr_ray import studies
     from kr_ray.pipeline import Pipeline
 
     with Display() as display, Pipeline(config, display) as pipeline:
-        comparison = pipeline.compare_labels(parsed.seeds, all_checkpoints=parsed.checkpoints == "all")
+        comparison = studies.compare_labels(pipeline, parsed.seeds, all_checkpoints=parsed.checkpoints == "all")
+        file = pipeline.run / "compare_labels" / "done.json"
     table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
-    for row in comparison["summary"]:
-        table.add_row(row["labelling"], f"{row['mean']:.4f}", f"{row['sd']:.4f}", str(row["n"]))
+    for row in comparison.summary():
+        table.add_row(row.labelling, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n))
     console = Console()
     console.print(table)
-    console.print(f"written to {comparison['file']}", soft_wrap=True)
+    console.print(f"written to {file.resolve()}", soft_wrap=True)
     return 0
 
 
@@ -110,10 +112,12 @@ def compare_search(parsed: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from kr_ray import studies
     from kr_ray.pipeline import Pipeline
 
     with Display() as display, Pipeline(config, display) as pipeline:
-        comparison = pipeline.compare_search(parsed.seeds)
+        comparison = studies.compare_search(pipeline, parsed.seeds)
+        file = pipeline.run / "compare_search" / "done.json"
     table = Table(
         "exhaustive: epoch",
         "CAS",
@@ -124,13 +128,12 @@ def compare_search(parsed: argparse.Namespace) -> int:
         "seconds",
         title=f"{config.name}: halving's share",
     )
-    for row in comparison["rows"]:
-        whole, short = row["exhaustive"], row["halving"]
-        winners = [f"{figure}" for found in (whole, short) for figure in (found["epoch"], f"{found['val_cas']:.4f}")]
-        table.add_row(*winners, f"{row['lost_cas']:.4f}", f"{row['images_share']:.2f}", f"{row['seconds_share']:.2f}")
+    for row in comparison.rows:
+        winners = [f"{figure}" for found in (row.exhaustive, row.halving) for figure in (found.epoch, f"{found.val_cas:.4f}")]
+        table.add_row(*winners, f"{row.lost_cas:.4f}", f"{row.images_share:.2f}", f"{row.seconds_share:.2f}")
     console = Console()
     console.print(table)
-    console.print(f"written to {comparison['file']}", soft_wrap=True)
+    console.print(f"written to {file.resolve()}", soft_wrap=True)
     return 0
 
 
@@ -138,10 +141,11 @@ def export(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.images < 0:
         raise ConfigError(f"`--images >= 0` must hold, but got {parsed.images}; use 0 for the tuned cardinality")
+    from kr_ray import studies
     from kr_ray.pipeline import Pipeline
 
     with Display() as display, Pipeline(config, display) as pipeline:
-        written = pipeline.export(parsed.images)
+        written = studies.export(pipeline, parsed.images)
     for name, text in written.items():
         print(f"{name}: {text}")
     return 0

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kr_ray.config import Config
+from kr_ray.runs.results import AUDIT, STUDENT, TEACHER, WORST_CASE, ReportResult, Result, Results
 from kr_ray.runs.storage import storage_path
 
 if TYPE_CHECKING:
@@ -58,66 +59,38 @@ class Display:
     def notice(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
-    def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None:
-        note = _headline(stage, result)
+    def stage_finished(self, stage: str, result: Result, skipped: bool) -> None:
+        note = result.headline()
         if stage not in self.tasks:
             self.tasks[stage] = self.progress.add_task(stage, total=1.0, note=note)
         self.progress.update(self.tasks[stage], completed=1.0, note=note)
         self.progress.stop_task(self.tasks[stage])
         if not self.live:
-            took = "finished before" if skipped else f"{result['wall_s']:.1f} s"
+            took = "finished before" if skipped else f"{result.wall_s:.1f} s"
             self.console.print(f"{stage}: done ({took}) {note}", soft_wrap=True)
 
 
-def _headline(stage: str, result: dict[str, Any]) -> str:
-    """The one figure of a finished stage."""
-    if stage == "data":
-        return f"{result['name']}: {result['train']} / {result['validation']} / {result['test']} images"
-    if stage in ("teacher", "student", "equal_compute_teacher"):
-        return f"test {'CAS' if stage == 'student' else 'accuracy'} {result['test_accuracy']:.4f}"
-    if stage == "generator":
-        alarms = sum(row["alarm"] for row in result["collapse"])
-        return f"{len(result['checkpoints'])} checkpoints, {alarms} collapse alarms"
-    if stage == "checkpoints":
-        return f"best: epoch {result['best_epoch']}, validation CAS {result['best_cas']:.4f}"
-    if stage == "tuning":
-        best = result["best"]
-        return f"validation CAS {best['val_cas']:.4f} ({result['delta_cas']:+.4f} over the defaults)"
-    if stage == "audit":
-        return "AUC_MIA " + ", ".join(f"{name} {result['kr'][name]['auc']:.4f}" for name in ("teacher", "student"))
-    if stage == "copies":
-        shares = ", ".join(f"{name} {space['near_copy_share']:.1%}" for name, space in result["spaces"].items())
-        return f"near-copies by {shares} ({result['quantile']:.0%} expected)"
-    if stage == "worst_case":
-        return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {_tpr(found['canary'])}" for arm, found in result["lira"].items())
-    return ""
-
-
-def _tpr(figures: dict[str, Any]) -> str:
-    value = figures["tpr_at_fpr_0.001"]
-    return "–" if value is None else f"{value:.1%} ({figures['true_positives']} of {figures['n_members']})"
-
-
-def print_summary(config: Config, stage: str, results: dict[str, Any], result: dict[str, Any]) -> None:
+def print_summary(config: Config, stage: str, results: Results, result: Result) -> None:
     """Table 2's row, the worst case, and where the result is."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    if "audit" in results:
+    if audit := results.get(AUDIT):
         table = Table("model", "test accuracy / CAS", "AUC_MIA", "AOP", title=f"{config.name}: Table 2's row for this run")
-        for name in ("teacher", "student"):
-            attacked = results["audit"]["kr"][name]
-            table.add_row(name, f"{results[name]['test_accuracy']:.4f}", f"{attacked['auc']:.4f}", f"{attacked['aop']:.4f}")
+        accuracies = {"teacher": results[TEACHER].test_accuracy, "student": results[STUDENT].test_accuracy}
+        for name, accuracy in accuracies.items():
+            if attacked := getattr(audit.kr, name):
+                table.add_row(name, f"{accuracy:.4f}", f"{attacked.auc:.4f}", f"{attacked.aop:.4f}")
         console.print(table)
-    if "worst_case" in results:
+    if worst := results.get(WORST_CASE):
         table = Table("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >=", title="worst case, at 0.1 % FPR")
-        for arm, found in results["worst_case"]["lira"].items():
-            bound = found["canary"]["epsilon"]["clopper_pearson"]
-            rates = [_tpr(found[group]) for group in ("canary", "population")]
-            table.add_row(arm, f"{found['test_accuracy']:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
+        for arm, found in worst.lira.items():
+            bound = found.canary.epsilon.clopper_pearson
+            rates = [found.canary.tpr(), found.population.tpr()]
+            table.add_row(arm, f"{found.test_accuracy:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
         console.print(table)
-    if stage == "report":
-        console.print(f"report: [bold]{storage_path(result['page']).resolve()}[/bold]", soft_wrap=True)
+    if isinstance(result, ReportResult):
+        console.print(f"report: [bold]{storage_path(result.page).resolve()}[/bold]", soft_wrap=True)
     else:
         console.print(f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)

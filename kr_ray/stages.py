@@ -7,17 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self
 
 import yaml
-from pydantic import BaseModel
 
-from kr_ray.config import Config, ConfigError
+from kr_ray.config import Config, ConfigError, Section
 from kr_ray.runs.artifacts import RunDirectory, atomic_write, fingerprint
 from kr_ray.runs.progress import StageProgress, look_at_stage
+from kr_ray.runs.results import Key, R, Result, Results
+from kr_ray.runs.stages import done_once, found
 from kr_ray.runs.storage import RemotePath, storage_path
 
 WORK_VERSION = 1
@@ -25,8 +26,6 @@ WORK_VERSION = 1
 
 LOCAL_LOOK_S, REMOTE_LOOK_S = 0.25, 4.0
 """How often a stage's progress is looked at: of a store every look is a request per unit of work."""
-
-Result = dict[str, Any]
 
 
 class Watcher(Protocol):
@@ -38,13 +37,44 @@ class Watcher(Protocol):
     def notice(self, text: str) -> None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[R]):
+    """One stage of a run, as data.
+
+    Attributes:
+        key: name and type of its result.
+        after: the stages whose results it reads.
+        inputs: the config's sections, and other JSON values, that decide its result beside those stages.
+        work: does it in the given folder, in which a killed attempt on the same inputs may have left something.
+        units: how many units of its work report their own progress.
+        wanted: whether a whole run of this configuration has it.
+        on_ray: whether it needs Ray.
+        resumes: whether a killed or changed attempt's files name their own inputs, so that they stay whatever has changed.
+        stands_for: what later stages' fingerprints know of it; None: its own fingerprint.
+    """
+
+    key: Key[R]
+    after: Sequence[str]
+    inputs: Callable[[], Sequence[Section | Any]]
+    work: Callable[[Path], R]
+    units: Callable[[], int] = lambda: 1
+    wanted: Callable[[], bool] = lambda: True
+    on_ray: bool = True
+    resumes: bool = False
+    stands_for: Callable[[R], str] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key.name
+
+
 class StageRunner:
     """Runs stages in a run's directory, which is locked within `with`, and keeps their results."""
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
         self.config, self.watcher = config, watcher
         self.run = RunDirectory(_storage(config) / config.name)
-        self.results: dict[str, Result] = {}
+        self.results = Results()
         self.prints: dict[str, str] = {}
         self.skipped: dict[str, bool] = {}
         self._connected = False
@@ -59,31 +89,48 @@ class StageRunner:
     def __exit__(self, *exception: Any) -> None:
         self._open.__exit__(*exception)
 
-    def _run_stage(self, stage: str, sections: list[Any], after: Sequence[str], work: Callable[[Path], Result]) -> Result:
-        stamp = self.prints[stage] = self._stamp(stage, sections, after)
-        result = self.run.result(stage, stamp)
-        self.skipped[stage] = result is not None
-        if result is None:
-            folder = self._begin(stage, stamp)
-            if stage not in ("data", "report"):
+    def run_stage(self, stage: Stage[R]) -> R:
+        """Do the stage, unless it is done."""
+
+        def work(folder: Path) -> R:
+            if stage.on_ray:
                 self.connect()
-            with self._watched(stage, folder) as clock:
-                result = work(folder)
-            result = result | {"wall_s": clock()}
-            self.run.finish(stage, stamp, result)
-        if stage == "data":
-            self.prints[stage] = result["digest"]  # the same images from another place are the same data
-        self.watcher.stage_finished(stage, result, self.skipped[stage])
+            with self.watched(stage, folder) as clock:
+                result = stage.work(folder)
+            return result.model_copy(update={"wall_s": clock()})
+
+        stamp = self.stamp(stage)
+        attempt = stage.name if stage.resumes else stamp
+        result, skipped = done_once(self.run, stage.name, stamp, stage.key.result, work, attempt)
+        self._take_over(stage, stamp, result, skipped)
+        self.watcher.stage_finished(stage.name, result, skipped)
         return result
 
-    def _stamp(self, stage: str, sections: list[Any], after: Sequence[str]) -> str:
-        plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in sections]
-        return fingerprint(WORK_VERSION, stage, plain, {name: self.prints[name] for name in after})
+    def take_over(self, stage: Stage[R]) -> bool:
+        """Take over the stage's result if it has finished on what its inputs are now; runs nothing."""
+        if any(name not in self.prints for name in stage.after):
+            return False
+        stamp = self.stamp(stage)
+        result = found(self.run, stage.name, stamp, stage.key.result)
+        if result is None:
+            return False
+        self._take_over(stage, stamp, result, skipped=True)
+        return True
+
+    def _take_over(self, stage: Stage[R], stamp: str, result: R, skipped: bool) -> None:
+        self.results.keep(stage.name, result)
+        self.skipped[stage.name] = skipped
+        self.prints[stage.name] = stage.stands_for(result) if stage.stands_for else stamp
+
+    def stamp(self, stage: Stage[Any]) -> str:
+        """Fingerprint of all that decides the stage's result."""
+        plain = [part.stamp() if isinstance(part, Section) else part for part in stage.inputs()]
+        return fingerprint(WORK_VERSION, stage.name, plain, {name: self.prints[name] for name in stage.after})
 
     @contextmanager
-    def _watched(self, stage: str, folder: Path) -> Iterator[Callable[[], float]]:
+    def watched(self, stage: Stage[Any], folder: Path) -> Iterator[Callable[[], float]]:
         """While the block runs, keep telling status.json and the watcher how far it is; yields a clock of the stage's wall time."""
-        started, before, over = time.monotonic(), self.run.spent_s(stage), threading.Event()
+        started, before, over = time.monotonic(), self.run.spent_s(stage.name), threading.Event()
         look_s = REMOTE_LOOK_S if isinstance(folder, RemotePath) else LOCAL_LOOK_S
 
         def clock() -> float:
@@ -93,18 +140,18 @@ class StageRunner:
             beat = 0.0
             while not over.wait(look_s):
                 try:
-                    progress = look_at_stage(folder, self._units(stage), clock())
+                    progress = look_at_stage(folder, stage.units(), clock())
                 except OSError:  # a store that failed for a minute: whoever works on the stage will find out too
                     continue
-                self.watcher.stage_progress(stage, progress)
+                self.watcher.stage_progress(stage.name, progress)
                 if time.monotonic() - beat > 2:
                     beat = time.monotonic()
                     with suppress(OSError):
-                        self.run.heartbeat(stage, clock(), asdict(progress))
+                        self.run.heartbeat(stage.name, clock(), asdict(progress))
 
-        self.watcher.stage_started(stage)
-        self._announce(stage, True)
-        self.run.heartbeat(stage, before, asdict(StageProgress()))
+        self.watcher.stage_started(stage.name)
+        self._announce(stage.name, True)
+        self.run.heartbeat(stage.name, before, asdict(StageProgress()))
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
@@ -112,7 +159,7 @@ class StageRunner:
         finally:
             over.set()
             thread.join()
-            self._announce(stage, False)
+            self._announce(stage.name, False)
 
     def _announce(self, stage: str, running: bool) -> None:
         """To those who watch the cluster and not this run."""
@@ -133,20 +180,6 @@ class StageRunner:
             importing.join()  # two threads that import the same modules at a time can see half of one
             self._connected = True
             check_storage_shared(self.run.path)
-
-    def _train(self, work: Any, folder: Path) -> None:
-        from kr_ray.cluster.train import train_on_cluster
-
-        cluster = self.config.cluster
-        train_on_cluster(work, folder, cluster.train, cluster.max_retries, cluster.worker_counts)
-
-    def _begin(self, stage: str, stamp: str) -> Path:
-        """The stage's folder, with what an interrupted attempt on the same inputs has left."""
-        return self.run.begin(stage, stamp)
-
-    def _units(self, stage: str) -> int:
-        """How many units of the stage's work report their own progress."""
-        return 1
 
 
 def _storage(config: Config) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from kr_ray.config import ClassifierConfig, Config, GeneratorConfig
+from kr_ray.config import BigGanConfig, ClassifierConfig, Config
 from kr_ray.config.file import parse_config
 
 # Two spinning OpenMP threads on shared cores cost twice the wall time of one.
@@ -28,7 +28,7 @@ def tiny_settings(**sections: Any) -> dict[str, Any]:
         "classifier": {"width": 4, "min_steps": 20, "batch_size": 64, "horizontal_flip": False},
         "teacher": {"epochs": 4},
         "generator": {"architecture": "tiny16", "epochs": 4, "batch_size": 32, "checkpoint_every": 2, "d_steps": 2},
-        "synthesis": {"epoch_unit": "real", "regeneration_rate": 2, "standing_batches": 2},
+        "synthesis": {"epoch_unit": "real", "regeneration_rate": 2, "sampling": {"standing_batches": 2}},
         "checkpoints": {"epochs": 5},
         "tuning": {
             "trials": 4,
@@ -36,22 +36,26 @@ def tiny_settings(**sections: Any) -> dict[str, Any]:
             "rungs": 2,
             "reduction_factor": 2,
             "startup_trials": 2,
-            "cardinality_scale": [1, 2],
+            "space": {"latent_std": [1.0, 2.5], "regeneration_rate": [1, 10], "cardinality_scale": [1, 2]},
         },
         "student": {"epochs": 6},
-        "audit": {"shadow_models": 3, "epochs": 4},
+        "audit": {"shadow": {"models": 3, "epochs": 4}},
         "cluster": {"train": {"cpu": 1.0}},
     }
-    for section, values in sections.items():
-        raw[section] = raw.get(section, {}) | values if isinstance(values, dict) else values
-    return raw
+    return merged(raw, sections)
+
+
+def merged(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with `changes` merged into it, section by section."""
+    both = {key: merged(raw[key], changes[key]) for key in raw.keys() & changes.keys() if isinstance(changes[key], dict)}
+    return raw | changes | both
 
 
 def tiny_config(**sections: Any) -> Config:
     return parse_config(tiny_settings(**sections))
 
 
-def tiny_generator(**keys: Any) -> GeneratorConfig:
+def tiny_generator(**keys: Any) -> BigGanConfig:
     return tiny_config(generator=keys).generator
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,12 +13,13 @@ from conftest import tiny_config, tiny_recipe
 from kr_ray.audits.design import design_audit, wrong_labels
 from kr_ray.audits.outliers import held_out_halves
 from kr_ray.audits.runs import query_images, query_offsets
-from kr_ray.config import ArmName, AuditConfig, ConfigError, DataConfig
+from kr_ray.config import ConfigError, DataConfig, WorstCaseConfig
 from kr_ray.config.file import parse_config
+from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages, Splits
-from kr_ray.methods.interface import ARMS
+from kr_ray.methods.registry import method_of
 
 
 def noise_splits(train: int = 400, test: int = 60, classes: int = 4) -> Splits:
@@ -33,8 +33,8 @@ def noise_splits(train: int = 400, test: int = 60, classes: int = 4) -> Splits:
     return Splits("noise", tuple("abcdefgh"[:classes]), part(train), part(40), part(test))
 
 
-def audit(**keys: object) -> AuditConfig:
-    return tiny_config(audit=keys).audit
+def audit(**keys: object) -> WorstCaseConfig:
+    return tiny_config(audit={"worst_case": keys}).audit.worst_case
 
 
 def test_every_sample_is_in_half_of_the_runs_and_in_every_even_number_of_first_runs() -> None:
@@ -110,13 +110,13 @@ def test_copies_are_neither_canaries_nor_population_nor_reference() -> None:
 def test_more_canaries_than_fit_are_refused_with_the_number_that_does() -> None:
     splits = noise_splits()
     assert len(design_audit(splits, audit(canaries=40), 0).canaries) == 40
-    with pytest.raises(DataError, match=r"audit.canaries <= 40.*got 41.*use 40"):
+    with pytest.raises(DataError, match=r"audit.worst_case.canaries <= 40.*got 41.*use 40"):
         design_audit(splits, audit(canaries=41), 0)
-    with pytest.raises(DataError, match=r"audit.population <= 40"):
+    with pytest.raises(DataError, match=r"audit.worst_case.population <= 40"):
         design_audit(splits, audit(population=100), 0)
     with pytest.raises(DataError, match="more training images"):
         design_audit(noise_splits(train=16), audit(), 0)
-    with pytest.raises(DataError, match=r"audit.canaries >= 2"):
+    with pytest.raises(DataError, match=r"audit.worst_case.canaries >= 2"):
         design_audit(splits, audit(canaries=1), 0)
 
 
@@ -161,16 +161,16 @@ def test_a_query_shifts_black_in_and_then_mirrors() -> None:
 
 def test_config_rules_of_the_audit() -> None:
     with pytest.raises(ConfigError, match="even"):
-        tiny_config(audit={"models": 5})
+        audit(models=5)
     with pytest.raises(ConfigError, match="different"):
-        tiny_config(audit={"arms": ["kr", "kr"]})
-    with pytest.raises(ConfigError, match=r"audit\.arms"):
-        tiny_config(audit={"arms": ["nothing"]})
-    assert parse_config({"name": "a", "data": {"name": "digits"}, "generator": {}}).audit.models == 32  # the paper's
+        audit(arms=["kr", "kr"])
+    with pytest.raises(ConfigError, match=r"audit\.worst_case\.arms"):
+        audit(arms=["nothing"])
+    assert parse_config({"name": "a", "data": {"name": "digits"}, "generator": {}}).audit.worst_case.models == 32  # the paper's
 
 
-def test_every_arm_of_the_config_can_be_trained() -> None:
-    assert get_args(ArmName) == tuple(ARMS)
+def test_every_arm_that_a_run_has_is_a_method() -> None:
+    assert [method_of(arm, tiny_config()).title for arm in OWN_ARMS] == ["Teacher", "Student", "Student, fixed generator"]
 
 
 def test_pneumoniamnists_copies_are_kept_out(shared_data: Path) -> None:

@@ -57,8 +57,12 @@ def test_paper_scale_is_tables_1_3_and_4(name: str) -> None:
         100,
         100,
     )
-    assert (config.tuning.trials, config.audit.shadow_models) == (50, 10)
-    assert (config.synthesis.latent_std, config.synthesis.regeneration_rate, config.synthesis.cardinality_scale) == (1.0, 10, 1)
+    assert (config.tuning.trials, config.audit.shadow.models) == (50, 10)
+    assert (config.synthesis.sampling.latent_std, config.synthesis.regeneration_rate, config.synthesis.cardinality_scale) == (
+        1.0,
+        10,
+        1,
+    )
     assert config.synthesis.epoch_unit == "synthetic"
     # The first rung of Hyperband lies past the learning-rate warm-up.
     assert config.tuning.epochs / config.tuning.rungs > recipe.warmup_epochs
@@ -74,8 +78,8 @@ def test_the_paper_scale_configs_differ_in_the_data_set_only() -> None:
 def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: Path) -> None:
     raw = tiny_settings(
         teacher={"epochs": "many", "epoch": 3},
-        synthesis={"latent_std": -1.0},
-        tuning={"latent_std": [2.5, 1.0]},
+        synthesis={"sampling": {"latent_std": -1.0}},
+        tuning={"space": {"latent_std": [2.5, 1.0]}},
         data={"image_size": 32},
     )
     with pytest.raises(ConfigError) as caught:
@@ -87,7 +91,7 @@ def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: P
         "'many'",
         "teacher.epoch: unknown key",
         "did you mean 'epochs'",
-        "synthesis.latent_std",
+        "synthesis.sampling.latent_std",
         "-1.0",
     ):
         assert part in text
@@ -134,10 +138,10 @@ def test_the_resolved_config_loads_to_the_same_config(tmp_path: Path) -> None:
 def test_overrides_and_yaml_traps(tmp_path: Path) -> None:
     path = write(tmp_path, tiny_settings())
     config = load_config(
-        path, ["classifier.warmup_learning_rate=1e-4", "tuning.latent_std=[1.0, 2.0]", "cluster.trial.cpu=0.5"]
+        path, ["classifier.warmup_learning_rate=1e-4", "tuning.space.latent_std=[1.0, 2.0]", "cluster.trial.cpu=0.5"]
     )
     assert config.classifier.warmup_learning_rate == 1e-4
-    assert config.tuning.latent_std == (1.0, 2.0)
+    assert config.tuning.space["latent_std"] == (1.0, 2.0)
     assert config.cluster.trial.cpu == 0.5
     for bad in ("teacher.epochs", "=3", "name.deeper=1", "teacher.epochs=[1"):
         with pytest.raises(ConfigError):

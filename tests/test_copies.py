@@ -12,19 +12,19 @@ from onnx import TensorProto, helper
 from scipy import linalg, stats
 from torch import Tensor, nn
 
-from kr_ray.audits.copies import measure_copies
+from kr_ray.audits.copies import SAMPLES_FILE, measure_copies
 from kr_ray.audits.encoders import file_encoder, pixels
 from kr_ray.audits.fidelity import FEWEST_IMAGES, fidelity
 from kr_ray.audits.neighbours import copy_figures, mann_whitney_z, nearest
 from kr_ray.classifiers.networks import new_classifier, save_classifier
-from kr_ray.config import CopiesConfig
+from kr_ray.config import BigGanSampling, CopiesConfig, SynthesisConfig
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices, load_splits
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.generators.biggan.sampling import save_generator
 from kr_ray.generators.biggan.training import GanTraining
-from kr_ray.generators.interface import checkpoint_file
+from kr_ray.generators.interface import checkpoint_file, save_checkpoint
+from kr_ray.synthesis.student_set import StudentSpec
 
 
 def normal(seed: int, rows: int, columns: int = 8) -> torch.Tensor:
@@ -204,18 +204,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_splits(folder / SPLITS_FILE, Splits("noise", ("a", "b"), *parts))
     save_classifier(folder / "teacher" / "weights.safetensors", new_classifier(2, 1, tiny_recipe(), seed=0))
     gan = GanTraining(parts[0], 2, tiny_generator(), 0, torch.device("cpu"))
-    save_generator(folder / checkpoint_file(4), gan.checkpoint(), tiny_generator(), 2, 1)
+    save_checkpoint(folder / checkpoint_file(4), gan.checkpoint(), tiny_generator(), 2, 1)
     return folder
 
 
-def test_the_stage_sets_exact_copies_aside_and_repeats(run: Path) -> None:
+def test_the_stage_sets_exact_copies_aside_and_repeats(run: Path, tmp_path: Path) -> None:
     config = CopiesConfig(images=120)
-    found = measure_copies(run, 4, 1.5, config, seed=1)
-    assert (found["train"], found["test"], found["images"]) == (199, 98, 120)
-    assert found["exact_copies"] == 0 and found["encoder"] == "teacher"
-    assert found["fidelity"]["test"]["refused"]  # 98 images
-    assert found["fidelity"]["generated"]["kid"] is not None
-    assert measure_copies(run, 4, 1.5, config, seed=1) == found
+    synthesis = SynthesisConfig(sampling=BigGanSampling(latent_std=1.5))
+    spec = StudentSpec(tiny_generator(), checkpoint_epoch=4, synthesis=synthesis, epochs=1, seed=0)
+    found = measure_copies(run, tmp_path, spec, config, seed=1)
+    assert (found.train, found.test, found.images) == (199, 98, 120)
+    assert found.exact_copies == 0 and found.encoder == "teacher"
+    assert found.fidelity["test"].refused  # 98 images
+    assert found.fidelity["generated"].kid is not None
+    samples = np.load(tmp_path / SAMPLES_FILE)
+    assert (samples.shape, samples.dtype) == ((2, 8, 1, 16, 16), np.uint8)
+    assert measure_copies(run, tmp_path, spec, config, seed=1) == found
+    assert (np.load(tmp_path / SAMPLES_FILE) == samples).all()
 
 
 def test_pixel_distance_is_the_root_mean_square_of_intensities() -> None:

@@ -298,7 +298,7 @@ def test_cifar_is_checked_before_torchvision_reads_it_and_split_by_class(
         base_folder = "batches"
         train_list = (("train_1", md5s["train_1"]),)
         test_list = (("test_1", md5s["test_1"]),)
-        meta = {"filename": "meta", "md5": md5s["meta"]}  # noqa: RUF012
+        meta = {"filename": "meta", "md5": md5s["meta"]}
 
         def __init__(self, root: str, train: bool) -> None:
             made.append(root)

@@ -20,7 +20,6 @@ from conftest import tiny_settings
 from nodes import Nodes, config_file, finish, local_nodes, signal_worker, wait_until
 from test_pipeline import without_times
 
-from kr_ray.classifiers.ticks import Row
 from kr_ray.cluster import sweep
 from kr_ray.cluster.trials import StudentWork, read_history
 from kr_ray.config.file import load_config
@@ -28,6 +27,7 @@ from kr_ray.methods.knowledge_recycling import start_student
 from kr_ray.pipeline import Pipeline
 from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.progress import read_progress
+from kr_ray.runs.stages import Row
 
 SETTINGS = tiny_settings(
     teacher={"epochs": 60},

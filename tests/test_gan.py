@@ -15,21 +15,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from kr_ray.classifiers.training import Schedule
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import BigGanConfig
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.generators.biggan.training import GanTraining, discriminator_loss, generator_loss, train_generator
-from kr_ray.generators.checkpoints import train_generator_stage
+from kr_ray.generators.biggan.training import GanTraining, discriminator_loss, generator_loss
+from kr_ray.generators.checkpoints import CheckpointedTraining, train_generator
 from kr_ray.generators.ema import ExponentialAverage, half_life_in_images
-from kr_ray.generators.interface import GeneratorCheckpoint
+from kr_ray.generators.interface import Checkpoint
+from kr_ray.generators.registry import generator_of
 from kr_ray.methods.teacher import train_teacher
-from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.figures import CollapsePoint
 
 CPU = torch.device("cpu")
 
 
-def small_gan(**keys: Any) -> GeneratorConfig:
+def small_gan(**keys: Any) -> BigGanConfig:
     defaults = {"architecture": "tiny16", "channels": 4, "epochs": 4, "batch_size": 8, "d_steps": 2, "checkpoint_every": 1}
     return generator_config(**(defaults | keys))
 
@@ -45,28 +46,37 @@ def tiny_images(count: int = 29) -> LabelledImages:
 class Recorder:
     def __init__(self, stop_at: int = 0) -> None:
         self.stop_at = stop_at
-        self.checkpoints: list[GeneratorCheckpoint] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.collapse: list[CollapsePoint] = []
         self.states: dict[int, bytes] = {}
         self.rows: list[dict[str, float]] = []
 
-    def on_checkpoint(self, checkpoint: GeneratorCheckpoint) -> bool:
+    def keep(self, checkpoint: Checkpoint) -> bool:
         self.checkpoints.append(checkpoint)
         return checkpoint.epoch == self.stop_at
 
-    def on_state(self, epoch: int, state: dict[str, Any]) -> None:
+    def has_collapsed(self) -> bool:
+        return False
+
+    def save(self, state: dict[str, Any], row: dict[str, float]) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        self.states[epoch] = buffer.getvalue()
+        self.states[state["training"]["epoch"]] = buffer.getvalue()
 
-    def state(self, epoch: int) -> dict[str, Any]:
+    def whole_state(self, epoch: int) -> dict[str, Any]:
         loaded: dict[str, Any] = torch.load(io.BytesIO(self.states[epoch]), weights_only=True)
         return loaded
 
-    def run(self, config: GeneratorConfig, resume: dict[str, Any] | None = None, **keys: Any) -> Recorder:
-        train_generator(
-            tiny_images(), 2, config, 7, CPU, on_checkpoint=self.on_checkpoint, on_state=self.on_state,
-            on_epoch=self.rows.append, resume=resume, **keys,
-        )  # fmt: skip
+    def state(self, epoch: int) -> dict[str, Any]:
+        """Of both networks."""
+        gan: dict[str, Any] = self.whole_state(epoch)["training"]
+        return gan
+
+    def run(self, config: BigGanConfig, resume: dict[str, Any] | None = None, states_every: int | None = None) -> Recorder:
+        training = GanTraining(tiny_images(), 2, config, 7, CPU)
+        checkpointed = CheckpointedTraining(training, config, self, resume, states_every)
+        checkpointed.finish(self.save)
+        self.rows = checkpointed.curve
         return self
 
 
@@ -90,7 +100,7 @@ def test_resumed_training_equals_a_straight_one(preset: str) -> None:
     # 29 images in batches of 8 are 3 D steps per epoch: 2 per G step leaves a remainder that crosses epochs.
     config = small_gan(preset=preset, d_steps=2, horizontal_flip=True)
     straight = Recorder().run(config)
-    resumed = Recorder().run(config, resume=straight.state(2))
+    resumed = Recorder().run(config, resume=straight.whole_state(2))
     assert [c.epoch for c in straight.checkpoints] == [1, 2, 3, 4]
     assert [c.epoch for c in resumed.checkpoints] == [3, 4]
     assert_bit_equal(straight.state(4), resumed.state(4))
@@ -122,14 +132,14 @@ def test_g_steps_follow_d_steps_across_epochs() -> None:
 
 
 def test_callbacks_keep_their_rhythm() -> None:
-    recorder = Recorder().run(small_gan(checkpoint_every=2, epochs=5), save_state_every=3)
+    recorder = Recorder().run(small_gan(checkpoint_every=2, epochs=5), states_every=3)
     assert [c.epoch for c in recorder.checkpoints] == [2, 4]
     assert list(recorder.states) == [3, 5]
     assert [row["epoch"] for row in recorder.rows] == [1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_callback_can_stop_the_training() -> None:
-    recorder = Recorder(stop_at=2).run(small_gan(epochs=9), save_state_every=9)
+    recorder = Recorder(stop_at=2).run(small_gan(epochs=9), states_every=9)
     assert len(recorder.rows) == 2
     assert list(recorder.states) == [2]
 
@@ -268,21 +278,11 @@ def test_the_collapse_alarm_ends_the_training_after_its_patience(tmp_path: Path)
         }
     )
     save_splits(tmp_path / SPLITS_FILE, load_splits(config.data))
-    train_teacher(
-        tmp_path,
-        tmp_path / "teacher",
-        config.classifier,
-        Schedule.fit(config.classifier, 160, 1),
-        0,
-        None,
-        lambda state, row: None,
-    )
+    schedule = Schedule.fit(config.classifier, 160, 1)
+    train_teacher(tmp_path, tmp_path / "teacher", config.classifier, schedule, seed=0, state=None, save=lambda state, row: None)
     states: list[Any] = []
     for resumed in (False, True):
         state = states[-1] if resumed else None
-        train_generator_stage(
-            tmp_path, tmp_path / "generator", config.generator, 0, state, lambda state, row: states.append(state)
-        )
-        result = read_json(tmp_path / "generator" / "result.json")
-        assert result["checkpoints"] == [1, 2]
-        assert all(row["alarm"] for row in result["collapse"])
+        result = train_generator(tmp_path, generator_of(config.generator), 0, state, lambda state, row: states.append(state))
+        assert result is not None and result.checkpoints == [1, 2]
+        assert all(row.alarm for row in result.collapse)

@@ -20,7 +20,7 @@ from kr_ray.compute.graphs import Captured
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.generators.biggan.sampling import Sampler
+from kr_ray.generators.biggan.sampling import BigGanSampler
 from kr_ray.generators.biggan.training import GanTraining
 
 CPU = torch.device("cpu")
@@ -148,9 +148,11 @@ def test_captured_generation_draws_the_same_images() -> None:
             training = GanTraining(tiny_images(), 2, config, 0, CPU)
             generator = type(training.generator)(config, 2, tiny_images().images.shape[1])
             generator.load_folded_weights(training.generator.folded_weights())
-            sampler = Sampler(generator, 1, device)
-        for latent_std in (1.0, 1.7):
-            sampler.set_latent_std(latent_std, 0, torch.tensor([0.5, 0.5]), batches=2, batch_size=16)
-            made.append(sampler.images(torch.arange(150) % 2, seeded_generator("images")))
+            for latent_std in (1.0, 1.7):
+                sampler = BigGanSampler(
+                    generator, device, latent_std=latent_std, prior=torch.tensor([0.5, 0.5]), seed=0, batch_size=16,
+                    standing_batches=2,
+                )  # fmt: skip
+                made.append(sampler.images(torch.arange(150) % 2, seeded_generator("images")))
     for plain, captured in zip(made[:2], made[2:], strict=True):
         assert (plain.int() - captured.int()).abs().max() <= 1

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kr_ray.classifiers.resnet import ResNet14
-from kr_ray.config import GeneratorConfig
-from kr_ray.config.file import expand_presets
+from kr_ray.config import BigGanConfig
 from kr_ray.generators.biggan.networks import Discriminator, DiscriminatorBlock, Generator, GeneratorBlock, from_uint8, to_uint8
 from kr_ray.generators.biggan.spectral_norm import ConditionalNorm, Conv, SpectralLayer, SpectralNetwork
 
 
-def generator_config(**keys: Any) -> GeneratorConfig:
-    return GeneratorConfig.model_validate_json(json.dumps(expand_presets({"generator": keys})["generator"]))
+def generator_config(**keys: Any) -> BigGanConfig:
+    return BigGanConfig.model_validate_json(json.dumps(BigGanConfig.expand(keys)))
 
 
 def parameters(network: nn.Module) -> int:

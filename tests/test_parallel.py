@@ -138,10 +138,11 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
-    from kr_ray.classifiers.ticks import Save, State, TickedTraining, Ticks
+    from kr_ray.classifiers.ticks import TickedTraining, Ticks
     from kr_ray.cluster.train import train_on_cluster
     from kr_ray.data.images import LabelledImages
     from kr_ray.runs.artifacts import write_json
+    from kr_ray.runs.stages import Save, State
 
     recipe = tiny_recipe(precision="full", min_steps=0, batch_size=16)
 

@@ -23,7 +23,9 @@ from kr_ray.plan.rates import Costs, MeasuredHere, ScaledFromH200, count_costs
 from kr_ray.plan.work import DataSize, StageWork, data_size, run_work
 
 SIZE = DataSize(train=160, validation=40, test=40, classes=10, channels=1)
-COSTS = Costs(training=300.0, prediction=100.0, generation=400.0, gan=1000.0, parameters=(10, 20, 30))
+COSTS = Costs(
+    training=300.0, prediction=100.0, generation=400.0, gan=1000.0, classifier=10, generator_trained=50, generator_sampled=20
+)
 
 
 class Constant:
@@ -60,7 +62,7 @@ def test_an_exhaustive_sweep_is_a_student_per_checkpoint() -> None:
     work = of(config, "checkpoints")
     assert (work.units, work.rounds, work.batch) == (4, ((4, 10.0),), 16)
     assert work.trained == 4 * 10 * 160
-    standing = config.synthesis.standing_batches * config.synthesis.batch_size
+    standing = config.synthesis.sampling.standing_batches * config.synthesis.batch_size
     assert work.generated == 4 * (3 * 160 + standing)
 
 
@@ -138,7 +140,7 @@ def test_costs_are_those_of_the_networks() -> None:
     config = paper()
     costs = count_costs(config, SIZE)
     network = ResNet14(SIZE.classes, SIZE.channels, 4)
-    assert costs.parameters[0] == sum(parameter.numel() for parameter in network.parameters())
+    assert costs.classifier == sum(parameter.numel() for parameter in network.parameters())
     assert 2.5 * costs.prediction < costs.training < 3 * costs.prediction
     assert costs.generation > costs.prediction
     rarely = count_costs(paper(generator={"d_steps": 8}), SIZE)

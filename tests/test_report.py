@@ -75,7 +75,7 @@ def fake_report(num_classes: int = 8, seed: int = 0) -> dict[str, Any]:
             "curve": _classifier_curve(rng, 500, 0.977), "confusion": _confusion(rng, num_classes, 0.975),
         },
         "generator": {
-            "architecture": "studiogan32", "parameters_g": 9_340_000, "parameters_d": 3_180_000, "epochs": 500,
+            "architecture": "studiogan32", "parameters": {"generator": 9_340_000, "discriminator": 3_180_000}, "epochs": 500,
             "curve": [{"epoch": e, "loss_d": 1.1 + rng.normal(0, 0.03), "loss_g": 0.8 + e / 900 + rng.normal(0, 0.05)}
                       for e in range(1, 501, 5)],
             "collapse": [{"epoch": e, "agreement": 0.95 * (1 - np.exp(-e / 60)) if e < 440 else 0.5,
@@ -222,7 +222,7 @@ def test_diverged_losses_become_null_and_are_drawn_as_gaps() -> None:
         point["loss_g"], point["loss_d"] = float("nan"), float("inf")
     checked = validate_report(report)
     assert checked.generator is not None and checked.generator.curve[60].loss_g is None
-    assert figures.gan_figure(checked.generator.curve).startswith("data:image/svg+xml")
+    assert figures.generator_figure(checked.generator.curve).startswith("data:image/svg+xml")
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -8,20 +8,21 @@ import pytest
 import torch
 from safetensors import safe_open
 from test_models import generator_config, seeded
+from torch import Tensor
 
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import BigGanConfig
 from kr_ray.data.images import class_prior
 from kr_ray.generators.biggan.networks import Generator, to_uint8
-from kr_ray.generators.biggan.sampling import Sampler, save_generator
+from kr_ray.generators.biggan.sampling import BigGanSampler
 from kr_ray.generators.checkpoints import image_grid
-from kr_ray.generators.interface import GeneratorCheckpoint
+from kr_ray.generators.interface import Checkpoint, save_checkpoint
 from kr_ray.runs.artifacts import ArtifactError
 
 CPU = torch.device("cpu")
 PRIOR = class_prior(torch.tensor([0, 0, 1, 2]), 3)
 
 
-def config() -> GeneratorConfig:
+def config() -> BigGanConfig:
     return generator_config(architecture="tiny16", attention_resolution=8)
 
 
@@ -33,15 +34,22 @@ def trained() -> Generator:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    checkpoint = GeneratorCheckpoint(5, trained().folded_weights(), images_seen=1234, loss_d=1.3, loss_g=0.8)
-    save_generator(tmp_path / "epoch_0005.safetensors", checkpoint, config(), num_classes=3, channels=1)
+    checkpoint = Checkpoint(5, trained().folded_weights(), images_seen=1234, figures={"loss_d": 1.3, "loss_g": 0.8})
+    save_checkpoint(tmp_path / "epoch_0005.safetensors", checkpoint, config(), num_classes=3, channels=1)
     return tmp_path / "epoch_0005.safetensors"
 
 
-def loaded(path: Path, latent_std: float = 1.0, seed: int = 0, batches: int = 4) -> Sampler:
-    sampler = Sampler.load(path, CPU)
-    sampler.set_latent_std(latent_std, seed, PRIOR, batches=batches, batch_size=16)
-    return sampler
+def loaded(
+    path: Path,
+    latent_std: float = 1.0,
+    seed: int = 0,
+    batches: int = 4,
+    prior: Tensor = PRIOR,
+    device: torch.device = CPU,
+) -> BigGanSampler:
+    return BigGanSampler.load(
+        path, device, latent_std=latent_std, prior=prior, seed=seed, batch_size=16, standing_batches=batches
+    )
 
 
 def test_the_file_is_plain_and_alone(path: Path) -> None:
@@ -53,13 +61,12 @@ def test_the_file_is_plain_and_alone(path: Path) -> None:
 
 def test_a_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
-        Sampler.load(tmp_path / "none.safetensors", CPU)
+        loaded(tmp_path / "none.safetensors")
 
 
 def test_images_are_those_of_the_saved_generator(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kr_ray.compute.devices.mixed_dtype", lambda device: None)  # exact comparison needs float32
     sampler = loaded(path, latent_std=2.0, batches=3)
-    assert sampler.epoch == 5
     labels = torch.arange(20) % 3
     images = sampler.images(labels, seeded(1))
     assert images.dtype == torch.uint8
@@ -80,9 +87,8 @@ def test_equal_seeds_give_equal_images(path: Path) -> None:
     one, two, other = (loaded(path, seed=0).images(labels, seeded(s)) for s in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    sampler = loaded(path, 2.5)
-    sampler.set_latent_std(1.0, 0, PRIOR, batches=4, batch_size=16)
-    assert torch.equal(sampler.images(labels, seeded(1)), one), "statistics must not remember the std before"
+    loaded(path, 2.5)
+    assert torch.equal(loaded(path).images(labels, seeded(1)), one), "statistics must not remember the std before"
 
 
 def test_statistics_follow_the_latent_std(path: Path) -> None:
@@ -90,17 +96,11 @@ def test_statistics_follow_the_latent_std(path: Path) -> None:
     assert far.blocks[0].norm1.running_var.mean() > 2 * near.blocks[0].norm1.running_var.mean()
 
 
-def test_images_need_a_latent_std(path: Path) -> None:
-    with pytest.raises(RuntimeError, match="call set_latent_std first"):
-        Sampler.load(path, CPU).images(torch.zeros(2, dtype=torch.int64), seeded())
-
-
 def test_wrong_std_and_prior_are_refused(path: Path) -> None:
-    sampler = Sampler.load(path, CPU)
     with pytest.raises(ValueError, match="`latent_std > 0` must hold"):
-        sampler.set_latent_std(-1.0, 0, PRIOR, 1, 8)
+        loaded(path, latent_std=-1.0)
     with pytest.raises(ValueError, match="one entry per class"):
-        sampler.set_latent_std(1.0, 0, PRIOR[:2], 1, 8)
+        loaded(path, prior=PRIOR[:2])
 
 
 def test_grid_places_images_row_by_row() -> None:
@@ -113,6 +113,4 @@ def test_grid_places_images_row_by_row() -> None:
 
 @pytest.mark.gpu
 def test_sampler_on_a_gpu(path: Path) -> None:
-    sampler = Sampler.load(path, torch.device("cuda"))
-    sampler.set_latent_std(1.0, 0, PRIOR, batches=2, batch_size=64)
-    assert sampler.images(torch.arange(3), seeded()).device.type == "cuda"
+    assert loaded(path, device=torch.device("cuda")).images(torch.arange(3), seeded()).device.type == "cuda"

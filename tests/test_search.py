@@ -26,6 +26,7 @@ from kr_ray.cluster.search import STUDY_NAME, PruningOptunaSearch, TuningError, 
 from kr_ray.config import TuningConfig
 
 SEARCHERS = ("optuna", "hyperopt", "random")
+KINDS = {"latent_std": float, "regeneration_rate": int, "cardinality_scale": int}
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +88,11 @@ def test_rungs_wait_for_all_break_ties_by_number_and_go_on_without_a_failed_tria
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_suggestions_cover_the_inclusive_bounds_evenly(searcher, tmp_path):
-    config = TuningConfig(trials=300, searcher=searcher, startup_trials=300, latent_std=(1.0, 2.5), cardinality_scale=(4, 4))
-    inner = build_search(config, 0, tmp_path / "study")._inner
+    config = TuningConfig(
+        trials=300, searcher=searcher, startup_trials=300,
+        space={"latent_std": (1.0, 2.5), "regeneration_rate": (1, 10), "cardinality_scale": (4, 4)},
+    )  # fmt: skip
+    inner = build_search(config, KINDS, 0, tmp_path / "study")._inner
     drawn = [inner.suggest(str(i)) for i in range(300)]
     counts = [sum(params["regeneration_rate"] == k for params in drawn) for k in range(1, 11)]
     assert sum(counts) == 300 and min(counts) > 14 and max(counts) < 50  # mean 30, sd 5.2
@@ -124,7 +128,7 @@ class _Tune:
     """Tune's controller with `slots` workers, in which anything may happen in any order; calls as in Ray 2.60."""
 
     def __init__(self, config, seed, study, slots, order, in_flight=1, fail=None):
-        self.search, self.scheduler = build_search(config, seed, study, in_flight), build_scheduler(config)
+        self.search, self.scheduler = build_search(config, KINDS, seed, study, in_flight), build_scheduler(config)
         self.slots, self.order, self.fail, self.total = slots, random.Random(order), fail or {}, config.trials
         self.trials, self.running, self.done = [], [], {}
 
@@ -245,7 +249,7 @@ class Toy(tune.Trainable):
 
 
 def _run(config, stage_dir, cpu=1, max_retries=0, **constants):
-    return run_tuning(Toy, config, {"dir": str(stage_dir), **constants}, 1, stage_dir, {"cpu": cpu}, max_retries)
+    return run_tuning(Toy, config, KINDS, {"dir": str(stage_dir), **constants}, 1, stage_dir, {"cpu": cpu}, max_retries)
 
 
 def _computed_units(stage_dir):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,15 @@ from kr_ray.cluster.runtime import ray_session
 from kr_ray.cluster.stream import Makers, export_parquet, student_images
 from kr_ray.cluster.train import train_on_cluster
 from kr_ray.cluster.trials import StudentWork, train_students
-from kr_ray.config import ClusterConfig, Resources, SynthesisConfig
+from kr_ray.config import BigGanConfig, BigGanSampling, ClusterConfig, Resources, SynthesisConfig
 from kr_ray.config.file import parse_config
 from kr_ray.data.checks import DataError
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
 from kr_ray.generators.biggan.networks import Generator
-from kr_ray.generators.biggan.sampling import save_generator
-from kr_ray.generators.interface import GeneratorCheckpoint, checkpoint_file
-from kr_ray.methods.knowledge_recycling import start_student, student_training, train_final_student
-from kr_ray.methods.parquet import parquet_student
+from kr_ray.generators.interface import Checkpoint, checkpoint_file, save_checkpoint
+from kr_ray.methods.knowledge_recycling import start_student, student_training, train_student
+from kr_ray.methods.parquet import parquet_training
 from kr_ray.synthesis.parquet_set import parquet_schema, read_parquet_set, to_table
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device
@@ -47,6 +47,13 @@ def random(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def generator() -> BigGanConfig:
+    raw = {"name": "t", "data": {"name": "digits", "image_size": SIZE}, "generator": {"architecture": "tiny16"}}
+    section = parse_config(raw).generator
+    assert isinstance(section, BigGanConfig)
+    return section
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with 40 real images, a teacher and one checkpoint, all random."""
@@ -59,14 +66,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     save_splits(folder / SPLITS_FILE, Splits("test", NAMES, *parts))
     save_classifier(folder / "teacher" / "weights.safetensors", ResNet14(len(NAMES), 1, 4, random(0)))
-    config = parse_config(
-        {"name": "t", "data": {"name": "digits", "image_size": SIZE}, "generator": {"architecture": "tiny16"}}
-    ).generator
+    config = generator()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        generator = Generator(config, len(NAMES), 1)
-    checkpoint = GeneratorCheckpoint(epoch=5, images_seen=0, weights=generator.folded_weights(), loss_d=0.0, loss_g=0.0)
-    save_generator(folder / checkpoint_file(5), checkpoint, config, len(NAMES), 1)
+        weights = Generator(config, len(NAMES), 1).folded_weights()
+    checkpoint = Checkpoint(epoch=5, images_seen=0, weights=weights, figures={})
+    save_checkpoint(folder / checkpoint_file(5), checkpoint, config, len(NAMES), 1)
     return folder
 
 
@@ -81,13 +86,12 @@ def spec(labelling: str = "gkd", scale: int = 4, **keys: Any) -> StudentSpec:
     synthesis = SynthesisConfig(
         labelling=labelling,
         cardinality_scale=scale,
-        latent_std=1.5,
         batch_size=16,
-        standing_batches=2,
+        sampling=BigGanSampling(latent_std=1.5, standing_batches=2),
         regeneration_rate=2,
         **keys,
     )
-    return StudentSpec(checkpoint_epoch=5, synthesis=synthesis, epochs=EPOCHS, seed=11)
+    return StudentSpec(generator(), checkpoint_epoch=5, synthesis=synthesis, epochs=EPOCHS, seed=11)
 
 
 def streamed(makers: int = 1, **keys: Any) -> ClusterConfig:
@@ -142,13 +146,12 @@ def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tm
     for name, where in (("here", ClusterConfig()), ("stream", streamed())):
         folders = [tmp_path / name / "trials" / str(seed) for seed in range(2)]
         works = [
-            StudentWork(run, folder, StudentSpec(5, spec().synthesis, EPOCHS, seed), RECIPE, TICKS, where)
-            for seed, folder in enumerate(folders)
+            StudentWork(run, folder, replace(spec(), seed=seed), RECIPE, TICKS, where) for seed, folder in enumerate(folders)
         ]
         train_students(works, tmp_path / name, where)
         histories.append([[(row["train_loss"], row["val_accuracy"]) for row in work.history()] for work in works])
     assert histories[0] == histories[1]
-    alone = start_student(run, StudentSpec(5, spec().synthesis, EPOCHS, 0), RECIPE, TICKS, None)
+    alone = start_student(run, replace(spec(), seed=0), RECIPE, TICKS, None)
     alone.finish(lambda state, row: None)
     assert histories[0][0] == [(row["train_loss"], row["val_accuracy"]) for row in alone.history]
 
@@ -161,7 +164,7 @@ def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path,
         images = student_images(where, "test")
 
         def work(state: Any, save: Any, images: OpenSet = images, folder: Path = tmp_path / name) -> None:
-            train_final_student(folder, lambda: student_training(run, spec(), RECIPE, images), state, save)
+            train_student(folder, *student_training(run, spec(), RECIPE, images), state, save)
 
         train_on_cluster(work, tmp_path / name, Resources(cpu=1), 0, (workers, workers))
         weights.append(load_classifier(tmp_path / name / "weights.safetensors", CPU).state_dict())
@@ -234,12 +237,12 @@ def test_a_student_of_an_exported_set_alone_needs_neither_generator_nor_teacher(
 ) -> None:
     splits = load_stored_splits(run / SPLITS_FILE)
     save_splits(tmp_path / SPLITS_FILE, splits)  # a run's folder with nothing else in it
-    training, _ = parquet_student(tmp_path, exported, 2, RECIPE, seed=3)
+    training, _ = parquet_training(tmp_path, exported, 2, RECIPE, seed=3)
     images, targets = training.data.epoch(0)
     assert len(images) == 1200 and len(targets) == 1200
     first = training.train_until(4)
     assert training.train_until(10**9) < first
-    again, _ = parquet_student(tmp_path, exported, 2, RECIPE, seed=3)
+    again, _ = parquet_training(tmp_path, exported, 2, RECIPE, seed=3)
     again.train_until(10**9)
     assert all(torch.equal(a, b) for a, b in zip(training.model.parameters(), again.model.parameters(), strict=True))
 

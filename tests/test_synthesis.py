@@ -24,12 +24,9 @@ class FakeSampler:
     def __init__(self) -> None:
         self.blocks: list[int] = []
 
-    def set_latent_std(self, latent_std: float, seed: int, prior: Tensor, batches: int, batch_size: int) -> None:
-        self.latent_std = latent_std
-
-    def images(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def images(self, labels: Tensor, random: torch.Generator) -> Tensor:
         self.blocks.append(len(labels))
-        noise = torch.randint(0, 20, (len(labels), 1, 1, 1), generator=generator)
+        noise = torch.randint(0, 20, (len(labels), 1, 1, 1), generator=random)
         return (60 * labels[:, None, None, None] + noise).to(torch.uint8).expand(-1, 1, 8, 8).contiguous()
 
 
@@ -49,11 +46,13 @@ class GreyTeacher(nn.Module):
         return -self.sharpness * (level - torch.arange(CLASSES)).abs()
 
 
-def synthetic_set(teacher: nn.Module | None = None, seed: int = 0, **keys: Any) -> SyntheticSet:
+PRIOR = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+
+
+def synthetic_set(teacher: nn.Module | None = None, seed: int = 0, prior: Tensor = PRIOR, **keys: Any) -> SyntheticSet:
     config = SynthesisConfig(batch_size=16, **keys)
-    prior = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
     size = 100 * config.cardinality_scale
-    return SyntheticSet(FakeSampler(), teacher or GreyTeacher(), prior, size, config, 0.1, seed)  # type: ignore[arg-type]
+    return SyntheticSet(FakeSampler(), teacher or GreyTeacher(), prior, size, config, 0.1, seed)
 
 
 def classes_of(images: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def test_cardinality_and_class_prior() -> None:
     assert len(data) == len(images) == len(targets) == 3000
     shares = classes_of(images).bincount(minlength=CLASSES) / 3000
     assert torch.allclose(shares, torch.tensor([0.4, 0.3, 0.2, 0.1]), atol=0.04)
-    uniform = synthetic_set(cardinality_scale=30, class_prior="uniform").epoch(0)[0]
+    uniform = synthetic_set(cardinality_scale=30, prior=torch.full((4,), 0.25, dtype=torch.float64)).epoch(0)[0]
     assert torch.allclose(classes_of(uniform).bincount(minlength=CLASSES) / 3000, torch.full((4,), 0.25), atol=0.04)
 
 

@@ -39,7 +39,7 @@ def test_params_metrics_curves_and_report_arrive(tmp_path: Path, monkeypatch: py
     kept = client.get_run(run)
     assert client.get_experiment(kept.info.experiment_id).name == EXPERIMENT
     assert (kept.info.run_name, kept.info.status) == ("tiny", "FINISHED")
-    assert kept.data.params["teacher.epochs"] == "4" and kept.data.params["tuning.cardinality_scale"] == "[1, 2]"
+    assert kept.data.params["teacher.epochs"] == "4" and kept.data.params["tuning.space.cardinality_scale"] == "[1, 2]"
     assert len(kept.data.params) > 100  # more than one request takes
     assert kept.data.metrics["student/test_cas"] == 0.875 and kept.data.metrics["audit/teacher/auc"] == 0.625
     sweep = client.get_metric_history(run, "checkpoints/val_cas")

@@ -15,18 +15,21 @@ import pytest
 from conftest import tiny_config, tiny_settings
 from test_pipeline import kr, without_times, write_config
 
+from kr_ray.audits.design import AuditDesign
+from kr_ray.audits.runs import AuditPlan
 from kr_ray.cluster.worst_case import models_within, stage_seconds
 from kr_ray.config import Config, ConfigError, SynthesisConfig
 from kr_ray.pipeline import Pipeline
 from kr_ray.report.schema import validate_report
 from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.progress import StageProgress
+from kr_ray.runs.results import Result, Results
 from kr_ray.synthesis.student_set import StudentSpec
 
 ARMS = ("--arms", "teacher,kr")
 SETTINGS: dict[str, Any] = {
     "data": {"max_train_images": 400},
-    "audit": {"models": 4, "queries": 3, "max_canary_share": 0.25},
+    "audit": {"worst_case": {"models": 4, "queries": 3, "max_canary_share": 0.25}},
 }
 """100 canaries in 4 runs: 200 non-members."""
 
@@ -117,12 +120,12 @@ def test_more_runs_extend_the_audit_and_what_was_asked_for_last_is_reported(audi
 def test_the_fixed_generators_student_needs_the_generator_first(audited: tuple[str, Path]) -> None:
     config, run = audited
     before = score_files(run)
-    refused = kr("audit", config, "--arms", "student_only", check=False)
+    refused = kr("audit", config, "--arms", "fixed_generator", check=False)
     assert refused.returncode == 1 and "kr generator" in refused.stderr and score_files(run) == before
     kr("generator", config)
-    kr("audit", config, "--arms", "student_only")
-    assert figures(run).keys() == {"student_only"}
-    assert {name: value for name, value in score_files(run).items() if "student_only" not in name} == before
+    kr("audit", config, "--arms", "fixed_generator")
+    assert figures(run).keys() == {"fixed_generator"}
+    assert {name: value for name, value in score_files(run).items() if "fixed_generator" not in name} == before
 
 
 def test_wrong_input_is_refused(audited: tuple[str, Path]) -> None:
@@ -133,7 +136,7 @@ def test_wrong_input_is_refused(audited: tuple[str, Path]) -> None:
         (("--arms", "nonsense"), "nonsense"),
         (("--arms", "teacher", "--budget", "0"), "--budget > 0"),
         (("--arms", "teacher", "--budget", "1e-9"), "--budget >="),
-        (("--arms", "teacher", "--set", "audit.canaries=101"), "audit.canaries <= 100"),
+        (("--arms", "teacher", "--set", "audit.worst_case.canaries=101"), "audit.worst_case.canaries <= 100"),
     ):
         refused = kr("audit", config, *arguments, check=False)
         assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
@@ -145,7 +148,7 @@ def test_wrong_input_is_refused(audited: tuple[str, Path]) -> None:
 class Silent:
     def stage_started(self, stage: str) -> None: ...
     def stage_progress(self, stage: str, progress: StageProgress) -> None: ...
-    def stage_finished(self, stage: str, result: dict[str, Any], skipped: bool) -> None: ...
+    def stage_finished(self, stage: str, result: Result, skipped: bool) -> None: ...
     def notice(self, text: str) -> None: ...
 
 
@@ -153,36 +156,47 @@ def stamps(folder: Path, **sections: Any) -> dict[str, str]:
     """Fingerprints of the two audits, with those of what they build on given."""
     pipeline = Pipeline(tiny_config(storage=str(folder), **sections), Silent())
     pipeline.prints = dict.fromkeys(("data", "teacher", "generator", "student", "shadows"), "x")
-    return {stage: pipeline._stamp(stage, *pipeline._plan(stage)[:2]) for stage in ("audit", "worst_case")}
+    return {stage: pipeline.stamp(pipeline.stages[stage]) for stage in ("audit", "worst_case")}
 
 
 def test_each_audit_reruns_exactly_when_its_own_inputs_change(tmp_path: Path) -> None:
     def changed(arms: list[str], **sections: Any) -> set[str]:
-        audit = {"arms": arms} | sections.pop("audit", {})
-        base, other = stamps(tmp_path, audit={"arms": arms}), stamps(tmp_path, audit=audit, **sections)
+        worst_case = {"arms": arms} | sections.pop("worst_case", {})
+        audit = {"worst_case": worst_case} | sections.pop("audit", {})
+        base, other = stamps(tmp_path, audit={"worst_case": {"arms": arms}}), stamps(tmp_path, audit=audit, **sections)
         return {stage for stage in base if base[stage] != other[stage]}
 
-    assert changed(["kr"], audit={"canaries": 7}) == changed(["kr"], audit={"models": 8}) == {"worst_case"}
-    assert changed(["kr"], audit={"max_svc_rows": 200}) == {"audit"}
-    assert changed(["kr"], audit={"keep_models": True}) == set()
+    assert changed(["kr"], worst_case={"canaries": 7}) == changed(["kr"], worst_case={"models": 8}) == {"worst_case"}
+    assert changed(["kr"], audit={"shadow": {"max_svc_rows": 200}}) == {"audit"}
+    assert changed(["kr"], worst_case={"keep_models": True}) == set()
     assert changed(["kr"], student={"epochs": 7}) == changed(["kr"], generator={"epochs": 6}) == {"worst_case"}
     assert changed(["teacher"], student={"epochs": 7}) == changed(["teacher"], generator={"epochs": 6}) == set()
     assert changed(["teacher"], teacher={"epochs": 9}) == {"worst_case"}
-    assert changed(["student_only"], cluster={"trial": {"cpu": 2.0}}) == set()
+    assert changed(["fixed_generator"], cluster={"trial": {"cpu": 2.0}}) == set()
 
 
 def arms(*names: str, models: int = 32) -> Config:
-    return tiny_config(audit={"arms": list(names), "models": models})
+    return tiny_config(generator={"epochs": 8}, audit={"worst_case": {"arms": list(names), "models": models}})
+
+
+def run_cost(results: Results, *names: str) -> float | None:
+    """Of one run, its student of the checkpoint of epoch 2."""
+    config = arms(*names)
+    student = StudentSpec(config.generator, 2, SynthesisConfig(), 1, 0)
+    nobody = AuditDesign(*[np.zeros(0, np.int64)] * 4, excluded=0, seed=0)
+    where = Path("nowhere")
+    plan = AuditPlan(run=where, folder=where, config=config, student=student, design=nobody, digest="")
+    return stage_seconds(plan, results)
 
 
 def test_cost_from_stage_times_and_what_fits_a_budget() -> None:
-    spec = StudentSpec(2, SynthesisConfig(), 1, 0)
-    results: dict[str, dict[str, Any]] = {"teacher": {"wall_s": 10.0}}
-    assert stage_seconds(results, arms("teacher"), spec) == 10
-    assert stage_seconds(results, arms("teacher", "kr"), spec) is None
-    results |= {"generator": {"wall_s": 40.0, "checkpoints": [2, 4, 8]}, "student": {"wall_s": 5.0}}
-    assert stage_seconds(results, arms("teacher", "kr"), spec) == 10 + 40 * 2 / 8 + 5
-    assert stage_seconds(results, arms("kr", "student_only"), spec) == 10 + 10 + 5 + 5
+    results = Results()
+    results.keep("teacher", Result(wall_s=10.0))
+    assert run_cost(results, "teacher") == 10
+    assert run_cost(results, "teacher", "kr") is None
+    results.keep("generator", Result(wall_s=40.0))
+    results.keep("student", Result(wall_s=5.0))
+    assert run_cost(results, "teacher", "kr") == 10 + 40 * 2 / 8 + 5
     assert models_within(1.0, 360, arms("kr")) == 10
     assert models_within(1.19, 360, arms("kr")) == 10
     assert models_within(100.0, 360, arms("kr", models=16)) == 16

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +19,20 @@ from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.generators.biggan.sampling import Sampler
-from kr_ray.generators.interface import checkpoint_file
+from kr_ray.generators.interface import Sampler, checkpoint_file
+from kr_ray.generators.registry import generator_of
+from kr_ray.runs.artifacts import atomic_write
+from kr_ray.runs.results import CopiesResult
+from kr_ray.runs.stages import WEIGHTS_FILE
+from kr_ray.synthesis.student_set import StudentSpec
+
+SAMPLES_FILE = "samples.npy"
+"""uint8 [classes, n, C, H, W]: generated images of the first classes, for the report."""
+SAMPLES_PER_CLASS, SHOWN_CLASSES = 8, 20
 
 
-def measure_copies(run: Path, checkpoint_epoch: int, latent_std: float, config: CopiesConfig, seed: int) -> dict[str, Any]:
-    """Compare images of the student's checkpoint, at its latent std, with the real ones; see report.schema.Copies.
+def measure_copies(run: Path, folder: Path, spec: StudentSpec, config: CopiesConfig, seed: int) -> CopiesResult:
+    """Compare images of the student's checkpoint, drawn as for the student, with the real ones; leaves samples in `folder`.
 
     Exact copies among the real images are set aside first: training images count once, and a test image that is also a training
     image is no yardstick. At most `images` of the test images are used. Memory: the features of all sets and a distance block of 4 MB.
@@ -39,30 +47,32 @@ def measure_copies(run: Path, checkpoint_epoch: int, latent_std: float, config: 
     test = test[torch.randperm(len(test), generator=seeded_generator(seed, "copies test"))[: config.images]]
     if not len(test):
         raise DataError("the copies stage needs test images that are not copies of training images; use another test split")
-    generated = _generate(run, checkpoint_epoch, latent_std, class_prior(splits.train.labels, splits.num_classes), config, seed)
+    prior = class_prior(splits.train.labels, splits.num_classes)
+    generated = _generate(run, spec, prior, config.images, seed)
+    _keep_samples(folder, _samples(run, spec, prior))
     encoder = (
         file_encoder(config, device)
         if config.encoder
-        else teacher_features(load_classifier(run / "teacher" / "weights.safetensors", device))
+        else teacher_features(load_classifier(run / "teacher" / WEIGHTS_FILE, device))
     )
     sets = [images.to(device) for images in (generated, train, test)]
     fake, real, unseen = (encoder(images) for images in sets)
     in_pixels = copy_figures(*(pixels(images) for images in sets), quantile=config.quantile)
     in_features = copy_figures(fake, real, unseen, quantile=config.quantile)
-    return {
-        "images": len(generated),
-        "train": len(train),
-        "test": len(test),
-        "quantile": config.quantile,
-        "encoder": Path(config.encoder).name if config.encoder else "teacher",
-        "exact_copies": len(duplicate_indices(generated, train)),
-        "spaces": {"pixels": in_pixels, "features": in_features},
-        "fidelity": {
+    return CopiesResult(
+        images=len(generated),
+        train=len(train),
+        test=len(test),
+        quantile=config.quantile,
+        encoder=Path(config.encoder).name if config.encoder else "teacher",
+        exact_copies=len(duplicate_indices(generated, train)),
+        spaces={"pixels": in_pixels, "features": in_features},
+        fidelity={
             "generated": fidelity(real, fake, derive_seed(seed, "fidelity")),
             # Real against real: what the same measures say of images that are certainly good.
             "test": fidelity(real, unseen, derive_seed(seed, "fidelity")),
         },
-    }
+    )
 
 
 def _without(images: Tensor, index: Tensor) -> Tensor:
@@ -71,8 +81,31 @@ def _without(images: Tensor, index: Tensor) -> Tensor:
     return images[kept]
 
 
-def _generate(run: Path, epoch: int, latent_std: float, prior: Tensor, config: CopiesConfig, seed: int) -> Tensor:
-    sampler = Sampler.load(run / checkpoint_file(epoch), pick_device())
-    sampler.set_latent_std(latent_std, derive_seed(seed, "copies standing"), prior, batches=16, batch_size=128)
-    classes = torch.multinomial(prior, config.images, replacement=True, generator=seeded_generator(seed, "copies classes"))
+def _generate(run: Path, spec: StudentSpec, prior: Tensor, count: int, seed: int) -> Tensor:
+    sampler = _sampler(run, spec, prior, derive_seed(seed, "copies standing"), calibration_images=2048)
+    classes = torch.multinomial(prior, count, replacement=True, generator=seeded_generator(seed, "copies classes"))
     return sampler.images(classes, seeded_generator(seed, "copies"))
+
+
+def _samples(run: Path, spec: StudentSpec, prior: Tensor) -> Tensor:
+    sampler = _sampler(run, spec, prior, derive_seed("report"), calibration_images=1024)
+    classes = torch.arange(min(len(prior), SHOWN_CLASSES))
+    images = sampler.images(classes.repeat_interleave(SAMPLES_PER_CLASS), seeded_generator("report samples")).cpu()
+    return images.unflatten(0, (len(classes), SAMPLES_PER_CLASS))
+
+
+def _sampler(run: Path, spec: StudentSpec, prior: Tensor, seed: int, calibration_images: int) -> Sampler:
+    return generator_of(spec.generator).open(
+        run / checkpoint_file(spec.checkpoint_epoch),
+        spec.synthesis.sampling,
+        prior=prior,
+        seed=seed,
+        device=pick_device(),
+        batch_size=128,
+        calibration_images=calibration_images,
+    )
+
+
+def _keep_samples(folder: Path, samples: Tensor) -> None:
+    with atomic_write(folder / SAMPLES_FILE) as temporary, temporary.open("wb") as file:
+        np.save(file, samples.numpy(), allow_pickle=False)

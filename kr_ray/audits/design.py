@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import AuditConfig
+from kr_ray.config import WorstCaseConfig
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import LabelledImages, Splits
@@ -72,16 +72,20 @@ class AuditDesign:
         ]
         return np.stack([half for coin in coins for half in (coin, ~coin)])
 
+    def members_of(self, run: int) -> BoolArray:
+        """Which samples run `run` trains on: bool [C + P]. The first runs of a longer audit are those of a shorter one."""
+        return self.member(run - run % 2 + 2)[run]
+
     def splits_of_run(self, splits: Splits, run: int) -> Splits:
         """What run `run` is trained on: all training images but its non-members, the canaries with their given labels."""
         labels = splits.train.labels.clone()
         labels[torch.from_numpy(self.canaries)] = torch.from_numpy(self.given_labels)
         kept = torch.ones(len(labels), dtype=torch.bool)
-        kept[torch.from_numpy(self.samples[~self.member(run + run % 2 + 2)[run]])] = False
+        kept[torch.from_numpy(self.samples[~self.members_of(run)])] = False
         return replace(splits, train=LabelledImages(splits.train.images, labels).subset(kept))
 
 
-def design_audit(splits: Splits, config: AuditConfig, seed: int, losses: NDArray[np.float64] | None = None) -> AuditDesign:
+def design_audit(splits: Splits, config: WorstCaseConfig, seed: int, losses: NDArray[np.float64] | None = None) -> AuditDesign:
     """Choose canaries, population and reference.
 
     Exact copies are kept out of all three: the copy of a sample that is out may still be in, or be among the reference.
@@ -127,16 +131,18 @@ def wrong_labels(labels: IndexArray, num_classes: int, seed: int) -> IndexArray:
     return (labels + offset) % num_classes
 
 
-def _how_many(name: str, asked: int, most: int, config: AuditConfig) -> int:
+def _how_many(name: str, asked: int, most: int, config: WorstCaseConfig) -> int:
     """The number asked for, or for 0 the paper's as far as it fits."""
     if most < FEWEST_SAMPLES or asked > most:
         shown = asked or f"{DEFAULT_SAMPLES} by default"
         raise DataError(
-            f"`audit.{name} <= {most}` must hold with max_canary_share={config.max_canary_share:g} of this training split, but got "
-            f"{shown}; use {most if most >= FEWEST_SAMPLES else 'more training images'}, or raise audit.max_canary_share (at most 0.25)"
+            f"`audit.worst_case.{name} <= {most}` must hold with max_canary_share={config.max_canary_share:g} of this training split, but got "
+            f"{shown}; use {most if most >= FEWEST_SAMPLES else 'more training images'}, or raise audit.worst_case.max_canary_share (at most 0.25)"
         )
     if 0 < asked < FEWEST_SAMPLES:
-        raise DataError(f"`audit.{name} >= {FEWEST_SAMPLES}` must hold, but got {asked}; use 0 for as many as fit, up to 500")
+        raise DataError(
+            f"`audit.worst_case.{name} >= {FEWEST_SAMPLES}` must hold, but got {asked}; use 0 for as many as fit, up to 500"
+        )
     return asked or min(DEFAULT_SAMPLES, most)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.classifiers.interface import Classifier
 from kr_ray.config import CopiesConfig
 from kr_ray.data.augment import to_float
 from kr_ray.data.checks import DataError
@@ -28,7 +28,7 @@ def pixels(images: Tensor) -> Tensor:
     return flat / flat.shape[1] ** 0.5
 
 
-def teacher_features(teacher: ResNet14) -> Encoder:
+def teacher_features(teacher: Classifier) -> Encoder:
     """The teacher's penultimate layer."""
     return lambda images: _in_batches(lambda batch: teacher.features(to_float(batch)), images)
 

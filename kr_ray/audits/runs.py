@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kr_ray.audits.design import AuditDesign
+from kr_ray.classifiers.networks import load_classifier
 from kr_ray.classifiers.predict import accuracy, predict_logits
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig, Config
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
-from kr_ray.methods.interface import ARMS, ArmRun, Tell
-from kr_ray.runs.artifacts import RunDirectory, atomic_write, fingerprint
+from kr_ray.methods.interface import Part, Site, Tell, inputs_of, train_here
+from kr_ray.methods.registry import method_of
+from kr_ray.runs.artifacts import atomic_write, fingerprint
 from kr_ray.runs.locks import lock_file
+from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.runs.storage import remove_tree
 from kr_ray.synthesis.student_set import StudentSpec
 
@@ -91,43 +95,60 @@ def _nobody_asks(what: str) -> None:
     """For runs that are looked up and not trained."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AuditPlan:
     """What all runs of an audit share.
 
     Attributes:
         run: the audited run directory.
         folder: where the runs' own directories are, `runs/<number>`.
+        student: checkpoint, generation parameters and length of the audited run's student.
         digest: of the audited run's data.
     """
 
     run: Path
     folder: Path
     config: Config
-    spec: StudentSpec
+    student: StudentSpec
     design: AuditDesign
     digest: str
 
-    def arm_run(self, number: int, tell: Tell = _nobody_asks) -> ArmRun:
-        c, member = self.config, self.design.member(number - number % 2 + 2)[number]
-        parts = (self.design.canaries, self.design.given_labels, self.design.population, member)
-        stamp = fingerprint(self.digest, [part.tolist() for part in parts])
-        directory = RunDirectory(self.folder / "runs" / str(number))
-        return ArmRun(directory, self.run, c, self.spec, stamp, derive_seed(c.seed, "audit run", number), tell)
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return self.config.audit.worst_case.arms
+
+    def site(self, number: int) -> Site:
+        """The miniature run directory of run `number`; its seed differs from run to run, as a shadow model differs from its target."""
+        seed = derive_seed(self.config.seed, "audit run", number)
+        student = replace(self.student, seed=derive_seed(seed, "student"))
+        path = self.folder / "runs" / str(number)
+        return Site(path=path, config=self.config, seed=seed, student=student, audited=self.run)
+
+    def parts(self, number: int, arm: str) -> Sequence[Part[Any]]:
+        """What is trained in run `number` for an arm; parts of one name and inputs are shared by its arms."""
+        last = arm if arm == "teacher" else f"student_{arm}"
+        return method_of(arm, self.config).parts(self.site(number), last)
+
+    def data_stamp(self, number: int) -> str:
+        """Of all that decides the run's splits."""
+        design = self.design
+        parts = (design.canaries, design.given_labels, design.population, design.members_of(number))
+        return fingerprint(self.digest, [part.tolist() for part in parts])
 
     def scores(self, number: int, arm: str) -> RunScores | None:
         """What the arm answered in this run, if it has been trained on just these inputs."""
-        return RunScores.load(self.scores_file(number, arm), self._stamp(self.arm_run(number), arm))
+        return RunScores.load(self.scores_file(number, arm), self._stamp(number, arm))
 
     def scores_file(self, number: int, arm: str) -> Path:
         return self.folder / "runs" / str(number) / f"scores_{arm}.npz"
 
-    def _stamp(self, run: ArmRun, arm: str) -> str:
-        asked = [self.design.reference.tolist(), query_offsets(self.config.classifier, self.config.audit.queries)]
-        return fingerprint(run.stamp, run.seed, arm, asked, ARMS[arm].inputs(run))
+    def _stamp(self, number: int, arm: str) -> str:
+        asked = [self.design.reference.tolist(), query_offsets(self.config.classifier, self.config.audit.worst_case.queries)]
+        inputs = inputs_of(self.parts(number, arm))
+        return fingerprint(self.data_stamp(number), self.site(number).seed, arm, asked, inputs)
 
     def missing(self, number: int) -> list[str]:
-        return [arm for arm in self.config.audit.arms if self.scores(number, arm) is None]
+        return [arm for arm in self.arms if self.scores(number, arm) is None]
 
     def train(self, number: int, tell: Callable[[float, str], None]) -> None:
         """Train and score the arms of run `number` that have no scores yet; then only the scores stay, unless `keep_models`.
@@ -135,33 +156,36 @@ class AuditPlan:
         Args:
             tell: is told the share of arms done and what is being trained.
         """
-        splits, arms = load_stored_splits(self.run / SPLITS_FILE), self.config.audit.arms
+        splits, folder = load_stored_splits(self.run / SPLITS_FILE), self.folder / "runs"
         # A worker whose driver was killed lives on for a moment: the next one waits until it has let go.
-        with lock_file(self.folder / "runs" / f"{number}.lock", timeout=120):
+        with lock_file(folder / f"{number}.lock", timeout=120):
             missing = self.missing(number)
-            save_splits(self.folder / "runs" / str(number) / SPLITS_FILE, self.design.splits_of_run(splits, number))
+            save_splits(folder / str(number) / SPLITS_FILE, self.design.splits_of_run(splits, number))
             for arm in missing:
-                share = (len(arms) - len(missing) + missing.index(arm)) / len(arms)
-                run = self.arm_run(number, partial(tell, share))
-                started = time.perf_counter()
-                scores = self._ask(ARMS[arm].train(run), splits)
-                took = time.perf_counter() - started
-                replace(scores, seconds=took).save(self.scores_file(number, arm), self._stamp(run, arm))
+                share = (len(self.arms) - len(missing) + missing.index(arm)) / len(self.arms)
+                scores = self._train_and_ask(number, arm, splits, partial(tell, share))
+                scores.save(self.scores_file(number, arm), self._stamp(number, arm))
             self._tidy(number)
+
+    def _train_and_ask(self, number: int, arm: str, splits: Splits, tell: Tell) -> RunScores:
+        """Train one arm and ask it all that an attacker asks: audit samples with their queries, reference and test images."""
+        started, recipe, device = time.perf_counter(), self.config.classifier, pick_device()
+        folder = train_here(self.site(number), self.parts(number, arm), self.data_stamp(number), tell)
+        model = load_classifier(folder / WEIGHTS_FILE, device)
+        asked = splits.train.images[torch.from_numpy(self.design.samples)]
+        offsets = query_offsets(recipe, self.config.audit.worst_case.queries)
+        answers = [predict_logits(model, query_images(asked, offset), device).numpy() for offset in offsets]
+        on_test = predict_logits(model, splits.test.images, device)
+        return RunScores(
+            samples=np.stack(answers, axis=1),
+            reference=on_test.numpy()[self.design.reference],
+            test_accuracy=accuracy(on_test, splits.test.labels),
+            seconds=time.perf_counter() - started,
+        )
 
     def _tidy(self, number: int) -> None:
         """Real images never stay in more places than needed; models stay if asked for."""
-        kept = {self.scores_file(number, arm).name for arm in ARMS}
         for path in (self.folder / "runs" / str(number)).iterdir():
-            if path.name == SPLITS_FILE.parts[0] or (path.name not in kept and not self.config.audit.keep_models):
+            scores = path.name.startswith("scores_")
+            if path.name == SPLITS_FILE.parts[0] or not (scores or self.config.audit.worst_case.keep_models):
                 remove_tree(path) if path.is_dir() else path.unlink()
-
-    def _ask(self, model: nn.Module, splits: Splits) -> RunScores:
-        """All that an attacker asks: audit samples with their queries, reference and test images."""
-        device, recipe = pick_device(), self.config.classifier
-        asked = splits.train.images[torch.from_numpy(self.design.samples)]
-        offsets = query_offsets(recipe, self.config.audit.queries)
-        answers = [predict_logits(model, query_images(asked, offset), device).numpy() for offset in offsets]
-        on_test = predict_logits(model, splits.test.images, device)
-        on_reference = on_test.numpy()[self.design.reference]
-        return RunScores(np.stack(answers, axis=1), on_reference, accuracy(on_test, splits.test.labels), 0.0)

@@ -71,8 +71,6 @@ def generation_and_labelling(bench: Bench) -> Found:
     width = sizes.steps[0][0]
     batch_size = sizes.generation_batch
     ours = sampler(sizes, device, images=math.inf)
-    prior = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES, dtype=torch.float64)
-    ours.set_latent_std(1.0, 0, prior, batches=2, batch_size=batch_size)
     labels = torch.arange(sizes.generated_images) % NUM_CLASSES
     teacher = new_classifier(NUM_CLASSES, CHANNELS, recipe(width=width), 0).eval().requires_grad_(False)
     plain_teacher = new_classifier(NUM_CLASSES, CHANNELS, recipe(width=width), 0).eval().requires_grad_(False).to(device)
@@ -120,7 +118,7 @@ def gkd_student(bench: Bench) -> Found:
     teacher = new_classifier(NUM_CLASSES, CHANNELS, keys, 0).eval().requires_grad_(False)
     teacher = teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     prior = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES, dtype=torch.float64)
-    synthesis = SynthesisConfig(regeneration_rate=every, standing_batches=2, batch_size=sizes.generation_batch)
+    synthesis = SynthesisConfig(regeneration_rate=every, batch_size=sizes.generation_batch)
     source = sampler(sizes, device, images=math.inf)
 
     def synthetic_set() -> SyntheticSet:

@@ -11,11 +11,11 @@ import torch
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, Timing
 from kr_ray.bench.sizes import Sizes
 from kr_ray.compute.seeding import seeded_generator
-from kr_ray.config import ClassifierConfig, GeneratorConfig
+from kr_ray.config import BigGanConfig, ClassifierConfig
 from kr_ray.config.file import parse_config
 from kr_ray.data.images import LabelledImages
 from kr_ray.generators.biggan.networks import Generator
-from kr_ray.generators.biggan.sampling import Sampler
+from kr_ray.generators.biggan.sampling import BigGanSampler
 
 NUM_CLASSES, CHANNELS = 10, 3
 
@@ -69,15 +69,26 @@ PLAIN = {"trivial_augment": False, "crop_padding": 0, "horizontal_flip": False, 
 """A recipe's keys that leave the gradient step alone."""
 
 
-def gan_config(sizes: Sizes, **keys: Any) -> GeneratorConfig:
+def gan_config(sizes: Sizes, **keys: Any) -> BigGanConfig:
     """The paper's training settings at the benchmark's size, for a training without an end."""
     own = {"architecture": sizes.architecture, "channels": sizes.gan_channels, "batch_size": sizes.gan_batch, "epochs": 10**6}
     raw = {"name": "bench", "data": {"name": "digits", "image_size": sizes.image_size}, "generator": own | keys}
-    return parse_config(raw).generator
+    section = parse_config(raw).generator
+    assert isinstance(section, BigGanConfig)
+    return section
 
 
-def sampler(sizes: Sizes, device: torch.device, images: float) -> Sampler:
-    """A sampler of an untrained generator with its spectral norms folded in; `set_latent_std` is left to the caller."""
+def sampler(sizes: Sizes, device: torch.device, images: float) -> BigGanSampler:
+    """A sampler of an untrained generator with its spectral norms folded in."""
     trained, frozen = (Generator(gan_config(sizes), NUM_CLASSES, CHANNELS) for _ in range(2))
     frozen.load_folded_weights(trained.folded_weights())
-    return Sampler(frozen, epoch=1, device=device, images=images)
+    return BigGanSampler(
+        frozen,
+        device,
+        latent_std=1.0,
+        prior=torch.full((NUM_CLASSES,), 1 / NUM_CLASSES, dtype=torch.float64),
+        seed=0,
+        batch_size=sizes.generation_batch,
+        standing_batches=2,
+        images=images,
+    )

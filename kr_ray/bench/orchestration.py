@@ -23,13 +23,13 @@ from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, Bench, Found, gan_conf
 from kr_ray.bench.sizes import Sizes
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.ticks import Ticks
-from kr_ray.config import ClassifierConfig, ClusterConfig, Resources, SynthesisConfig
+from kr_ray.config import BigGanSampling, ClassifierConfig, ClusterConfig, Resources, SynthesisConfig
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.generators.biggan.networks import Generator
-from kr_ray.generators.biggan.sampling import save_generator
-from kr_ray.generators.interface import GeneratorCheckpoint, checkpoint_file
+from kr_ray.generators.interface import Checkpoint, checkpoint_file, save_checkpoint
 from kr_ray.methods.knowledge_recycling import start_student
+from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.synthesis.student_set import StudentSpec
 
 TICKS = Ticks(count=5, validated=(5,))
@@ -46,10 +46,10 @@ def make_run(run: Path, sizes: Sizes) -> None:
     counts = (sizes.sweep_images, sizes.sweep_images // 4, sizes.sweep_images // 4)
     train, validation, test = (random_images(count, sizes.image_size, cpu) for count in counts)
     save_splits(run / SPLITS_FILE, Splits("bench", tuple(str(k) for k in range(NUM_CLASSES)), train, validation, test))
-    save_classifier(run / "teacher" / "weights.safetensors", new_classifier(NUM_CLASSES, CHANNELS, student_recipe(sizes), 0))
+    save_classifier(run / "teacher" / WEIGHTS_FILE, new_classifier(NUM_CLASSES, CHANNELS, student_recipe(sizes), 0))
     config = gan_config(sizes)
     weights = Generator(config, NUM_CLASSES, CHANNELS).folded_weights()
-    save_generator(run / checkpoint_file(1), GeneratorCheckpoint(1, weights, 0, 0.0, 0.0), config, NUM_CLASSES, CHANNELS)
+    save_checkpoint(run / checkpoint_file(1), Checkpoint(1, weights, 0, {}), config, NUM_CLASSES, CHANNELS)
 
 
 def student_recipe(sizes: Sizes) -> ClassifierConfig:
@@ -58,7 +58,9 @@ def student_recipe(sizes: Sizes) -> ClassifierConfig:
 
 
 def student_spec(sizes: Sizes, seed: int) -> StudentSpec:
-    return StudentSpec(1, SynthesisConfig(standing_batches=1), sizes.sweep_epochs, seed)
+    return StudentSpec(
+        gan_config(sizes), 1, SynthesisConfig(sampling=BigGanSampling(standing_batches=1)), sizes.sweep_epochs, seed
+    )
 
 
 def train_bare(run: Path, sizes: Sizes, seed: int) -> Times:

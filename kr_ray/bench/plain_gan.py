@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from kr_ray.bench.plain_loops import average_in_a_loop
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import BigGanConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.generators.biggan.networks import Attention, Discriminator, Generator, GeneratorBlock, from_uint8
 from kr_ray.generators.biggan.spectral_norm import (
@@ -179,7 +179,7 @@ class PlainGanSteps:
         generator: Generator,
         discriminator: Discriminator,
         images: LabelledImages,
-        config: GeneratorConfig,
+        config: BigGanConfig,
         random: torch.Generator | None = None,
     ) -> None:
         self.images, self.config, self.random = images, config, random

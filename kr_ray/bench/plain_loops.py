@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.classifiers.interface import Classifier
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import LabelledImages
 
@@ -46,7 +46,7 @@ def augment_by_loader(images: Tensor, recipe: ClassifierConfig) -> Tensor:
 class PlainClassifierSteps:
     """Gradient steps in float32 and contiguous memory, with the optimiser's for-loop and the loss read at every step."""
 
-    def __init__(self, model: ResNet14, images: LabelledImages, recipe: ClassifierConfig) -> None:
+    def __init__(self, model: Classifier, images: LabelledImages, recipe: ClassifierConfig) -> None:
         self.model, self.recipe = model.to(images.images.device).train(), recipe
         self.inputs = (images.images.float() / 127.5 - 1).split(recipe.batch_size)
         self.labels = images.labels.split(recipe.batch_size)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kr_ray.classifiers.ticks import State
 from kr_ray.cluster.trials import StudentWork
+from kr_ray.runs.stages import State
 
 
 @dataclass(frozen=True)

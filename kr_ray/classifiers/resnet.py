@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kr_ray.classifiers.interface import Classifier
 from kr_ray.compute.parallel import BatchNorm2d
 
 BLOCKS_PER_STAGE = 2
@@ -32,7 +33,7 @@ class ResidualBlock(nn.Module):
         return functional.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x), inplace=True)
 
 
-class ResNet14(nn.Module):
+class ResNet14(Classifier):
     """CIFAR-style residual network with 6n + 2 layers, n = 2; 2,777,674 parameters at 10 classes, 3 channels, width 64.
 
     The paper names only "ResNet14" and 64 initial filters (Table 4); the three-stage layout is our reading.
@@ -44,9 +45,11 @@ class ResNet14(nn.Module):
         generator: source of the initial weights; None = torch's global one.
     """
 
+    network = "resnet14"
+
     def __init__(self, num_classes: int, channels: int, width: int = 64, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.num_classes, self.channels, self.width = num_classes, channels, width
+        super().__init__(num_classes, channels)
+        self.width = width
         # Built on "meta" and filled below: torch's layers would otherwise draw from the global random state.
         with torch.device("meta"):
             self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
@@ -74,6 +77,9 @@ class ResNet14(nn.Module):
         bound = 1 / math.sqrt(self.head.in_features)
         nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
         nn.init.zeros_(self.head.bias)
+
+    def sizes(self) -> dict[str, int]:
+        return {"width": self.width}
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features: normalised float images [N, C, H, W] -> [N, 4 * width], after global average pooling."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,11 +12,9 @@ from kr_ray.classifiers.predict import accuracy, confusion_matrix, predict_logit
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.parallel import from_first
 from kr_ray.data.images import LabelledImages
-
-State = dict[str, Any]
-Row = dict[str, float]
-Save = Callable[[State, Row], None]
-"""Keeps a state from which the work can go on, and publishes the tick's figures."""
+from kr_ray.runs.figures import ClassifierPoint
+from kr_ray.runs.results import ClassifierResult
+from kr_ray.runs.stages import Row, Save, State
 
 
 @dataclass(frozen=True)
@@ -110,20 +106,20 @@ class TickedTraining:
             row = self.advance()
             save(self.state_dict(), row)
 
-    def result(self, test: LabelledImages) -> dict[str, Any]:
+    def result(self, test: LabelledImages) -> ClassifierResult:
         """What the report says of the trained classifier; `test` is looked at here and nowhere else."""
         training = self.training
         logits = predict_logits(training.model, test.images, training.device)
-        return {
-            "test_accuracy": accuracy(logits, test.labels),
-            "test_loss": torch.nn.functional.cross_entropy(logits, test.labels).item(),
-            "val_accuracy": self.history[-1]["val_accuracy"],
-            "confusion": confusion_matrix(logits, test.labels),
-            "steps": training.step,
-            "images_seen": training.images_seen,
-            "batch_size": training.schedule.batch_size,
-            "learning_rate": training.schedule.learning_rate,
-            "parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-            "seconds": sum(row["seconds"] for row in self.history),
-            "curve": self.history,
-        }
+        return ClassifierResult(
+            test_accuracy=accuracy(logits, test.labels),
+            test_loss=torch.nn.functional.cross_entropy(logits, test.labels).item(),
+            val_accuracy=self.history[-1]["val_accuracy"],
+            confusion=confusion_matrix(logits, test.labels),
+            steps=training.step,
+            images_seen=training.images_seen,
+            batch_size=training.schedule.batch_size,
+            learning_rate=training.schedule.learning_rate,
+            parameters=sum(parameter.numel() for parameter in training.model.parameters()),
+            seconds=sum(row["seconds"] for row in self.history),
+            curve=[ClassifierPoint.model_validate(row) for row in self.history],
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.sets import TrainingSet
 from kr_ray.compute.devices import autocast, gradient_scaler
 from kr_ray.compute.graphs import Captured, compiled
@@ -87,7 +87,13 @@ class ClassifierTraining:
     """
 
     def __init__(
-        self, model: ResNet14, data: TrainingSet, recipe: ClassifierConfig, schedule: Schedule, seed: int, device: torch.device
+        self,
+        model: Classifier,
+        data: TrainingSet,
+        recipe: ClassifierConfig,
+        schedule: Schedule,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.data, self.recipe, self.schedule, self.seed, self.device = data, recipe, schedule, seed, device

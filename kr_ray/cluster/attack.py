@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kr_ray.audits.shadows import train_shadow
 from kr_ray.audits.targets import target_logits
 from kr_ray.cluster.tasks import run_tasks
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import AuditConfig, ClassifierConfig, Config
+from kr_ray.config import Config, ShadowConfig
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, AttackResult, ClassAttack, attack_model, fit_class_attack
+from kr_ray.runs.figures import Attacked, AttackModel, KrAudit
 from kr_ray.runs.progress import report_progress
+from kr_ray.runs.stages import WEIGHTS_FILE
 
 
 def _scores_file(folder: Path, shadow: int) -> Path:
@@ -22,52 +24,48 @@ def _scores_file(folder: Path, shadow: int) -> Path:
 
 def train_shadows(run: Path, folder: Path, config: Config) -> None:
     """Train the shadow models that have no scores yet."""
-
-    def work(shadow: int) -> None:
-        _train_one_shadow(run, folder, config.classifier, config.audit, config.seed, shadow)
-
-    missing = [(k,) for k in range(config.audit.shadow_models) if not _scores_file(folder, k).exists()]
+    missing = [(k,) for k in range(config.audit.shadow.models) if not _scores_file(folder, k).exists()]
+    work = partial(_train_one_shadow, run, folder, config)
     run_tasks("shadow model", work, missing, config.cluster.trial, config.cluster.max_retries)
 
 
-def _train_one_shadow(run: Path, folder: Path, recipe: ClassifierConfig, audit: AuditConfig, seed: int, shadow: int) -> None:
-    train_shadow(run, _scores_file(folder, shadow), recipe, audit, seed, shadow)
+def _train_one_shadow(run: Path, folder: Path, config: Config, shadow: int) -> None:
+    path, epochs = _scores_file(folder, shadow), config.audit.shadow.epochs
+    train_shadow(run, path, config.classifier, epochs=epochs, seed=config.seed, shadow=shadow)
     report_progress(folder, f"shadow_{shadow:02d}", 1.0, f"shadow model {shadow}")
 
 
-def attack_teacher_and_student(run: Path, results: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Fit the attack on the shadows' logits and run it against both models; see report.schema.KrAudit."""
-    audit, cluster = config.audit, config.cluster
-    shadows = [_scores_file(run / "shadows", k) for k in range(audit.shadow_models)]
-    classes = range(results["data"]["num_classes"])
-    fitted = run_tasks(
-        "attack on class",
-        _fit_one_class,
-        [(shadows, index, derive_seed(config.seed, "attack") % 2**31, audit) for index in classes],
-        cluster.trial,
-        cluster.max_retries,
-    )
+def attack_models(run: Path, accuracies: Mapping[str, float], num_classes: int, config: Config) -> KrAudit:
+    """Fit the attack on the shadows' logits and run it against teacher and student.
+
+    Args:
+        accuracies: test accuracy (or test CAS) of the models `teacher` and `student`, in [0, 1].
+    """
+    keys, cluster = config.audit.shadow, config.cluster
+    shadows = [_scores_file(run / "shadows", k) for k in range(keys.models)]
+    seed = derive_seed(config.seed, "attack") % 2**31
+    classes = [(shadows, index, seed, keys) for index in range(num_classes)]
+    fitted = run_tasks("attack on class", _fit_one_class, classes, cluster.trial, cluster.max_retries)
     attack = Attack({model.class_index: model for model in fitted})
-    attacked = run_tasks(
-        "attack",
-        _attack_one_model,
-        [(attack, run, run / name / "weights.safetensors") for name in ("teacher", "student")],
-        cluster.trial,
-        cluster.max_retries,
-    )
-    accuracies = {name: results[name]["test_accuracy"] for name in ("teacher", "student")}
-    return {
-        **{name: result.describe(accuracies[name]) for name, result in zip(accuracies, attacked, strict=True)},
-        "attack_models": [model.describe() for model in fitted],
-        "shadow_models": audit.shadow_models,
-        "members": attacked[0].members,
-        "non_members": attacked[0].non_members,
+    models = [(attack, run, run / name / WEIGHTS_FILE) for name in accuracies]
+    attacked = run_tasks("attack", _attack_one_model, models, cluster.trial, cluster.max_retries)
+    found = {
+        name: Attacked.model_validate(result.describe(accuracies[name]))
+        for name, result in zip(accuracies, attacked, strict=True)
     }
+    return KrAudit(
+        teacher=found.get("teacher"),
+        student=found.get("student"),
+        attack_models=[AttackModel.model_validate(model.describe()) for model in fitted],
+        shadow_models=keys.models,
+        members=attacked[0].members,
+        non_members=attacked[0].non_members,
+    )
 
 
-def _fit_one_class(shadows: Sequence[Path], class_index: int, seed: int, audit: AuditConfig) -> ClassAttack:
+def _fit_one_class(shadows: Sequence[Path], class_index: int, seed: int, keys: ShadowConfig) -> ClassAttack:
     scores = [ShadowScores.load(path) for path in shadows]
-    return fit_class_attack(scores, class_index, seed, audit.attack_holdout, audit.max_svc_rows)
+    return fit_class_attack(scores, class_index, seed, keys.attack_holdout, keys.max_svc_rows)
 
 
 def _attack_one_model(attack: Attack, run: Path, weights: Path) -> AttackResult:

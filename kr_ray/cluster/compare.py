@@ -8,7 +8,7 @@ from typing import Any
 
 from kr_ray.cluster.sweep import SWEEP_TICKS, best_checkpoint, sweep_checkpoints, sweep_cost
 from kr_ray.cluster.trials import StudentWork, train_students
-from kr_ray.config import Config, SynthesisConfig
+from kr_ray.config import Config
 from kr_ray.synthesis.student_set import StudentSpec
 
 LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
@@ -21,10 +21,10 @@ def compare_labelling(
     """Appendix D: validation CAS of each labelling strategy, from one and the same generator, per checkpoint and seed."""
     rows, works = [], []
     for strategy in strategies:
-        synthesis = SynthesisConfig.model_validate(config.synthesis.model_dump() | {"labelling": strategy})
+        synthesis = config.synthesis.with_values({"labelling": strategy})
         for checkpoint in checkpoint_epochs:
             for seed in seeds:
-                spec = StudentSpec(checkpoint, synthesis, config.checkpoints.epochs, seed)
+                spec = StudentSpec(config.generator, checkpoint, synthesis, config.checkpoints.epochs, seed)
                 name = f"{strategy}_{checkpoint:04d}_seed{seed}"
                 works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster))
                 rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
@@ -52,7 +52,7 @@ def compare_search(
             swept = sweep_checkpoints(run, folder / f"seed{seed}", checkpoint_epochs, own)
             best = best_checkpoint(swept)
             cost = sweep_cost(run, folder / f"seed{seed}", swept, own)
-            found[search] = {"epoch": best["epoch"], "val_cas": best["val_cas"]} | cost
+            found[search] = {"epoch": best.epoch, "val_cas": best.val_cas} | cost
         whole, short = found["exhaustive"], found["halving"]
         rows.append(
             {"seed": seed}

@@ -9,7 +9,7 @@ number.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +49,7 @@ class TrialOutcome:
 
     Attributes:
         number: from 0, in order of suggestion.
-        params: `latent_std`, `regeneration_rate`, `cardinality_scale`.
+        params: by the names of `tuning.space`.
         state: `complete` if trained for all R units, `pruned` if Hyperband stopped it earlier.
         history: validation CAS, in [0, 1], by units of training done (1 to R).
     """
@@ -157,8 +157,17 @@ class BracketBarrier(Searcher):
         self._inner.on_trial_complete(trial_id, result, error=outcome.state == "error")
 
 
+Kinds = Mapping[str, type]
+"""int or float, by the names of `tuning.space`."""
+
+
 def build_search(
-    config: TuningConfig, seed: int, study_path: Path, brackets_in_flight: int = 1, stage_dir: Path | None = None
+    config: TuningConfig,
+    kinds: Kinds,
+    seed: int,
+    study_path: Path,
+    brackets_in_flight: int = 1,
+    stage_dir: Path | None = None,
 ) -> BracketBarrier:
     """The searcher of a tuning stage, whose folder is `stage_dir` (by default that of the study).
 
@@ -168,14 +177,14 @@ def build_search(
     """
     if config.searcher == "hyperopt":
         inner = HyperOptSearch(
-            _hyperopt_space(config),
+            _hyperopt_space(config, kinds),
             metric=METRIC,
             mode="max",
             n_initial_points=config.startup_trials,
             random_state_seed=seed % 2**32,
         )
     else:
-        inner = _optuna_search(config, seed % 2**32, study_path)
+        inner = _optuna_search(config, kinds, seed % 2**32, study_path)
     brackets = hyperband_brackets(config.trials, config.rungs, config.reduction_factor)
     stage = stage_dir or study_path.parent
     return BracketBarrier(inner, brackets, brackets_in_flight, lambda outcome: _report_pruned(stage, outcome))
@@ -187,7 +196,7 @@ def _report_pruned(stage: Path, outcome: TrialOutcome) -> None:
     report_progress(stage, f"{outcome.number:04d}", 1.0, f"{outcome.number:04d}: pruned", cas=cas, pruned=True)
 
 
-def _optuna_search(config: TuningConfig, seed: int, study_path: Path) -> PruningOptunaSearch:
+def _optuna_search(config: TuningConfig, kinds: Kinds, seed: int, study_path: Path) -> PruningOptunaSearch:
     study_path.parent.mkdir(parents=True, exist_ok=True)
     for stale in study_path.parent.glob(study_path.name + "*"):  # also the lock of a killed run: Optuna would wait for it
         stale.unlink()
@@ -197,9 +206,8 @@ def _optuna_search(config: TuningConfig, seed: int, study_path: Path) -> Pruning
         return PruningOptunaSearch(
             max_resource=config.rungs,
             space={
-                "latent_std": FloatDistribution(*config.latent_std),
-                "regeneration_rate": IntDistribution(*config.regeneration_rate),
-                "cardinality_scale": IntDistribution(*config.cardinality_scale),
+                name: FloatDistribution(*bounds) if kinds[name] is float else IntDistribution(*map(int, bounds))
+                for name, bounds in config.space.items()
             },
             metric=METRIC,
             mode="max",
@@ -216,19 +224,21 @@ def _optuna_search(config: TuningConfig, seed: int, study_path: Path) -> Pruning
         optuna.logging.set_verbosity(verbosity)
 
 
-def _hyperopt_space(config: TuningConfig) -> dict[str, Any]:
-    low, high = config.latent_std
-    space: dict[str, Any] = {"latent_std": hp.uniform("latent_std", low, high) if low < high else low}
-    for key in ("regeneration_rate", "cardinality_scale"):
-        low, high = getattr(config, key)
-        # hp.uniformint rounds uniform(low, high): both bounds would come half as often as the others.
-        space[key] = scope.int(hp.quniform(key, low - 0.49, high + 0.49, 1))
+def _hyperopt_space(config: TuningConfig, kinds: Kinds) -> dict[str, Any]:
+    space: dict[str, Any] = {}
+    for name, (low, high) in config.space.items():
+        if kinds[name] is float:
+            space[name] = hp.uniform(name, low, high) if low < high else low
+        else:
+            # hp.uniformint rounds uniform(low, high): both bounds would come half as often as the others.
+            space[name] = scope.int(hp.quniform(name, low - 0.49, high + 0.49, 1))
     return space
 
 
 def run_tuning(
     trainable: type[tune.Trainable],
     config: TuningConfig,
+    kinds: Kinds,
     constants: dict[str, Any],
     seed: int,
     stage_dir: Path,
@@ -240,9 +250,10 @@ def run_tuning(
 
     Args:
         trainable: each `step()` trains one unit, of `config.rungs` in all, and returns at least `{"resource": k}`
-            with k counting from 1, and at the rungs of its bracket also `"cas"`. Its config holds `constants`, the three parameters and `trial`, a number by which it must
+            with k counting from 1, and at the rungs of its bracket also `"cas"`. Its config holds `constants`, the parameters of the search space, their `names` and `trial`, a number by which it must
             keep its results and state, on storage all workers share, so as to return them again without computing. Must have
             `reset_config` (workers are reused) and save and load k as its checkpoint.
+        kinds: whether a parameter is a whole number.
         constants: same for all trials; plain values.
         stage_dir: local or shared; receives `study.journal` and Tune's own files in `tune/`, both started anew.
         resources: of one trial: `{"cpu": ..., "gpu": ...}`. They bound how many run at a time.
@@ -258,7 +269,7 @@ def run_tuning(
     stage_dir = stage_dir.resolve()
     for replays_left in reversed(range(max_retries + 1)):
         with local_output(stage_dir / "study.journal") as journal:
-            search = build_search(config, seed, journal, brackets_in_flight, stage_dir)
+            search = build_search(config, kinds, seed, journal, brackets_in_flight, stage_dir)
             errors = _fit(with_resources(trainable, resources), config, constants, search, stage_dir, max_retries)
         if not errors:
             if len(search.outcomes) < config.trials or any(o.state not in ("complete", "pruned") for o in search.outcomes):
@@ -278,7 +289,7 @@ def _fit(
     remove_tree(stage_dir / "tune")
     tuner = tune.Tuner(
         trainable,
-        param_space=constants,
+        param_space=constants | {"names": list(config.space)},
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=build_scheduler(config),

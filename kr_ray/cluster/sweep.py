@@ -1,4 +1,4 @@
-"""Checkpoint optimisation (section 3.4) and tuning (3.5) on Ray Tune."""
+"""SweptCheckpoint optimisation (section 3.4) and tuning (3.5) on Ray Tune."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder, trial_resources
 from kr_ray.config import CheckpointsConfig, Config
+from kr_ray.runs.figures import Best, SweptCheckpoint, Trial
+from kr_ray.runs.results import SweepResult, TuningResult
 from kr_ray.synthesis.student_set import StudentSpec
 
 SWEEP_TICKS = Ticks(count=5, validated=(5,))
 """A sweep student is judged once, at its end; the ticks in between only bound what a kill can lose."""
 
 
-def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config) -> list[dict[str, Any]]:
+def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config) -> list[SweptCheckpoint]:
     """Validation CAS per checkpoint, each with the schedule length (epochs) it was measured at.
 
     `exhaustive` (the paper) trains every student for the whole schedule. `halving` first tries all checkpoints on short but complete
@@ -33,7 +35,7 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
         works = [_sweep_student(run, folder, epoch, epochs, config) for epoch in checkpoint_epochs]
         cas = train_students(works, folder, config.cluster)
         found |= {epoch: (epochs, value) for epoch, value in zip(checkpoint_epochs, cas, strict=True)}
-    return [{"epoch": epoch, "epochs": epochs, "val_cas": cas} for epoch, (epochs, cas) in sorted(found.items())]
+    return [SweptCheckpoint(epoch=epoch, epochs=epochs, val_cas=cas) for epoch, (epochs, cas) in sorted(found.items())]
 
 
 def sweep_rounds(sweep: CheckpointsConfig, checkpoints: int) -> list[tuple[int, int]]:
@@ -48,23 +50,20 @@ def sweep_rounds(sweep: CheckpointsConfig, checkpoints: int) -> list[tuple[int, 
 
 def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config: Config) -> StudentWork:
     name = f"checkpoint_{checkpoint:04d}" + (f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else "")
-    spec = StudentSpec(checkpoint, config.synthesis, epochs, config.seed)
+    spec = StudentSpec(config.generator, checkpoint, config.synthesis, epochs, config.seed)
     return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster)
 
 
-def best_checkpoint(swept: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def best_checkpoint(swept: Sequence[SweptCheckpoint]) -> SweptCheckpoint:
     """The row of the best validation CAS among those of the longest schedule; of equals, the earliest."""
-    return max(swept, key=lambda row: (row["epochs"], row["val_cas"], -row["epoch"]))
+    return max(swept, key=lambda row: (row.epochs, row.val_cas, -row.epoch))
 
 
-def sweep_cost(run: Path, folder: Path, swept: Sequence[dict[str, Any]], config: Config) -> dict[str, float]:
+def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config: Config) -> dict[str, float]:
     """Images that a sweep's students were trained on, and the seconds of their trainings, summed over all of its rounds."""
     lengths = [epochs for epochs, _ in sweep_rounds(config.checkpoints, len(swept))]
     students = [
-        _sweep_student(run, folder, row["epoch"], epochs, config)
-        for row in swept
-        for epochs in lengths
-        if epochs <= row["epochs"]
+        _sweep_student(run, folder, row.epoch, epochs, config) for row in swept for epochs in lengths if epochs <= row.epochs
     ]
     histories = [student.history() for student in students]
     return {
@@ -74,18 +73,19 @@ def sweep_cost(run: Path, folder: Path, swept: Sequence[dict[str, Any]], config:
     }
 
 
-def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Best latent std, regeneration rate and cardinality scale of the best checkpoint, and what they gain over the defaults."""
-    tuning = config.tuning
+def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config) -> TuningResult:
+    """The best generation parameters (`tuning.space`) of the best checkpoint, and what they gain over the defaults."""
+    tuning, kinds = config.tuning, config.synthesis.searchable()
     # Passes of real size: the resource is then images seen, and trials of different scale are compared at equal work.
     synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
-    spec = StudentSpec(sweep["best_epoch"], synthesis, tuning.epochs, config.seed)
+    spec = StudentSpec(config.generator, sweep.best_epoch, synthesis, tuning.epochs, config.seed)
     shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs), config.cluster)
     brackets = hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor)
     judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
     outcomes = run_tuning(
         TuningTrial,
         tuning,
+        {name: kinds[name] for name in tuning.space},
         {"shared": shared, "judged": judged},
         config.seed,
         folder,
@@ -95,24 +95,26 @@ def tune_generation(run: Path, folder: Path, sweep: dict[str, Any], config: Conf
     )
     best = max((o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number))
     best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config)
-    defaults = {key: getattr(config.synthesis, key) for key in best.params}
-    return {
-        "searcher": tuning.searcher,
-        "trials": len(outcomes),
-        "best": best.params | {"val_cas": best_cas, "trial": best.number},
-        "default_cas": default_cas,
-        "delta_cas": best_cas - default_cas,
+    defaults = config.synthesis.values(tuning.space)
+    return TuningResult(
+        searcher=tuning.searcher,
+        trials=len(outcomes),
+        best=Best.model_validate(best.params | {"val_cas": best_cas, "trial": best.number}),
+        default_cas=default_cas,
+        delta_cas=best_cas - default_cas,
         # The defaults are a candidate too: a search that found nothing better must not make the student worse.
-        "chosen": best.params if best_cas >= default_cas else defaults,
-        "history": [
-            o.params | {"trial": o.number, "val_cas": o.history.get(o.resource), "state": o.state, "resource": o.resource}
-            for o in outcomes
-        ],
+        chosen=best.params if best_cas >= default_cas else defaults,
+        history=[_trial(outcome) for outcome in outcomes],
         **_images_saved(folder, outcomes, tuning.rungs),
-    }
+    )
 
 
-def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) -> dict[str, float]:
+def _trial(outcome: TrialOutcome) -> Trial:
+    figures = {"trial": outcome.number, "val_cas": outcome.history.get(outcome.resource), "state": outcome.state}
+    return Trial.model_validate(outcome.params | figures | {"resource": outcome.resource})
+
+
+def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) -> dict[str, Any]:
     """Images that the trials were trained on, and what they would have been without pruning."""
     histories = [read_history(trial_folder(folder, outcome.number)) for outcome in outcomes]
     seen = sum(rows[-1]["images_seen"] for rows in histories)
@@ -120,10 +122,10 @@ def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) ->
     return {"images_seen": round(seen), "images_unpruned": round(unpruned), "saved_share": 1 - seen / max(unpruned, 1)}
 
 
-def _default_cas(run: Path, folder: Path, sweep: dict[str, Any], config: Config) -> float:
+def _default_cas(run: Path, folder: Path, sweep: SweepResult, config: Config) -> float:
     """Validation CAS of the best checkpoint at the default parameters and the tuning's budget."""
     if config.tuning.epochs == config.checkpoints.epochs:
-        return float(sweep["best_cas"])  # it is the same student, bit for bit
-    spec = StudentSpec(sweep["best_epoch"], config.synthesis, config.tuning.epochs, config.seed)
+        return sweep.best_cas  # it is the same student, bit for bit
+    spec = StudentSpec(config.generator, sweep.best_epoch, config.synthesis, config.tuning.epochs, config.seed)
     work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster)
     return train_students([work], folder, config.cluster)[0]

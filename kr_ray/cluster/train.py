@@ -12,15 +12,15 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from kr_ray.classifiers.ticks import Row, Save, State
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.telemetry import Publisher
 from kr_ray.compute.parallel import worker_rank
-from kr_ray.config import Resources
-from kr_ray.runs.artifacts import load_state, save_state
+from kr_ray.config import ClusterConfig, Resources
+from kr_ray.methods.interface import Part
+from kr_ray.runs.artifacts import load_state, read_json, save_state, write_json
 from kr_ray.runs.progress import report_progress
-
-STATE_FILE = "state.pt"
+from kr_ray.runs.results import R
+from kr_ray.runs.stages import RESULT_FILE, STATE_FILE, Row, Save, State
 
 Work = Callable[[State | None, Save], None]
 """Trains from a state (None: from the start) and hands every new state to `save`."""
@@ -48,6 +48,18 @@ def train_on_cluster(
         work(state, lambda state, row: _report(folder, state, row, publisher))
 
     run_workers(loop, folder, f"{folder.parent.name}_{folder.name}", resources, max_retries, workers)
+
+
+def train_part(part: Part[R], folder: Path, cluster: ClusterConfig) -> R:
+    """Train a method's part in Ray Train workers, and return what the first of them found."""
+
+    def work(state: State | None, save: Save) -> None:
+        result = part.work(folder, state, save)
+        if result is not None:
+            write_json(folder / RESULT_FILE, result.model_dump(mode="json", by_alias=True))
+
+    train_on_cluster(work, folder, cluster.train, cluster.max_retries, cluster.worker_counts)
+    return part.result.model_validate(read_json(folder / RESULT_FILE))
 
 
 def run_workers(

@@ -7,7 +7,7 @@ was paused, its worker died or the whole program was killed, reports what is in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from kr_ray.classifiers.ticks import Row, State, TickedTraining, Ticks
+from kr_ray.classifiers.ticks import TickedTraining, Ticks
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
@@ -26,14 +26,13 @@ from kr_ray.cluster.telemetry import Publisher
 from kr_ray.cluster.train import run_workers
 from kr_ray.cluster.watched import TrialCounts, with_resources
 from kr_ray.compute.parallel import worker_rank
-from kr_ray.config import ClassifierConfig, ClusterConfig, SynthesisConfig
+from kr_ray.config import ClassifierConfig, ClusterConfig
 from kr_ray.methods.knowledge_recycling import start_student
 from kr_ray.runs.artifacts import fingerprint, load_state, save_state
 from kr_ray.runs.progress import report_progress
+from kr_ray.runs.stages import STATE_FILE, Row, State
 from kr_ray.synthesis.stream import CollapsedGenerator
 from kr_ray.synthesis.student_set import StudentSpec
-
-STATE_FILE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class StudentWork:
         spec, ticks = self.spec, self.ticks
         return fingerprint(
             spec.checkpoint_epoch,
-            spec.synthesis.model_dump(),
+            spec.synthesis.stamp(),
             spec.epochs,
             spec.seed,
-            self.recipe.model_dump(),
+            self.recipe.stamp(),
             [ticks.count, ticks.validated],
         )
 
@@ -200,16 +199,15 @@ class StudentTrial(tune.Trainable):
 
 
 class TuningTrial(StudentTrial):
-    """A student whose three generation parameters come from the searcher, beside what all trials share.
+    """A student whose generation parameters come from the searcher, beside what all trials share.
 
     It is judged at the rungs of its bracket (`judged`, by trial number) and nowhere else.
     """
 
     def student_work(self, config: dict[str, Any]) -> StudentWork:
         shared: StudentWork = config["shared"]
-        tuned = {key: config[key] for key in ("latent_std", "regeneration_rate", "cardinality_scale")}
-        synthesis = SynthesisConfig.model_validate(shared.spec.synthesis.model_dump() | tuned)
-        spec = StudentSpec(shared.spec.checkpoint_epoch, synthesis, shared.spec.epochs, shared.spec.seed)
+        tuned = {name: config[name] for name in config["names"]}
+        spec = replace(shared.spec, synthesis=shared.spec.synthesis.with_values(tuned))
         ticks = Ticks(shared.ticks.count, config["judged"][config["trial"]])
         return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, ticks, shared.cluster)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -16,35 +15,37 @@ from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.cluster.tasks import run_tasks
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError
+from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.methods.registry import method_of
 from kr_ray.privacy.attacks import audit_arm
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, write_json
+from kr_ray.runs.figures import LiraArm
 from kr_ray.runs.progress import report_progress
+from kr_ray.runs.results import Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
 
 HELD_OUT_REPEATS = 2
 FEWEST_MODELS = 4
 
-Results = Mapping[str, dict[str, Any]]
 
-
-def plan_audit(run: Path, folder: Path, config: Config, spec: StudentSpec, digest: str) -> AuditPlan:
+def plan_audit(run: Path, folder: Path, config: Config, student: StudentSpec, digest: str) -> AuditPlan:
     """Choose who is audited. For outliers this trains models, whose losses are kept in `folder`.
 
     Raises:
         kr_ray.data.checks.DataError: the set cannot bear as many audit samples.
     """
-    splits = load_stored_splits(run / SPLITS_FILE)
-    losses = _held_out(run, folder, config, digest) if config.audit.canary_kind == "outlier" else None
-    design = design_audit(splits, config.audit, derive_seed(config.seed, "audit design"), losses)
+    splits, keys = load_stored_splits(run / SPLITS_FILE), config.audit.worst_case
+    losses = _held_out(run, folder, config, digest) if keys.canary_kind == "outlier" else None
+    design = design_audit(splits, keys, derive_seed(config.seed, "audit design"), losses)
     _check_batches(config, len(splits.train), design)
-    return AuditPlan(run, folder, config, spec, design, digest)
+    return AuditPlan(run=run, folder=folder, config=config, student=student, design=design, digest=digest)
 
 
 def _held_out(run: Path, folder: Path, config: Config, digest: str) -> NDArray[np.float64]:
     path = folder / "held_out_losses.json"
-    stamp = [digest, config.seed, config.classifier.model_dump(), config.teacher.model_dump()]
+    stamp = [digest, config.seed, config.classifier.stamp(), config.teacher.stamp()]
     if not path.exists() or read_json(path)["stamp"] != stamp:
         work = [(run, config, repeat) for repeat in range(HELD_OUT_REPEATS)]
         losses = run_tasks("held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries)
@@ -54,10 +55,10 @@ def _held_out(run: Path, folder: Path, config: Config, digest: str) -> NDArray[n
 
 def _check_batches(config: Config, images: int, design: AuditDesign) -> None:
     left = images - len(design.samples)
-    if "kr" in config.audit.arms and left < config.generator.batch_size:
+    if "kr" in config.audit.worst_case.arms and left < config.generator.batch_size:
         raise ConfigError(
             f"`training images - audit samples >= generator.batch_size` must hold, but got {images} - {len(design.samples)} < "
-            f"{config.generator.batch_size}; lower generator.batch_size, audit.canaries or audit.population"
+            f"{config.generator.batch_size}; lower generator.batch_size, canaries or population of audit.worst_case"
         )
 
 
@@ -85,43 +86,43 @@ def _train_one_run(plan: AuditPlan, number: int) -> None:
 # --- cost ------------------------------------------------------------------------------------------------------------
 
 
-def stage_seconds(results: Results, config: Config, spec: StudentSpec) -> float | None:
+def stage_seconds(plan: AuditPlan, results: Results) -> float | None:
     """Seconds of one run, from what the stages of the audited run took; None where one that is needed has not finished."""
-    arms = config.audit.arms
-    students = ("kr" in arms) + ("student_only" in arms)
-    needed = {"teacher"} | ({"student"} if students else set()) | ({"generator"} if "kr" in arms else set())
-    if not needed <= results.keys():
-        return None
-    seconds = results["teacher"]["wall_s"] + students * results.get("student", {}).get("wall_s", 0.0)
-    if "kr" in arms:
-        seconds += results["generator"]["wall_s"] * spec.checkpoint_epoch / results["generator"]["checkpoints"][-1]
-    return float(seconds)
+    parts = {(part.name, *(part.costs or ())): part for arm in plan.arms for part in plan.parts(0, arm)}
+    seconds = 0.0
+    for part in parts.values():
+        if part.costs is None or part.costs[0] not in results:
+            return None
+        stage, share = part.costs
+        seconds += share * dict(results.items())[stage].wall_s
+    return seconds
 
 
 def run_seconds(plan: AuditPlan, results: Results) -> tuple[float, str]:
     """Seconds of one run and how they are known: from the audited run's stages, or else from the first two runs, which this trains."""
-    if seconds := stage_seconds(results, plan.config, plan.spec):
+    if seconds := stage_seconds(plan, results):
         return seconds, "from this run's stages"
     train_runs(plan, (0, 1))
-    measured = [_scores(plan, number, arm).seconds for number in (0, 1) for arm in plan.config.audit.arms]
+    measured = [_scores(plan, number, arm).seconds for number in (0, 1) for arm in plan.arms]
     return sum(measured) / 2, "measured on the first two"
 
 
 def describe_cost(config: Config, seconds: float, source: str) -> str:
     """What the audit takes, for the person who starts it."""
-    models, trial = config.audit.models, config.cluster.trial
+    keys, trial = config.audit.worst_case, config.cluster.trial
+    models = keys.models
     available = ray.cluster_resources()
     slots = [available.get(kind.upper(), 0.0) / amount for kind, amount in trial.model_dump().items() if amount]
     at_once = max(1, min(models, *(int(slot) for slot in slots))) if slots else models
     device, amount = ("GPU", trial.gpu) if trial.gpu else ("core", trial.cpu)
     return (
-        f"worst-case audit: {models} runs of {', '.join(config.audit.arms)} take about {models * seconds * amount / 3600:.2f} {device} "
+        f"worst-case audit: {models} runs of {', '.join(keys.arms)} take about {models * seconds * amount / 3600:.2f} {device} "
         f"hours ({source}: {seconds:.0f} s a run), some {-(-models // at_once) * seconds / 60:.0f} min with {at_once} at a time"
     )
 
 
 def models_within(budget_hours: float, seconds: float, config: Config) -> int:
-    """The even number of runs, at most `audit.models`, that fit into so many device hours.
+    """The even number of runs, at most `audit.worst_case.models`, that fit into so many device hours.
 
     Raises:
         ConfigError: not even four fit.
@@ -134,40 +135,38 @@ def models_within(budget_hours: float, seconds: float, config: Config) -> int:
             f"`--budget >= {FEWEST_MODELS * run_hours:.3g}` device hours ({FEWEST_MODELS} runs of {seconds:.0f} s) must hold, but got "
             f"{budget_hours:g}; raise it, or shorten what is trained"
         )
-    return min(fitting, config.audit.models)
+    return min(fitting, config.audit.worst_case.models)
 
 
 # --- attack ----------------------------------------------------------------------------------------------------------
 
 
-def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], None]) -> dict[str, Any]:
-    """Train all runs and attack every arm; see report.schema.LiraArm. What it will take is told before."""
-    audit, cluster = plan.config.audit, plan.config.cluster
+def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], None]) -> WorstCaseResult:
+    """Train all runs and attack every arm. What it will take is told before."""
+    keys, cluster = plan.config.audit.worst_case, plan.config.cluster
     notice(describe_cost(plan.config, *run_seconds(plan, results)))
-    train_runs(plan, range(audit.models))
-    attacked = run_tasks("worst-case attack", _attack, [(plan, arm) for arm in audit.arms], cluster.trial, cluster.max_retries)
-    return {
-        "audit": audit.worst_case_keys(),
-        "excluded_copies": plan.design.excluded,
-        "lira": dict(zip(audit.arms, attacked, strict=True)),
-    }
+    train_runs(plan, range(keys.models))
+    attacked = run_tasks("worst-case attack", _attack, [(plan, arm) for arm in keys.arms], cluster.trial, cluster.max_retries)
+    lira = dict(zip(keys.arms, attacked, strict=True))
+    return WorstCaseResult(audit=keys.stamp(), excluded_copies=plan.design.excluded, lira=lira)
 
 
-def _attack(plan: AuditPlan, arm: str) -> dict[str, Any]:
+def _attack(plan: AuditPlan, arm: str) -> LiraArm:
     """Figures of one arm: what the attack finds, beside what the models are worth."""
     config, design = plan.config, plan.design
-    runs = [_scores(plan, number, arm) for number in range(config.audit.models)]
+    runs = [_scores(plan, number, arm) for number in range(config.audit.worst_case.models)]
     canary, population, reference = collect_scores(plan, runs)
-    accuracies = [run.test_accuracy for run in runs]
+    accuracies, method = [run.test_accuracy for run in runs], method_of(arm, config)
     found = audit_arm(canary, population, reference, derive_seed(config.seed, "worst case") % 2**32)
     # A curve is drawn of the headline attack alone: twelve attacks' curves would make report.json ten times as long.
     attacks = {
         name: {group: {k: v for k, v in figures.items() if k != "roc"} for group, figures in groups.items()}
         for name, groups in found["attacks"].items()
     }
-    return found | {
-        "attacks": attacks,
-        "canary_kind": config.audit.canary_kind,
+    about = {
+        "title": method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
+        "note": method.note,
+        "canary_kind": config.audit.worst_case.canary_kind,
         "canaries": len(design.canaries),
         "population_samples": len(design.population),
         "reference_images": len(design.reference),
@@ -175,6 +174,7 @@ def _attack(plan: AuditPlan, arm: str) -> dict[str, Any]:
         "test_accuracy_sd": float(np.std(accuracies, ddof=1)),
         "seconds": float(sum(run.seconds for run in runs)),
     }
+    return LiraArm.model_validate(found | {"attacks": attacks} | about)
 
 
 def collect_scores(plan: AuditPlan, runs: Sequence[RunScores]) -> tuple[SampleScores, SampleScores, ReferenceScores]:

@@ -4,18 +4,30 @@ Imports neither torch nor ray, so that a wrong key is refused within a fraction 
 Knowledge Recycling paper's (arXiv 2407.15526; Tables 3 and 4); where the paper is silent the docstring says so.
 """
 
-from kr_ray.config.audit import ArmName, AuditConfig, CopiesConfig, ShadowAttackConfig
+from kr_ray.config.audit import AuditConfig, CopiesConfig, ShadowConfig, WorstCaseConfig
 from kr_ray.config.base import ConfigError, Location, Resources, Section
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
-from kr_ray.config.generators import CollapseConfig, GeneratorConfig
-from kr_ray.config.methods import CheckpointsConfig, StudentConfig, SynthesisConfig, TeacherConfig, TuningConfig
+from kr_ray.config.generators import BigGanConfig, BigGanSampling, CollapseConfig, GeneratorSection, SamplingSection
+from kr_ray.config.methods import (
+    CheckpointsConfig,
+    FixedGeneratorSection,
+    KnowledgeRecyclingSection,
+    MethodSection,
+    ParquetSection,
+    StudentConfig,
+    SynthesisConfig,
+    TeacherConfig,
+    TeacherSection,
+    TuningConfig,
+)
 from kr_ray.config.run import Config, cross_section_mistakes
 
 __all__ = [
-    "ArmName",
     "AuditConfig",
+    "BigGanConfig",
+    "BigGanSampling",
     "CheckpointsConfig",
     "ClassifierConfig",
     "ClusterConfig",
@@ -24,15 +36,22 @@ __all__ = [
     "ConfigError",
     "CopiesConfig",
     "DataConfig",
-    "GeneratorConfig",
+    "FixedGeneratorSection",
+    "GeneratorSection",
+    "KnowledgeRecyclingSection",
     "Location",
+    "MethodSection",
+    "ParquetSection",
     "Resources",
+    "SamplingSection",
     "Section",
-    "ShadowAttackConfig",
+    "ShadowConfig",
     "StudentConfig",
     "SynthesisConfig",
     "TeacherConfig",
+    "TeacherSection",
     "TrackingConfig",
     "TuningConfig",
+    "WorstCaseConfig",
     "cross_section_mistakes",
 ]

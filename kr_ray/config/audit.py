@@ -1,4 +1,4 @@
-"""The audits: the paper's shadow attack, copies, the worst case."""
+"""The audits, a section for each: the paper's shadow attack, the worst case, copies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from pydantic import Field, model_validator
 from kr_ray.config.base import Section
 
 
-class ShadowAttackConfig(Section):
+class ShadowConfig(Section):
     """Shokri-style membership inference (section 3.6)."""
 
-    shadow_models: int = Field(10, ge=2)
+    models: int = Field(10, ge=2)
+    """Shadow models."""
     epochs: int = Field(500, ge=1)
+    """Of each shadow model, in passes over its half of the validation images."""
     attack_holdout: float = Field(0.2, gt=0, lt=0.9)
     """Share of the shadow models whose scores only select among the attack models."""
     max_svc_rows: int = Field(20000, ge=100)
+    """Support vector machines are fitted on at most so many rows."""
+
+    def stamp(self) -> dict[str, Any]:
+        """Under the key's first name."""
+        stamp = super().stamp()
+        return stamp | {"shadow_models": stamp.pop("models")}
 
 
 class CopiesConfig(Section):
@@ -34,18 +42,16 @@ class CopiesConfig(Section):
     encoder_normalisation: Literal["none", "imagenet"] = "none"
 
 
-ArmName = Literal["teacher", "kr", "student_only"]
-
-
-class AuditConfig(ShadowAttackConfig):
-    """The paper's attack, and the worst-case audit: whole pipelines trained again with and without canaries.
+class WorstCaseConfig(Section):
+    """Whole pipelines trained again with and without canaries, and attacked.
 
     Protocol of Zhao & Zhang, "Does Training with Synthetic Data Truly Protect Privacy?" (ICLR 2025): 500 canaries, 32 models.
     """
 
-    arms: tuple[ArmName, ...] = ()
+    arms: tuple[str, ...] = ()
     """What is trained again in every one of `models` runs: `teacher` (real data, no defence), `kr` (teacher, generator and
-    student), `student_only` (a student of this run's own generator). Empty: no worst-case audit, which costs many trainings."""
+    student), `fixed_generator` (a student of this run's own generator), or a name from `students`. Empty: no worst-case audit,
+    which costs many trainings."""
     models: int = Field(32, ge=4)
     """Runs; even, because every audit sample is a member in exactly half of them. More of them extend an audit already made."""
     canary_kind: Literal["mislabeled", "outlier", "random"] = "mislabeled"
@@ -62,10 +68,9 @@ class AuditConfig(ShadowAttackConfig):
     """Images a model is asked for each audit sample: itself, its mirror image and shifts, as far as training augments so."""
     keep_models: bool = False
     """Keep the models of all runs; else only their logits stay."""
-    copies: CopiesConfig = CopiesConfig()
 
     @model_validator(mode="after")
-    def _runs_come_in_pairs(self) -> AuditConfig:
+    def _runs_come_in_pairs(self) -> WorstCaseConfig:
         if self.models % 2:
             raise ValueError(
                 f"`models` must be even, but got models={self.models}; use {self.models + 1}: every sample is in half of them"
@@ -74,10 +79,14 @@ class AuditConfig(ShadowAttackConfig):
             raise ValueError(f"`arms` must be different, but got {list(self.arms)}; name each once")
         return self
 
-    def worst_case_keys(self) -> dict[str, Any]:
-        """What decides the worst-case audit's figures, as JSON."""
-        return self.model_dump(mode="json", exclude={*ShadowAttackConfig.model_fields, "keep_models", "copies"})
+    def stamp(self) -> dict[str, Any]:
+        """What decides the figures."""
+        return {key: value for key, value in super().stamp().items() if key != "keep_models"}
 
-    def shadow_attack(self) -> ShadowAttackConfig:
-        """The keys of the paper's attack alone."""
-        return ShadowAttackConfig(**self.model_dump(include=set(ShadowAttackConfig.model_fields)))
+
+class AuditConfig(Section):
+    """How much of the real data still leaks."""
+
+    shadow: ShadowConfig = ShadowConfig()
+    copies: CopiesConfig = CopiesConfig()
+    worst_case: WorstCaseConfig = WorstCaseConfig()

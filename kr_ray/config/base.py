@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -19,7 +19,23 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent type conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Keys that the section got after version 0.1."""
+
+    def stamp(self) -> dict[str, Any]:
+        """What decides results, as JSON values, for fingerprints.
+
+        A key that was `added` later counts only where it differs from its default: so a program with one more key does not make
+        finished work stale. (A default that changes is a change of meaning: raise WORK_VERSION of `kr_ray.stages`.)
+        """
+        plain = self.model_dump(mode="json")
+        return {
+            name: value.stamp() if isinstance(value := getattr(self, name), Section) else plain[name]
+            for name, field in type(self).model_fields.items()
+            if name not in self.added or getattr(self, name) != field.get_default(call_default_factory=True)
+        }
 
 
 class Resources(Section):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from kr_ray.config.base import Section
 
+NetworkName = Literal["resnet14"]
+
 
 class ClassifierConfig(Section):
-    """ResNet14 (6n+2 with n = 2, widths 64/128/256) and the training recipe of Table 4.
+    """The network and the training recipe of Table 4. Teacher, students and shadow models share both (section 3.1)."""
 
-    Teacher, students and shadow models share both (section 3.1).
-    """
+    added: ClassVar[frozenset[str]] = frozenset({"network"})
 
+    network: NetworkName = "resnet14"
+    """`resnet14`: 6n + 2 layers with n = 2, widths 64/128/256."""
     width: int = Field(64, ge=4)
     """Channels of the first stage."""
     batch_size: int = Field(256, ge=2)

@@ -4,57 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from kr_ray.config import Config, ConfigError, Section, cross_section_mistakes
+from kr_ray.config.base import ConfigError, Section
+from kr_ray.config.generators import GENERATORS, GeneratorSection
+from kr_ray.config.methods import METHODS, MethodSection
+from kr_ray.config.plugins import plugin_sections
+from kr_ray.config.renamed import RENAMED
+from kr_ray.config.run import Config, RunKeys, cross_section_mistakes
 
-# --- presets ---------------------------------------------------------------------------------------------------------
-
-TRAINING_PRESETS: dict[str, dict[str, Any]] = {
-    # Table 3, column by column; "D basket size" is how many batches StudioGAN's loader preloads and changes no result.
-    "ours": {
-        "loss": "logistic", "output": "sigmoid", "precision": "mixed", "d_optimizer": "adamw",
-        "d_weight_decay": 0.004, "d_label_smoothing": 0.1, "d_steps": 4,
-    },
-    "vanilla": {
-        "loss": "hinge", "output": "tanh", "precision": "full", "d_optimizer": "adam",
-        "d_weight_decay": 0.0, "d_label_smoothing": 0.0, "d_steps": 2,
-    },
-}  # fmt: skip
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
-    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4], "d_out": [4, 4, 4],
-                    "bottleneck_ratio": 4},
-    # 41.01M / 39.13M: the sizes printed in Table 3.
-    "kr41m": {"channels": 128, "g_in": [8, 8, 4], "g_out": [8, 4, 4], "d_in": [1, 4, 8, 8], "d_out": [4, 8, 8, 8],
-              "bottleneck_ratio": 2},
-    # For CPUs: same blocks, fewer channels.
-    "small32": {"channels": 32, "g_in": [4, 4, 4], "g_out": [4, 4, 2], "d_in": [1, 2, 4, 4], "d_out": [2, 4, 4, 4],
-                "bottleneck_ratio": 4, "attention_resolution": 0},
-    "small16": {"channels": 32, "g_in": [4, 4], "g_out": [4, 2], "d_in": [1, 2, 4], "d_out": [2, 4, 4],
-                "bottleneck_ratio": 4, "attention_resolution": 0},
-    "tiny16": {"channels": 8, "g_in": [2, 2], "g_out": [2, 2], "d_in": [1, 2, 2], "d_out": [2, 2, 2],
-               "bottleneck_ratio": 2, "attention_resolution": 0, "depth": 1, "latent_dim": 16, "shared_dim": 16},
-}  # fmt: skip
-
-
-def expand_presets(raw: dict[str, Any]) -> dict[str, Any]:
-    """Fill the generator section from its two presets; keys the user wrote win. Unknown preset names are left to validation."""
-    section = raw.get("generator", {})
-    if not isinstance(section, dict):
-        return raw
-    preset = TRAINING_PRESETS.get(str(section.get("preset", "ours")), TRAINING_PRESETS["ours"])
-    architecture = ARCHITECTURES.get(str(section.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"])
-    return raw | {"generator": preset | architecture | section}
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
+S = TypeVar("S", bound=Section)
+Raw = dict[str, Any]
+"""A mapping as read from YAML."""
+Mistake = tuple[tuple[str, ...], str]
+"""Key path, and what is wrong there."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,33 +62,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(raw)
 
 
-def parse_config(raw: dict[str, Any]) -> Config:
-    """Validate a plain mapping (as read from YAML).
-
-    Raises:
-        ConfigError: with every mistake in one message.
-    """
-    try:
-        # JSON mode is strict about types yet takes a list for a tuple, which is all that YAML can write.
-        return Config.model_validate_json(json.dumps(expand_presets(raw)))
-    except TypeError as error:
-        raise ConfigError(f"config holds a value that is neither text, number, list nor mapping: {error}; quote it") from error
-    except ValidationError as error:
-        raise ConfigError(_describe(error, cross_section_mistakes(_sound_sections(raw, error)))) from error
-
-
-def _sound_sections(raw: dict[str, Any], error: ValidationError) -> dict[str, Any]:
-    """The sections without a mistake of their own; none if all of them are sound (the rules between them have then been told)."""
-    faulty = {item["loc"][0] for item in error.errors() if item["loc"]}
-    models = {name: field.annotation for name, field in Config.model_fields.items()}
-    return {
-        name: model.model_validate_json(json.dumps(value))
-        for name, value in (expand_presets(raw).items() if faulty else ())
-        if name not in faulty and isinstance(model := models.get(name), type) and issubclass(model, Section)
-    }
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: Raw, override: str) -> None:
     key_path, equals, text = override.partition("=")
     keys = key_path.split(".")
     if not equals or not all(keys):
@@ -134,32 +77,164 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
 
 
-def _describe(error: ValidationError, further: Sequence[str]) -> str:
-    """One line per mistake: key path, value, rule, remedy."""
-    lines = []
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def parse_config(raw: Mapping[str, Any]) -> Config:
+    """Validate a plain mapping (as read from YAML): each section by the class of its kind, then the rules between them.
+
+    Raises:
+        ConfigError: with every mistake in one message.
+    """
+    sections, mistakes = _Sections(raw).validated()
+    if mistakes:
+        mistakes += [(("config",), line) for line in cross_section_mistakes(sections)]
+        raise ConfigError(_told(mistakes))
+    try:
+        return Config.model_validate(sections)
+    except ValidationError as error:
+        raise ConfigError(_told(list(_mistakes_of(error, ("config",), Config)))) from error
+
+
+class _Sections:
+    """A raw configuration being taken apart."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        own = RunKeys.model_fields
+        self.raw = {key: value for key, value in raw.items() if key not in own}
+        self.own = {key: value for key, value in raw.items() if key in own}
+        self.mistakes: list[Mistake] = []
+        self.found: Raw = {}
+
+    def validated(self) -> tuple[Raw, list[Mistake]]:
+        """The sound sections by name, and all mistakes in the others."""
+        keys = self._section(self.own, RunKeys, ())
+        self.found |= {name: getattr(keys, name) for name in RunKeys.model_fields} if keys else {}
+        plugins = plugin_sections(keys.plugins if isinstance(keys, RunKeys) else ())
+        generator = self._kind("generator", self.raw.pop("generator", {}), GENERATORS | plugins.generators, "biggan_deep")
+        students = self.raw.pop("students", None) or {}
+        self._students(students, METHODS | plugins.methods)
+        for name, field in Config.model_fields.items():
+            if name in RunKeys.model_fields or name in ("generator", "students"):
+                continue
+            if name in self.raw or field.is_required():
+                self._fill(name, cast("type[Section]", field.annotation), generator)
+            else:
+                self.found[name] = self._default(name, field.get_default(), generator)
+        self.mistakes += [((name,), _unknown((name,), value, Config)) for name, value in self.raw.items()]
+        return self.found, self.mistakes
+
+    def _fill(self, name: str, kind: type[Section], generator: type[GeneratorSection] | None) -> None:
+        if name not in self.raw:
+            self.mistakes.append(((name,), "required key is missing; add it"))
+            return
+        value = self.raw.pop(name)
+        if name == "synthesis" and isinstance(value, dict) and generator:
+            sampling = self._section(value.get("sampling") or {}, generator.sampling(), (name, "sampling"))
+            checked = self._section({k: v for k, v in value.items() if k != "sampling"}, kind, (name,))
+            if checked and sampling:
+                self.found[name] = checked.model_copy(update={"sampling": sampling})
+            return
+        if name == "tuning" and isinstance(value, dict) and generator:
+            value = {"space": generator.space()} | value
+        if checked := self._section(value, kind, (name,)):
+            self.found[name] = checked
+
+    def _default(self, name: str, default: Any, generator: type[GeneratorSection] | None) -> Any:
+        if name == "synthesis" and generator:
+            return default.model_copy(update={"sampling": generator.sampling()()})
+        if name == "tuning" and generator:
+            return default.model_copy(update={"space": generator.space()})
+        return default
+
+    def _kind(
+        self, name: str, value: Any, kinds: Mapping[str, type[GeneratorSection]], default: str
+    ) -> type[GeneratorSection] | None:
+        """Validate the section that names its kind; returns the kind's class."""
+        found = self._class_of(value, (name,), kinds, default)
+        if found and (checked := self._section(found.expand(dict(value)), found, (name,))):
+            self.found[name] = checked
+        return found
+
+    def _students(self, students: Any, kinds: Mapping[str, type[MethodSection]]) -> None:
+        if not isinstance(students, dict):
+            self.mistakes.append((("students",), f"must map names to sections, but got {students!r}; see configs/README.md"))
+            return
+        sound = {}
+        for name, value in students.items():
+            path = ("students", str(name))
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+                self.mistakes.append((path, "a student's name must be letters, digits, - and _; rename it"))
+            elif (kind := self._class_of(value, path, kinds, None)) and (checked := self._section(value, kind, path)):
+                sound[name] = checked
+        self.found["students"] = sound
+
+    def _class_of(self, value: Any, path: tuple[str, ...], kinds: Mapping[str, type[S]], default: str | None) -> type[S] | None:
+        if not isinstance(value, dict):
+            self.mistakes.append((path, f"must be a section of keys, but got {value!r}; write it as a mapping"))
+            return None
+        kind = str(value.get("kind", default))
+        if kind not in kinds:
+            close = get_close_matches(kind, list(kinds), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "or name the module that brings it in `plugins`"
+            self.mistakes.append(((*path, "kind"), f"must be one of {', '.join(kinds)}, but got {kind!r}; {hint}"))
+            return None
+        return kinds[kind]
+
+    def _section(self, value: Any, kind: type[S], path: tuple[str, ...]) -> S | None:
+        try:
+            # JSON mode is strict about types yet takes a list for a tuple, which is all that YAML can write.
+            return kind.model_validate_json(json.dumps(value))
+        except TypeError as error:
+            self.mistakes.append((path, f"holds a value that is neither text, number, list nor mapping: {error}; quote it"))
+        except ValidationError as error:
+            self.mistakes += _mistakes_of(error, path, kind)
+        return None
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def _mistakes_of(error: ValidationError, path: tuple[str, ...], model: type[BaseModel]) -> Iterator[Mistake]:
+    """Of one section: rule, value, remedy."""
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "config"
+        place = (*path, *(str(part) for part in item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key (value {item['input']!r}); {_suggest(item['loc'])}")
+            yield place, _unknown(place, item["input"], _model_at(model, item["loc"][:-1]))
         elif item["type"] == "missing":
-            lines.append(f"{key}: required key is missing; add it")
+            yield place, "required key is missing; add it"
         elif item["type"] == "value_error":
-            lines += [f"{key}: {line}" for line in message.splitlines()]
+            for line in message.splitlines():
+                yield place, line
         else:
-            lines.append(f"{key}: {message}, but got {item['input']!r} ({type(item['input']).__name__}); correct the value")
-    lines += [f"config: {line}" for line in further]
-    return f"{len(lines)} mistake(s) in the configuration:\n" + "\n".join(f"  - {line}" for line in lines)
+            yield place, f"{message}, but got {item['input']!r} ({type(item['input']).__name__}); correct the value"
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
-    from difflib import get_close_matches
-
-    model: Any = Config
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
+def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
+    found: Any = model
+    for part in location:
+        field = found.model_fields.get(str(part))
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return "remove it"
-        model = field.annotation
-    close = get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+            return None
+        found = field.annotation
+    return found  # type: ignore[no-any-return]
+
+
+def _unknown(place: tuple[str, ...], value: Any, model: type[BaseModel] | None) -> str:
+    return f"unknown key (value {value!r}); {_suggest(place, model)}"
+
+
+def _suggest(place: tuple[str, ...], model: type[BaseModel] | None) -> str:
+    if new := RENAMED.get(".".join(place)):
+        return f"it is called {new} now"
+    if model is None:
+        return "remove it"
+    close = get_close_matches(place[-1], list(model.model_fields), n=1)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(model.model_fields))}"
+
+
+def _told(mistakes: Sequence[Mistake]) -> str:
+    """One line per mistake."""
+    lines = [f"  - {'.'.join(place) or 'config'}: {message}" for place, message in mistakes]
+    return f"{len(lines)} mistake(s) in the configuration:\n" + "\n".join(lines)

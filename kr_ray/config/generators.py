@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from kr_ray.config.base import Section
+
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    # Table 3, column by column; "D basket size" is how many batches StudioGAN's loader preloads and changes no result.
+    "ours": {
+        "loss": "logistic", "output": "sigmoid", "precision": "mixed", "d_optimizer": "adamw",
+        "d_weight_decay": 0.004, "d_label_smoothing": 0.1, "d_steps": 4,
+    },
+    "vanilla": {
+        "loss": "hinge", "output": "tanh", "precision": "full", "d_optimizer": "adam",
+        "d_weight_decay": 0.0, "d_label_smoothing": 0.0, "d_steps": 2,
+    },
+}  # fmt: skip
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
+    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4], "d_out": [4, 4, 4],
+                    "bottleneck_ratio": 4},
+    # 41.01M / 39.13M: the sizes printed in Table 3.
+    "kr41m": {"channels": 128, "g_in": [8, 8, 4], "g_out": [8, 4, 4], "d_in": [1, 4, 8, 8], "d_out": [4, 8, 8, 8],
+              "bottleneck_ratio": 2},
+    # For CPUs: same blocks, fewer channels.
+    "small32": {"channels": 32, "g_in": [4, 4, 4], "g_out": [4, 4, 2], "d_in": [1, 2, 4, 4], "d_out": [2, 4, 4, 4],
+                "bottleneck_ratio": 4, "attention_resolution": 0},
+    "small16": {"channels": 32, "g_in": [4, 4], "g_out": [4, 2], "d_in": [1, 2, 4], "d_out": [2, 4, 4],
+                "bottleneck_ratio": 4, "attention_resolution": 0},
+    "tiny16": {"channels": 8, "g_in": [2, 2], "g_out": [2, 2], "d_in": [1, 2, 2], "d_out": [2, 2, 2],
+               "bottleneck_ratio": 2, "attention_resolution": 0, "depth": 1, "latent_dim": 16, "shared_dim": 16},
+}  # fmt: skip
 
 
 class CollapseConfig(Section):
@@ -22,9 +51,65 @@ class CollapseConfig(Section):
     """`stop` ends the training after this many alarmed checkpoints in a row."""
 
 
-class GeneratorConfig(Section):
+class SamplingSection(Section):
+    """How a kind of generator draws: base of the kinds' own sections (`synthesis.sampling`)."""
+
+    def calibration_batches(self) -> int:
+        """Batches that a sampler draws for itself before it is used."""
+        return 0
+
+
+class GeneratorSection(Section):
+    """What every kind of generator has; a kind's own section adds its keys."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"kind"})
+
+    kind: str
+    """Which generator: `biggan_deep`, or one that a module named in `plugins` brings."""
+    batch_size: int = Field(64, ge=2)
+    """Real images of one gradient step."""
+    epochs: int = Field(500, ge=1)
+    """Passes over the real training images."""
+    checkpoint_every: int = Field(5, ge=1)
+    """Epochs between two checkpoints."""
+    collapse: CollapseConfig = CollapseConfig()
+
+    @classmethod
+    def sampling(cls) -> type[SamplingSection]:
+        """The class of `synthesis.sampling` that goes with this kind."""
+        return SamplingSection
+
+    @classmethod
+    def space(cls) -> dict[str, tuple[float, float]]:
+        """What tuning varies unless it is told."""
+        return {"regeneration_rate": (1, 10), "cardinality_scale": (1, 10)}
+
+    def fits(self, image_size: int) -> list[str]:
+        """What is wrong with images of this side; none by default."""
+        return []
+
+    @classmethod
+    def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """The section as a person wrote it, with its presets filled in; keys the person wrote win."""
+        return raw
+
+
+class BigGanSampling(SamplingSection):
+    """Latents and batch-norm statistics of BigGAN at sampling time."""
+
+    latent_std: float = Field(1.0, gt=0)
+    """Standard deviation of the Gaussian that latents are drawn from."""
+    standing_batches: int = Field(16, ge=1)
+    """Batches that re-estimate G's batch-norm statistics at each (checkpoint, latent std)."""
+
+    def calibration_batches(self) -> int:
+        return self.standing_batches
+
+
+class BigGanConfig(GeneratorSection):
     """BigGAN-Deep; `preset` fills the training keys (Table 3), `architecture` the channel tables. Own keys win."""
 
+    kind: Literal["biggan_deep"] = "biggan_deep"
     preset: Literal["ours", "vanilla"] = "ours"
     architecture: Literal["studiogan32", "kr41m", "small32", "small16", "tiny16"] = "studiogan32"
     latent_dim: int = Field(128, ge=2)
@@ -47,7 +132,6 @@ class GeneratorConfig(Section):
     d_weight_decay: float = Field(ge=0)
     d_label_smoothing: float = Field(ge=0, lt=0.5)
     d_steps: int = Field(ge=1)
-    batch_size: int = Field(64, ge=2)
     learning_rate_g: float = Field(2e-4, gt=0)
     learning_rate_d: float = Field(2e-4, gt=0)
     beta1: float = Field(0.5, ge=0, lt=1)
@@ -58,13 +142,9 @@ class GeneratorConfig(Section):
     """Per G step at the paper's batch; converted to a half-life in images (see kr_ray.generators.ema)."""
     ema_rampup: float = Field(0.05, gt=0, le=1)
     """The half-life never exceeds this share of the images seen so far."""
-    epochs: int = Field(500, ge=1)
-    """One epoch is one pass of D over the real training images; every D step takes a fresh batch."""
-    checkpoint_every: int = Field(5, ge=1)
-    collapse: CollapseConfig = CollapseConfig()
 
     @model_validator(mode="after")
-    def _tables_fit(self) -> GeneratorConfig:
+    def _tables_fit(self) -> BigGanConfig:
         if not len(self.g_in) == len(self.g_out) >= 1:
             raise ValueError(
                 f"`len(g_in) == len(g_out) >= 1` must hold, but got g_in={self.g_in}, g_out={self.g_out}; "
@@ -94,3 +174,40 @@ class GeneratorConfig(Section):
     def image_size(self) -> int:
         """Side of the generated images: 4 px doubled once per G stage."""
         return 4 * 2 ** len(self.g_in)
+
+    @classmethod
+    def sampling(cls) -> type[SamplingSection]:
+        return BigGanSampling
+
+    @classmethod
+    def space(cls) -> dict[str, tuple[float, float]]:
+        return {"latent_std": (1.0, 2.5)} | super().space()
+
+    def fits(self, image_size: int) -> list[str]:
+        wrong = []
+        if self.image_size != image_size:
+            wrong.append(
+                f"`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got data.image_size={image_size}, "
+                f"generator.g_in={list(self.g_in)} ({self.image_size} px); choose the architecture for that size"
+            )
+        sides = _powers_of_two(8, self.image_size // 2)
+        if self.attention_resolution and self.attention_resolution not in sides:
+            wrong.append(
+                f"`generator.attention_resolution` must be a feature-map side among {sides}, "
+                f"but got {self.attention_resolution}; use 0 for none"
+            )
+        return wrong
+
+    @classmethod
+    def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        preset = TRAINING_PRESETS.get(str(raw.get("preset", "ours")), TRAINING_PRESETS["ours"])
+        architecture = ARCHITECTURES.get(str(raw.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"])
+        return preset | architecture | raw  # unknown preset names are left to validation
+
+
+def _powers_of_two(low: int, high: int) -> list[int]:
+    return [2**k for k in range(int(math.log2(low)), int(math.log2(max(high, 1))) + 1)]
+
+
+GENERATORS: dict[str, type[GeneratorSection]] = {"biggan_deep": BigGanConfig}
+"""The sections of the project's own kinds; see kr_ray.generators.registry."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from kr_ray.config.base import Location, Section
+from kr_ray.config.generators import BigGanSampling, SamplingSection
 
 
 class TeacherConfig(Section):
@@ -19,7 +21,8 @@ class SynthesisConfig(Section):
 
     labelling: Literal["gkd", "gap_filler", "filter", "hard"] = "gkd"
     class_prior: Literal["real", "uniform"] = "real"
-    latent_std: float = Field(1.0, gt=0)
+    sampling: SerializeAsAny[SamplingSection] = BigGanSampling()
+    """How the generator draws; the keys are those of its kind."""
     regeneration_rate: int = Field(10, ge=1)
     """Epochs between two regenerations; an epoch here is one pass over the synthetic set, whatever its size."""
     cardinality_scale: int = Field(1, ge=1)
@@ -30,10 +33,33 @@ class SynthesisConfig(Section):
     confidence_threshold: float = Field(0.9, ge=0, lt=1)
     """`gap_filler`: the least teacher probability of the kept label."""
     batch_size: int = Field(128, ge=2)
-    standing_batches: int = Field(16, ge=1)
-    """Batches that re-estimate G's batch-norm statistics at each (checkpoint, latent std)."""
     max_draws: int = Field(20, ge=1)
     """Filtering strategies give up after drawing this many times the wanted number of images."""
+
+    def stamp(self) -> dict[str, Any]:
+        """The kind's sampling keys stand among the others, as they did before there were kinds."""
+        stamp = super().stamp()
+        return stamp | stamp.pop("sampling")
+
+    def with_values(self, values: Mapping[str, Any]) -> SynthesisConfig:
+        """The same but for `values`, by key or by key of `sampling`, as a search space names them.
+
+        Raises:
+            pydantic.ValidationError: a value is out of its key's range.
+        """
+        raw = self.model_dump()
+        for key, value in values.items():
+            (raw if key in raw else raw["sampling"])[key] = value
+        return type(self).model_validate(raw | {"sampling": type(self.sampling).model_validate(raw["sampling"])})
+
+    def values(self, names: Iterable[str]) -> dict[str, float]:
+        """The opposite of `with_values`."""
+        return {name: getattr(self if name in type(self).model_fields else self.sampling, name) for name in names}
+
+    def searchable(self) -> dict[str, type]:
+        """The numeric keys that tuning may vary, with int or float: this section's and those of `sampling`."""
+        fields = type(self).model_fields | type(self.sampling).model_fields
+        return {name: cast("type", field.annotation) for name, field in fields.items() if field.annotation in (int, float)}
 
 
 class CheckpointsConfig(Section):
@@ -46,14 +72,17 @@ class CheckpointsConfig(Section):
 
 
 class TuningConfig(Section):
-    """TPE with Hyperband over three generation parameters (section 3.5)."""
+    """TPE with Hyperband over the generation parameters (section 3.5)."""
 
     trials: int = Field(50, ge=1)
     epochs: int = Field(100, ge=1)
     searcher: Literal["optuna", "hyperopt", "random"] = "optuna"
-    latent_std: tuple[float, float] = (1.0, 2.5)
-    regeneration_rate: tuple[int, int] = (1, 10)
-    cardinality_scale: tuple[int, int] = (1, 10)
+    space: dict[str, tuple[int, int] | tuple[float, float]] = {
+        "latent_std": (1.0, 2.5),
+        "regeneration_rate": (1, 10),
+        "cardinality_scale": (1, 10),
+    }
+    """What is varied, and between which bounds: numeric keys of `synthesis`, or of `synthesis.sampling`, by their own names."""
     reduction_factor: int = Field(3, ge=2)
     rungs: int = Field(9, ge=1)
     """Hyperband's resource R. The resource is images seen, in units of 1/R of a trial's budget, which is `epochs` passes of real
@@ -68,10 +97,12 @@ class TuningConfig(Section):
     @model_validator(mode="after")
     def _ranges_fit(self) -> TuningConfig:
         bad = [
-            f"`0 < low <= high` must hold, but got {key}={list(pair)}; swap or widen the two bounds"
-            for key in ("latent_std", "regeneration_rate", "cardinality_scale")
-            if not 0 < (pair := getattr(self, key))[0] <= pair[1]
+            f"`0 <= low <= high` must hold, but got {key}={list(pair)}; swap or widen the two bounds"
+            for key, pair in self.space.items()
+            if not 0 <= pair[0] <= pair[1]
         ]
+        if not self.space:
+            bad.append("`space` must name at least one key of `synthesis`, but got none; remove the key for the paper's three")
         if self.trials > 1 and 1 < self.rungs < self.reduction_factor:
             bad.append(
                 f"`rungs >= reduction_factor` must hold, but got rungs={self.rungs}, reduction_factor={self.reduction_factor}; "
@@ -86,6 +117,63 @@ class TuningConfig(Section):
         if bad:
             raise ValueError("; ".join(bad))
         return self
+
+    def bounds(self, name: str, synthesis: SynthesisConfig) -> tuple[float, float]:
+        """Of a key of `synthesis`: those of the search space, or its value twice where it is not searched."""
+        value = synthesis.values([name])[name]
+        return self.space.get(name, (value, value))
+
+    def stamp(self) -> dict[str, Any]:
+        """Each range stands among the other keys, as it did before there was a `space`."""
+        stamp = super().stamp()
+        return stamp | stamp.pop("space")
+
+
+class MethodSection(Section):
+    """Base of the ways of making a classifier that `students` names; a kind's own section adds its keys."""
+
+    kind: str
+    """Which way: a key of `kr_ray.config.methods.METHODS`, or one that a module named in `plugins` brings."""
+
+
+class TeacherSection(MethodSection):
+    """A classifier trained on the real images, with the run's recipe."""
+
+    kind: Literal["teacher"] = "teacher"
+    epochs: int = Field(500, ge=1)
+
+
+class KnowledgeRecyclingSection(MethodSection):
+    """A further student of the run's teacher and generator, at the best checkpoint and the tuned parameters but for `synthesis`."""
+
+    kind: Literal["knowledge_recycling"] = "knowledge_recycling"
+    synthesis: dict[str, str | int | float | bool] = {}
+    """Keys of the run's `synthesis` (or of its `sampling`) that this student has otherwise."""
+
+
+class FixedGeneratorSection(MethodSection):
+    """As `knowledge_recycling`, but in the audit only teacher and student are trained anew: the generator is the run's."""
+
+    kind: Literal["fixed_generator"] = "fixed_generator"
+
+
+class ParquetSection(MethodSection):
+    """A student of an exported synthetic set alone."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: Location
+    """A labelled set that `kr export` wrote, a file or folder."""
+    epochs: int = Field(500, ge=1)
+    """Passes over it."""
+
+
+METHODS: dict[str, type[MethodSection]] = {
+    "teacher": TeacherSection,
+    "knowledge_recycling": KnowledgeRecyclingSection,
+    "fixed_generator": FixedGeneratorSection,
+    "parquet": ParquetSection,
+}
+"""The sections of the project's own kinds; see kr_ray.methods.registry."""
 
 
 class StudentConfig(Section):

@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from kr_ray.config.audit import AuditConfig
 from kr_ray.config.base import Location, Section
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
-from kr_ray.config.generators import GeneratorConfig
-from kr_ray.config.methods import CheckpointsConfig, StudentConfig, SynthesisConfig, TeacherConfig, TuningConfig
+from kr_ray.config.generators import GeneratorSection
+from kr_ray.config.methods import (
+    CheckpointsConfig,
+    MethodSection,
+    StudentConfig,
+    SynthesisConfig,
+    TeacherConfig,
+    TuningConfig,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+OWN_ARMS = ("teacher", "kr", "fixed_generator")
+"""Arms of the worst-case audit that every run has."""
 
 
-class Config(Section):
-    """A whole run."""
+class RunKeys(Section):
+    """The keys of a run that are no section."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Of the run, and of its folder in `storage`."""
     seed: int = Field(0, ge=0)
+    """Every random number of the run follows from it."""
     storage: Location = "runs"
     """Where all runs are kept, each in a folder of its name: a path that all nodes see, or a URI of an object store."""
+    plugins: tuple[str, ...] = ()
+    """Modules that bring further kinds of generators and students (see kr_ray/README.md). They are programs that are run: name
+    only those that you trust. Workers must be able to import them too."""
+
+
+class Config(RunKeys):
+    """A whole run."""
+
     data: DataConfig
     classifier: ClassifierConfig = ClassifierConfig()
     teacher: TeacherConfig = TeacherConfig()
-    generator: GeneratorConfig
+    generator: SerializeAsAny[GeneratorSection]
     synthesis: SynthesisConfig = SynthesisConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     tuning: TuningConfig = TuningConfig()
     student: StudentConfig = StudentConfig()
+    students: dict[str, SerializeAsAny[MethodSection]] = {}
+    """Further students beside the run's own, by name: each is trained, reported and may be an arm of the worst-case audit."""
     audit: AuditConfig = AuditConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -42,22 +67,12 @@ class Config(Section):
         return self
 
 
-def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
+def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
     """Rules between sections, as far as the sections concerned are there (the others hold mistakes of their own)."""
     wrong = []
     generator, data = sections.get("generator"), sections.get("data")
-    if generator and data and generator.image_size != data.image_size:
-        wrong.append(
-            f"`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got data.image_size={data.image_size}, "
-            f"generator.g_in={list(generator.g_in)} ({generator.image_size} px); choose the architecture for that size"
-        )
-    if generator and generator.attention_resolution:
-        sides = _powers_of_two(8, generator.image_size // 2)
-        if generator.attention_resolution not in sides:
-            wrong.append(
-                f"`generator.attention_resolution` must be a feature-map side among {sides}, "
-                f"but got {generator.attention_resolution}; use 0 for none"
-            )
+    if generator and data:
+        wrong += generator.fits(data.image_size)
     if generator and generator.checkpoint_every > generator.epochs:
         wrong.append(
             "`generator.checkpoint_every <= generator.epochs` must hold, but got "
@@ -68,8 +83,8 @@ def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
         workers = max(cluster.workers, cluster.trial_workers) if cluster else 1
         if name in sections and sections[name].batch_size < workers:
             wrong.append(
-                f"`{name}.batch_size >= cluster.workers` (and trial_workers) must hold, but got batch_size={sections[name].batch_size}, "
-                f"{workers} workers; every worker takes a slice of a batch: use fewer workers"
+                f"`{name}.batch_size >= cluster.workers` (and trial_workers) must hold, but got "
+                f"batch_size={sections[name].batch_size}, {workers} workers; every worker takes a slice of a batch: use fewer workers"
             )
     tuning = sections.get("tuning")
     if tuning and tuning.rungs > tuning.epochs:
@@ -77,8 +92,47 @@ def cross_section_mistakes(sections: dict[str, Any]) -> list[str]:
             f"`tuning.rungs <= tuning.epochs` must hold, but got rungs={tuning.rungs}, epochs={tuning.epochs}; "
             "a rung is at least one epoch long"
         )
+    if tuning and (synthesis := sections.get("synthesis")):
+        wrong += _space_mistakes(tuning, synthesis)
+    audit = sections.get("audit")
+    if audit and "students" in sections:
+        wrong += _arm_mistakes(audit.worst_case.arms, sections["students"])
     return wrong
 
 
-def _powers_of_two(low: int, high: int) -> list[int]:
-    return [2**k for k in range(int(math.log2(low)), int(math.log2(max(high, 1))) + 1)]
+def _space_mistakes(tuning: TuningConfig, synthesis: SynthesisConfig) -> list[str]:
+    """Ranges of keys that are not there, or beyond what the keys allow."""
+    searchable, wrong = synthesis.searchable(), []
+    for name, bounds in tuning.space.items():
+        kind = searchable.get(name)
+        if kind is None:
+            wrong.append(
+                f"`tuning.space` must name numeric keys of `synthesis` ({', '.join(searchable)}), but got {name!r}; correct the name"
+            )
+            continue
+        try:
+            for bound in bounds:
+                synthesis.with_values({name: kind(bound)})
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            wrong.append(
+                f"`tuning.space.{name}` must lie within what the key allows, but got {list(bounds)} ({message}); narrow it"
+            )
+        if kind is int and not all(isinstance(bound, int) for bound in bounds):
+            wrong.append(f"`tuning.space.{name}` must hold whole numbers, but got {list(bounds)}; round them")
+    return wrong
+
+
+def _arm_mistakes(arms: tuple[str, ...], students: Mapping[str, MethodSection]) -> list[str]:
+    known = (*OWN_ARMS, *students)
+    wrong = [
+        f"`audit.worst_case.arms` must be among {', '.join(known)}, but got {arm!r}; "
+        + ("it is called fixed_generator now" if arm == "student_only" else "correct it, or add it to `students`")
+        for arm in arms
+        if arm not in known
+    ]
+    return wrong + [
+        f"`students` must not be called like an arm that every run has ({', '.join(OWN_ARMS)}), but got {name!r}; rename it"
+        for name in students
+        if name in OWN_ARMS
+    ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.runs.artifacts import load_tensors, save_tensors
+from kr_ray.runs.results import DataResult, Duplicates
 
 SPLITS = ("train", "validation", "test")
 SPLITS_FILE = Path("data") / "splits.safetensors"
@@ -19,6 +21,28 @@ def save_splits(path: Path, splits: Splits) -> None:
         part: LabelledImages = getattr(splits, name)
         tensors[f"{name}.images"], tensors[f"{name}.labels"] = part.images, part.labels
     save_tensors(path, tensors, {"name": splits.name, "class_names": list(splits.class_names)})
+
+
+def describe_splits(splits: Splits) -> DataResult:
+    """What a run says of its data."""
+    train, validation, test = splits.train, splits.validation, splits.test
+    return DataResult(
+        name=splits.name,
+        digest=splits.digest(),
+        num_classes=splits.num_classes,
+        class_names=list(splits.class_names),
+        channels=splits.channels,
+        image_size=train.images.shape[-1],
+        train=len(train),
+        validation=len(validation),
+        test=len(test),
+        class_counts=train.labels.bincount(minlength=splits.num_classes).tolist(),
+        duplicates=Duplicates(
+            within_train=len(duplicate_indices(train.images)),
+            validation_in_train=len(duplicate_indices(validation.images, train.images)),
+            test_in_train=len(duplicate_indices(test.images, train.images)),
+        ),
+    )
 
 
 def load_stored_splits(path: Path) -> Splits:

@@ -1,115 +1,158 @@
-"""The generator stage (section 3.2): train BigGAN-Deep, keep a checkpoint every few epochs, watch for collapse."""
+"""The generator stage (section 3.2): train a generator, keep a checkpoint every few epochs, watch for collapse."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from kr_ray.classifiers.networks import load_classifier
-from kr_ray.classifiers.ticks import Save, State
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import from_first, worker_rank
 from kr_ray.compute.seeding import derive_seed, seeded_generator
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import GeneratorSection
 from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.generators.biggan.networks import Discriminator, Generator
-from kr_ray.generators.biggan.sampling import Sampler, save_generator
-from kr_ray.generators.biggan.training import train_generator
 from kr_ray.generators.collapse import measure_collapse, within_class_spread
-from kr_ray.generators.interface import GeneratorCheckpoint, checkpoint_file
-from kr_ray.runs.artifacts import atomic_write, write_json
+from kr_ray.generators.interface import Checkpoint, Generator, GeneratorTraining, Sampler, checkpoint_file, save_checkpoint
+from kr_ray.runs.artifacts import atomic_write
+from kr_ray.runs.figures import CollapsePoint, GeneratorPoint
+from kr_ray.runs.results import GeneratorResult
+from kr_ray.runs.stages import WEIGHTS_FILE, Row, Save, State
 
-GRID_ROWS = 8
+GRID_ROWS, GRID_COLUMNS = 8, 20
+STATES_PER_TRAINING = 20
 
 
 class CheckpointKeeper:
     """Writes each checkpoint with its sample grid, and says when the training has collapsed for good."""
 
-    def __init__(self, run: Path, splits: Splits, config: GeneratorConfig, seed: int) -> None:
-        self.run, self.splits, self.config, self.seed = run, splits, config, seed
+    def __init__(self, run: Path, splits: Splits, generator: Generator, seed: int) -> None:
+        self.run, self.splits, self.generator, self.seed = run, splits, generator, seed
+        self.alarm = generator.section.collapse
         self.device = pick_device()
-        self.teacher = load_classifier(run / "teacher" / "weights.safetensors", self.device)
+        self.teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, self.device)
         self.prior = class_prior(splits.train.labels, splits.num_classes)
-        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[: 4 * config.collapse.images]
+        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[: 4 * self.alarm.images]
         real = splits.train.subset(some).to(self.device)
         self.real_spread = within_class_spread(self.teacher, real.images, real.labels)
-        self.collapse: list[dict[str, Any]] = []
+        self.collapse: list[CollapsePoint] = []
 
-    def keep(self, checkpoint: GeneratorCheckpoint) -> bool:
+    def keep(self, checkpoint: Checkpoint) -> bool:
         """Write and judge `checkpoint` (the first worker does); True if the training is to stop."""
         self.collapse.append(from_first(lambda: self._keep(checkpoint)))
         return self.has_collapsed()
 
-    def _keep(self, checkpoint: GeneratorCheckpoint) -> dict[str, Any]:
-        path = self.run / checkpoint_file(checkpoint.epoch)
-        save_generator(path, checkpoint, self.config, self.splits.num_classes, self.splits.channels)
-        sampler = Sampler.load(path, self.device)
-        sampler.set_latent_std(1.0, derive_seed(self.seed, "alarm"), self.prior, batches=4, batch_size=64)
+    def _keep(self, checkpoint: Checkpoint) -> CollapsePoint:
+        path, generator = self.run / checkpoint_file(checkpoint.epoch), self.generator
+        save_checkpoint(path, checkpoint, generator.section, self.splits.num_classes, self.splits.channels)
+        sampler = generator.open(
+            path,
+            generator.section.sampling()(),
+            prior=self.prior,
+            seed=derive_seed(self.seed, "alarm"),
+            device=self.device,
+            batch_size=64,
+            calibration_images=256,
+        )
         self._save_grid(sampler, path.with_suffix(".png"))
         classes = torch.multinomial(
-            self.prior, self.config.collapse.images, replacement=True, generator=seeded_generator(self.seed, "alarm classes")
+            self.prior, self.alarm.images, replacement=True, generator=seeded_generator(self.seed, "alarm classes")
         )
         images = sampler.images(classes, seeded_generator(self.seed, "alarm images"))
-        found = measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.config.collapse)
-        return {"epoch": checkpoint.epoch} | found
+        found = measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.alarm)
+        return CollapsePoint(epoch=checkpoint.epoch, **vars(found))
 
     def has_collapsed(self) -> bool:
         """Whether the last `patience` checkpoints all raised the alarm and that is to end the training."""
-        recent = self.collapse[-self.config.collapse.patience :]
-        return (
-            self.config.collapse.action == "stop"
-            and len(recent) == self.config.collapse.patience
-            and all(row["alarm"] for row in recent)
-        )
+        recent = self.collapse[-self.alarm.patience :]
+        return self.alarm.action == "stop" and len(recent) == self.alarm.patience and all(row.alarm for row in recent)
 
     def _save_grid(self, sampler: Sampler, path: Path) -> None:
-        """One column per class (at most 20), the same latents at every checkpoint so that the eye can follow them."""
-        classes = torch.arange(min(self.splits.num_classes, 20)).repeat(GRID_ROWS)
-        images: Tensor = sampler.images(classes, seeded_generator(self.seed, "grid"))
+        """One column per class, the same latents at every checkpoint so that the eye can follow them."""
+        columns = min(self.splits.num_classes, GRID_COLUMNS)
+        images = sampler.images(torch.arange(columns).repeat(GRID_ROWS), seeded_generator(self.seed, "grid"))
         with atomic_write(path) as temporary:
-            save_image(image_grid(images, columns=min(self.splits.num_classes, 20)).float() / 255, temporary, format="png")
+            save_image(image_grid(images, columns=columns).float() / 255, temporary, format="png")
 
 
-def train_generator_stage(run: Path, folder: Path, config: GeneratorConfig, seed: int, state: State | None, save: Save) -> None:
-    """Train the GAN; leaves checkpoints/epoch_*.safetensors with a PNG grid each, and result.json, in `folder`."""
+class Keeper(Protocol):
+    """Is given every checkpoint; `collapse` is a row for each."""
+
+    collapse: list[CollapsePoint]
+
+    def keep(self, checkpoint: Checkpoint) -> bool: ...
+    def has_collapsed(self) -> bool: ...
+
+
+class CheckpointedTraining:
+    """A generator's training with its curve and checkpoints, from a state of any earlier epoch.
+
+    Args:
+        training: not yet started.
+        section: says how long it is and when a checkpoint is due.
+        states_every: epochs between two states; None: about 20 in all, at least one per checkpoint.
+    """
+
+    def __init__(
+        self,
+        training: GeneratorTraining,
+        section: GeneratorSection,
+        keeper: Keeper,
+        state: State | None = None,
+        states_every: int | None = None,
+    ) -> None:
+        self.training, self.section, self.keeper = training, section, keeper
+        often = max(1, min(section.checkpoint_every, section.epochs // STATES_PER_TRAINING))
+        self.states_every = often if states_every is None else states_every
+        self.curve: list[Row] = []
+        if state is not None:
+            self.curve = list(state["curve"])
+            keeper.collapse = [CollapsePoint.model_validate(row) for row in state["collapse"]]
+            training.load_state(state["training"])
+
+    def finish(self, save: Save) -> None:
+        """Train up to the last epoch, or until the generator has collapsed for good."""
+        epochs, every = self.section.epochs, self.section.checkpoint_every
+        stop = self.keeper.has_collapsed()  # a state may have been saved right after the alarm that ended the training
+        while not stop and self.training.epoch < epochs:
+            self.curve.append(self.training.train_epoch())
+            epoch = self.training.epoch
+            stop = epoch % every == 0 and self.keeper.keep(self.training.checkpoint())
+            if stop or epoch == epochs or epoch % self.states_every == 0:
+                save(self._state(), self._figures())
+
+    def _state(self) -> State:
+        collapse = [row.model_dump() for row in self.keeper.collapse]
+        return {"training": self.training.state(), "curve": self.curve, "collapse": collapse}
+
+    def _figures(self) -> Row:
+        alarms = float(sum(row.alarm for row in self.keeper.collapse))
+        return self.curve[-1] | {"share": self.training.epoch / self.section.epochs, "collapse_alarms": alarms}
+
+
+def train_generator(run: Path, generator: Generator, seed: int, state: State | None, save: Save) -> GeneratorResult | None:
+    """Train on the run's real images; leaves generator/checkpoints/epoch_*.safetensors with a PNG grid each.
+
+    Returns:
+        The result in the first worker, None in the others.
+    """
     splits = load_stored_splits(run / SPLITS_FILE)
-    keeper = CheckpointKeeper(run, splits, config, derive_seed(seed, "checkpoint"))
-    curve: list[dict[str, float]] = []
-    if state is not None:
-        curve, keeper.collapse = list(state["curve"]), list(state["collapse"])
-
-    def on_state(epoch: int, gan: dict[str, Any]) -> None:
-        alarms = float(sum(row["alarm"] for row in keeper.collapse))
-        figures = curve[-1] | {"share": epoch / config.epochs, "collapse_alarms": alarms}
-        save({"gan": gan, "curve": curve, "collapse": keeper.collapse}, figures)
-
-    if not keeper.has_collapsed():  # a state may have been saved right after the alarm that ended the training
-        train_generator(
-            splits.train,
-            splits.num_classes,
-            config,
-            derive_seed(seed, "generator"),
-            keeper.device,
-            resume=None if state is None else state["gan"],
-            on_epoch=curve.append,
-            on_checkpoint=keeper.keep,
-            on_state=on_state,
-            save_state_every=max(1, min(config.checkpoint_every, config.epochs // 20)),
-        )
+    keeper = CheckpointKeeper(run, splits, generator, derive_seed(seed, "checkpoint"))
+    training = generator.training(splits.train, splits.num_classes, derive_seed(seed, "generator"), keeper.device)
+    checkpointed = CheckpointedTraining(training, generator.section, keeper, state)
+    checkpointed.finish(save)
     if worker_rank() != 0:
-        return
-    networks = {"g": Generator, "d": Discriminator}
-    counts = {
-        f"parameters_{name}": sum(p.numel() for p in network(config, splits.num_classes, splits.channels).parameters())
-        for name, network in networks.items()
-    }
-    epochs = [row["epoch"] for row in keeper.collapse]
-    write_json(folder / "result.json", {"checkpoints": epochs, "curve": curve, "collapse": keeper.collapse, **counts})
+        return None
+    return GeneratorResult(
+        checkpoints=[int(row.epoch) for row in keeper.collapse],
+        curve=[GeneratorPoint.model_validate(row) for row in checkpointed.curve],
+        collapse=keeper.collapse,
+        parameters=generator.parameters(splits.num_classes, splits.channels),
+    )
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:

@@ -6,19 +6,19 @@ have become alike. Both cost a few hundred forward passes, 0.9 % of the student 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.predict import teacher_probabilities
-from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.config import CollapseConfig
 from kr_ray.data.augment import to_float
 
 
 @torch.inference_mode()
-def within_class_spread(teacher: ResNet14, images: Tensor, classes: Tensor) -> float:
+def within_class_spread(teacher: Classifier, images: Tensor, classes: Tensor) -> float:
     """Mean distance of the teacher's features (penultimate layer) to their class mean; images uint8 [N, C, H, W], classes int64 [N]."""
     features = teacher.features(to_float(images)).float()
     sums = torch.zeros(int(classes.max()) + 1, features.shape[1], device=features.device).index_add_(0, classes, features)
@@ -26,18 +26,29 @@ def within_class_spread(teacher: ResNet14, images: Tensor, classes: Tensor) -> f
     return (features - (sums / counts)[classes]).norm(dim=1).mean().item()
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Of one generated set.
+
+    Attributes:
+        agreement: share of images that the teacher takes for the class they were generated for, mean over classes.
+        diversity: within-class spread relative to the real images'.
+        alarm: whether one of them is below its threshold.
+    """
+
+    agreement: float
+    diversity: float
+    alarm: bool
+
+
 def measure_collapse(
-    teacher: ResNet14, images: Tensor, classes: Tensor, real_spread: float, config: CollapseConfig
-) -> dict[str, Any]:
+    teacher: Classifier, images: Tensor, classes: Tensor, real_spread: float, config: CollapseConfig
+) -> Judged:
     """Judge one generated set.
 
     Args:
         images: uint8 [N, C, H, W], generated for `classes` (int64 [N]).
         real_spread: `within_class_spread` of real images.
-
-    Returns:
-        agreement: share of images that the teacher takes for the class they were generated for, mean over classes; diversity: spread relative to
-        the real images'; alarm: whether one of them is below its threshold.
     """
     probabilities = teacher_probabilities(teacher, images)
     agrees = (probabilities.argmax(1) == classes).double()
@@ -47,4 +58,4 @@ def measure_collapse(
     chance = 1 / probabilities.shape[1]
     above_chance = (agreement - chance) / (1 - chance)
     alarm = above_chance <= config.min_agreement or diversity < config.min_diversity
-    return {"agreement": agreement, "diversity": diversity, "alarm": alarm}
+    return Judged(agreement, diversity, alarm)

@@ -1,32 +1,133 @@
-"""What every kind of generator offers."""
+"""What every kind of generator offers: a training that advances epoch by epoch, and a sampler for each of its checkpoints."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from kr_ray.config import GeneratorSection, SamplingSection
+from kr_ray.data.images import LabelledImages
+from kr_ray.runs.artifacts import save_tensors
 
 
 @dataclass(frozen=True)
-class GeneratorCheckpoint:
-    """The averaged generator after `epoch` epochs.
+class Checkpoint:
+    """A generator (EMA weights, unless its kind says otherwise) after some epochs of training.
 
     Attributes:
         epoch: epochs trained, from 1.
-        weights: plain weights (spectral norms folded in) on the CPU, for `Generator.load_folded_weights`.
-        images_seen: real images that D has seen.
-        loss_d: mean D loss of the last epoch.
-        loss_g: mean G loss of the last epoch that had a G step; 0 before the first.
+        weights: on the CPU, as the kind's `open` reads them.
+        images_seen: real images that the training has seen.
+        figures: of the last epoch, such as losses.
     """
 
     epoch: int
     weights: dict[str, Tensor]
     images_seen: int
-    loss_d: float
-    loss_g: float
+    figures: dict[str, float]
+
+
+class GeneratorTraining(Protocol):
+    """A training that goes on from any of its states, bit for bit (same device, threads and workers)."""
+
+    epoch: int
+    """Epochs done."""
+
+    def train_epoch(self) -> dict[str, float]:
+        """One more pass over the real images; returns its figures, `epoch`, `images_seen` and `images_per_second` among them.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        ...
+
+    def checkpoint(self) -> Checkpoint: ...
+
+    def state(self) -> dict[str, Any]:
+        """CPU tensors, numbers, strings and nested dicts only."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Sampler(Protocol):
+    """Always ready to draw: latent std, steps or guidance were settled when it was opened."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def images(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """One image per label: int64 [N], on any device -> uint8 [N, C, S, S] on the sampler's. `random` is the only source of chance."""
+        ...
+
+
+class Generator(Protocol):
+    """A kind of generator with its settings (see kr_ray.generators.registry)."""
+
+    @property
+    def section(self) -> GeneratorSection: ...
+
+    def training(self, images: LabelledImages, num_classes: int, seed: int, device: torch.device) -> GeneratorTraining: ...
+
+    def parameters(self, num_classes: int, channels: int) -> dict[str, int]:
+        """Trained numbers by network, that which draws first."""
+        ...
+
+    def round_images(self) -> int:
+        """Real images of the smallest epoch that costs what the training costs an image, for `kr plan`."""
+        ...
+
+    def up_to(self, epoch: int) -> Generator:
+        """The same, trained up to its checkpoint of `epoch` and no further: what it gives there must be the same."""
+        ...
+
+    def open(
+        self,
+        checkpoint: Path,
+        sampling: SamplingSection,
+        *,
+        prior: Tensor,
+        seed: int,
+        device: torch.device,
+        batch_size: int = 128,
+        calibration_images: int | None = None,
+        images: float = 0,
+    ) -> Sampler:
+        """A sampler of one checkpoint.
+
+        Args:
+            checkpoint: a file that `save_checkpoint` wrote.
+            sampling: the kind's own section.
+            prior: class frequencies of the labels that will be asked for, float [K].
+            seed: of what the sampler draws to calibrate itself; equal seeds give equal samplers.
+            batch_size: of its forward passes.
+            calibration_images: about so many are drawn first by kinds that need it (batch-norm statistics); None: as `sampling` says.
+            images: about so many will be drawn (see kr_ray.compute.graphs).
+
+        Raises:
+            kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
+            ValueError: `prior` does not have one entry per class.
+        """
+        ...
 
 
 def checkpoint_file(epoch: int) -> Path:
     """Relative to the run directory."""
     return Path("generator") / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, section: GeneratorSection, num_classes: int, channels: int) -> None:
+    """Write a checkpoint atomically as safetensors, with all that its kind's `open` needs."""
+    metadata = {
+        "config": section.model_dump(mode="json"),
+        "num_classes": num_classes,
+        "channels": channels,
+        "epoch": checkpoint.epoch,
+        "images_seen": checkpoint.images_seen,
+        **checkpoint.figures,
+    }
+    save_tensors(path, checkpoint.weights, metadata)

@@ -1,12 +1,17 @@
-"""Training on synthetic images alone: the students of checkpoint optimisation, tuning and the final one (3.4, 3.5)."""
+"""Knowledge Recycling (arXiv 2407.15526): teacher and generator on the real images, a student on what the generator draws.
+
+teacher -> generator -> student of teacher-labelled, regenerated images (sections 3.1 to 3.4)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kr_ray.classifiers.networks import new_classifier, save_classifier
-from kr_ray.classifiers.ticks import Save, State, TickedTraining, Ticks
+from kr_ray.classifiers.ticks import TickedTraining, Ticks
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
@@ -14,10 +19,75 @@ from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.runs.artifacts import write_json
+from kr_ray.generators.checkpoints import train_generator
+from kr_ray.generators.interface import Generator
+from kr_ray.generators.registry import generator_of
+from kr_ray.methods.interface import Part, Site
+from kr_ray.methods.teacher import teacher_part
+from kr_ray.runs.results import GeneratorResult, StudentResult
+from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_schedule
 
-FINAL_STUDENT_TICKS = Ticks(20)
+TICKS = 20
+
+
+@dataclass(frozen=True)
+class KnowledgeRecycling:
+    """See kr_ray.methods.interface.Method.
+
+    Attributes:
+        synthesis: generation parameters that this student has otherwise than the run's own.
+    """
+
+    synthesis: dict[str, Any] = field(default_factory=dict)
+    title: str = "Student"
+    note: str = "Knowledge Recycling: teacher, generator and student trained anew in every run"
+    takes_over: tuple[str, ...] = ()
+
+    def parts(self, site: Site, name: str = "student") -> Sequence[Part[Any]]:
+        """Where a run is audited, its generator is trained up to the one checkpoint that the student is taught by."""
+        generator, spec = generator_of(site.config.generator), self.spec(site)
+        share = 1.0
+        if site.audited is not None:
+            generator, share = generator.up_to(spec.checkpoint_epoch), spec.checkpoint_epoch / generator.section.epochs
+        return [teacher_part(site), generator_part(site, generator, share), student_part(site, name, spec)]
+
+    def spec(self, site: Site) -> StudentSpec:
+        return replace(site.student, synthesis=site.student.synthesis.with_values(self.synthesis))
+
+
+def generator_part(site: Site, generator: Generator, share: float = 1.0) -> Part[GeneratorResult]:
+    """Section 3.2. The teacher only watches for collapse. `share` of the run's generator stage is what it costs."""
+
+    def work(folder: Path, state: State | None, save: Save) -> GeneratorResult | None:
+        return train_generator(site.path, generator, site.seed, state, save)
+
+    return Part(
+        name="generator",
+        inputs=[generator.section],
+        after=("data", "teacher"),
+        result=GeneratorResult,
+        work=work,
+        costs=("generator", share),
+    )
+
+
+def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult]:
+    """The student of `spec`, taught by the site's teacher and generator."""
+    recipe = site.config.classifier
+
+    def work(folder: Path, state: State | None, save: Save) -> StudentResult | None:
+        training, splits = student_training(site.path, spec, recipe, site.open_set)
+        return train_student(folder, training, splits, state, save)
+
+    return Part(
+        name=name,
+        inputs=[spec.checkpoint_epoch, spec.synthesis, spec.epochs],
+        after=("data", "teacher", "generator"),
+        result=StudentResult,
+        work=work,
+        costs=("student", 1.0),
+    )
 
 
 def student_training(
@@ -41,14 +111,14 @@ def start_student(
     return TickedTraining(training, splits.validation, ticks, state)
 
 
-def train_final_student(
-    folder: Path, start: Callable[[], tuple[ClassifierTraining, Splits]], state: State | None, save: Save
-) -> None:
-    """Train the student that is handed on, as `start` begins it; leaves weights.safetensors and result.json in `folder`."""
-    training, splits = start()
-    ticked = TickedTraining(training, splits.validation, FINAL_STUDENT_TICKS, state)
+def train_student(
+    folder: Path, training: ClassifierTraining, splits: Splits, state: State | None, save: Save
+) -> StudentResult | None:
+    """Train a student that is handed on; leaves its weights in `folder`. Returns the result in the first worker."""
+    ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)
     ticked.finish(save)
     ticked.close()
-    if worker_rank() == 0:
-        save_classifier(folder / "weights.safetensors", training.model)
-        write_json(folder / "result.json", ticked.result(splits.test))
+    if worker_rank() != 0:
+        return None
+    save_classifier(folder / WEIGHTS_FILE, training.model)
+    return StudentResult.model_validate(ticked.result(splits.test).model_dump())

@@ -151,20 +151,20 @@ def memory_bytes(config: Config, size: DataSize, costs: Costs) -> dict[str, int]
         Bytes of generator training (weights, gradients, two moments; the average) and of the largest student (weights, gradients, momentum; a
         generator and a teacher; the largest synthetic set).
     """
-    classifier, g, d = costs.parameters
+    classifier, trained, sampled = costs.classifier, costs.generator_trained, costs.generator_sampled
     image = size.channels * config.data.image_size**2
-    scale = max(config.synthesis.cardinality_scale, config.tuning.cardinality_scale[1])
+    scale = round(max(config.synthesis.cardinality_scale, config.tuning.bounds("cardinality_scale", config.synthesis)[1]))
     return {
-        "generator": 4 * (4 * (g + d) + g) + size.train * image,
-        "student": 4 * (3 * classifier + classifier + g) + scale * size.train * (image + 4 * size.classes),
+        "generator": 4 * (4 * trained + sampled) + size.train * image,
+        "student": 4 * (3 * classifier + classifier + sampled) + scale * size.train * (image + 4 * size.classes),
     }
 
 
 def storage_bytes(config: Config, size: DataSize, costs: Costs) -> int:
     """Of a run's folder: checkpoints, training states, students' states, images."""
-    classifier, g, d = costs.parameters
+    classifier, trained, sampled = costs.classifier, costs.generator_trained, costs.generator_sampled
     c, image = config, size.channels * config.data.image_size**2
     checkpoints = c.generator.epochs // c.generator.checkpoint_every
     students = checkpoints + c.tuning.trials + 3
     images = (size.train + size.validation + size.test) * image
-    return 4 * (checkpoints * g + 4 * (g + d) + g + 2 * students * classifier) + images
+    return 4 * (checkpoints * sampled + 4 * trained + sampled + 2 * students * classifier) + images

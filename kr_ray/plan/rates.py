@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -24,9 +26,8 @@ from kr_ray.compute.graphs import plain_calls
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import Config
 from kr_ray.data.images import LabelledImages
-from kr_ray.generators.biggan.networks import Generator
-from kr_ray.generators.biggan.sampling import Sampler
-from kr_ray.generators.biggan.training import GanTraining
+from kr_ray.generators.interface import Generator, GeneratorTraining, Sampler, save_checkpoint
+from kr_ray.generators.registry import generator_of
 from kr_ray.plan.work import DataSize
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import fit_class_attack
@@ -58,14 +59,17 @@ class Costs:
         prediction: its forward pass.
         generation: drawing an image and labelling it.
         gan: one real image's share of the D steps and the G steps that follow them.
-        parameters: trained numbers of classifier, G and D.
+        classifier, generator_trained, generator_sampled: numbers of the classifier, of all networks that make up the generator's
+            training, and of that one which draws.
     """
 
     training: float
     prediction: float
     generation: float
     gan: float
-    parameters: tuple[int, int, int]
+    classifier: int
+    generator_trained: int
+    generator_sampled: int
 
 
 def count_costs(config: Config, size: DataSize) -> Costs:
@@ -76,8 +80,10 @@ def count_costs(config: Config, size: DataSize) -> Costs:
             training=_count(few.train) / len(few.images),
             prediction=_count(few.predict) / len(few.images),
             generation=_count(few.generate) / few.batch,
-            gan=_count(few.gan.train_epoch) / len(few.gan.images),
-            parameters=(_size(few.teacher), _size(few.gan.generator), _size(few.gan.discriminator)),
+            gan=_count(few.gan.train_epoch) / few.generator.round_images(),
+            classifier=_size(few.teacher),
+            generator_trained=sum(few.generator.parameters(size.classes, size.channels).values()),
+            generator_sampled=next(iter(few.generator.parameters(size.classes, size.channels).values())),
         )
 
 
@@ -110,22 +116,33 @@ class _Networks:
         )
 
     @cached_property
-    def gan(self) -> GanTraining:
-        """An epoch of it is `d_steps` D steps and one G step."""
-        config = self.config.generator.model_copy(update={"batch_size": self.batch, "epochs": 10**6})
-        index = torch.arange(config.d_steps * self.batch, device=self.device) % len(self.images)
+    def generator(self) -> Generator:
+        keys = {"batch_size": self.batch, "epochs": 10**6}
+        return generator_of(self.config.generator.model_copy(update=keys))
+
+    @cached_property
+    def gan(self) -> GeneratorTraining:
+        """An epoch of it is the smallest that costs what the training costs an image."""
+        index = torch.arange(self.generator.round_images(), device=self.device) % len(self.images)
         images = LabelledImages(self.images.images[index], self.images.labels[index])
-        return GanTraining(images, self.size.classes, config, 0, self.device)
+        return self.generator.training(images, self.size.classes, 0, self.device)
 
     @cached_property
     def sampler(self) -> Sampler:
-        config, size = self.config.generator, self.size
-        trained, frozen = (Generator(config, size.classes, size.channels) for _ in range(2))
-        frozen.load_folded_weights(trained.folded_weights())
-        sampler = Sampler(frozen, 1, self.device, images=math.inf)
-        prior = torch.full((size.classes,), 1 / size.classes, dtype=torch.float64)
-        sampler.set_latent_std(1.0, 0, prior, batches=1, batch_size=self.batch)
-        return sampler
+        """Of the untrained generator."""
+        size, section = self.size, self.generator.section
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder) / "0.safetensors", self.gan.checkpoint(), section, size.classes, size.channels)
+            return self.generator.open(
+                Path(folder) / "0.safetensors",
+                self.config.synthesis.sampling,
+                prior=torch.full((size.classes,), 1 / size.classes, dtype=torch.float64),
+                seed=0,
+                device=self.device,
+                batch_size=self.batch,
+                calibration_images=self.batch,
+                images=math.inf,
+            )
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -164,7 +181,8 @@ class MeasuredHere:
 
     def gan(self) -> float:
         batch = self.config.generator.batch_size
-        return self._rate("GAN", batch, lambda networks: networks.gan.train_epoch, batch * self.config.generator.d_steps)
+        images = generator_of(self.config.generator).round_images()
+        return self._rate("generator training", batch, lambda networks: networks.gan.train_epoch, images)
 
     def attack_s(self, rows: int) -> float:
         """Of larger classes by the square of their rows, as support vector machines cost."""
@@ -176,7 +194,7 @@ class MeasuredHere:
             member = np.arange(each) % 2 == 0
             logits = rng.normal(size=(each, classes)) + member[:, None] * 0.1
             shadows.append(ShadowScores(index, logits.astype(np.float32), np.zeros(each, np.int64), member))
-        audit = self.config.audit
+        audit = self.config.audit.shadow
         started = time.perf_counter()
         fit_class_attack(shadows, 0, 0, audit.attack_holdout, audit.max_svc_rows)
         return (time.perf_counter() - started) * (rows / fitted) ** 2

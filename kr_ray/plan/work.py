@@ -101,8 +101,8 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
     if c.student.equal_compute_teacher:
         stages.append(replace(student, stage="equal_compute_teacher", generated=0))
     members = round(0.45 * size.validation)
-    shadow = Schedule.fit(recipe, members, c.audit.epochs)
-    shadows = c.audit.shadow_models
+    shadow = Schedule.fit(recipe, members, c.audit.shadow.epochs)
+    shadows = c.audit.shadow.models
     stages.append(
         StageWork(
             "shadows", "task", shadows, trained=float(shadows * shadow.steps * shadow.batch_size), batch=shadow.batch_size
@@ -116,7 +116,7 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
 def _generator(config: Config, size: DataSize, checkpoints: int) -> StageWork:
     """The collapse alarm looks at a generated set of every checkpoint."""
     c = config
-    watched = checkpoints * (c.generator.collapse.images + c.synthesis.standing_batches * c.synthesis.batch_size)
+    watched = checkpoints * (c.generator.collapse.images + c.synthesis.sampling.calibration_batches() * c.synthesis.batch_size)
     return StageWork("generator", "train", gan_images=float(c.generator.epochs * size.train), generated=float(watched))
 
 
@@ -129,7 +129,10 @@ def _training(stage: str, schedule: Schedule, size: DataSize) -> StageWork:
 def _generated(schedule: Schedule, synthesis: SynthesisConfig, images: int) -> float:
     """Images of a student's regenerations, and of the standing statistics."""
     epochs = schedule.steps / schedule.steps_per_epoch
-    return math.ceil(epochs / synthesis.regeneration_rate) * images + synthesis.standing_batches * synthesis.batch_size
+    return (
+        math.ceil(epochs / synthesis.regeneration_rate) * images
+        + synthesis.sampling.calibration_batches() * synthesis.batch_size
+    )
 
 
 def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
@@ -162,7 +165,7 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
             looks += count
             trained += ending * schedule.steps * schedule.batch_size * rung / tuning.rungs
             generated += ending * size.train * _mean_regenerated(config, tuning.epochs * rung / tuning.rungs)
-    generated += tuning.trials * synthesis.standing_batches * synthesis.batch_size
+    generated += tuning.trials * synthesis.sampling.calibration_batches() * synthesis.batch_size
     looked_at = float(looks * size.validation)
     waits = (
         tuple(rounds) if tuning.brackets_in_flight == 1 else ()
@@ -172,10 +175,11 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
 
 def _mean_regenerated(config: Config, epochs: float) -> float:
     """Images generated in `epochs` passes of real size, in real sizes, averaged over regeneration rate and cardinality scale."""
-    (least, most), (smallest, largest) = config.tuning.regeneration_rate, config.tuning.cardinality_scale
-    return statistics.fmean(
-        math.ceil(epochs / scale / rate) * scale for rate in range(least, most + 1) for scale in range(smallest, largest + 1)
+    rates, scales = (
+        range(round(low), round(high) + 1)
+        for low, high in (config.tuning.bounds(key, config.synthesis) for key in ("regeneration_rate", "cardinality_scale"))
     )
+    return statistics.fmean(math.ceil(epochs / scale / rate) * scale for rate in rates for scale in scales)
 
 
 def _student(config: Config, size: DataSize) -> StageWork:

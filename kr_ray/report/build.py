@@ -12,8 +12,9 @@ import yaml
 from numpy.typing import NDArray
 
 from kr_ray.report import figures, words, worst_case
-from kr_ray.report.schema import KrAudit, Report, validate_report
+from kr_ray.report.schema import Report, validate_report
 from kr_ray.runs.artifacts import atomic_write, write_json
+from kr_ray.runs.figures import KrAudit
 
 VISIBLE_CLASSES = 12
 """More classes than this go into a part of the page that opens on demand."""
@@ -33,7 +34,7 @@ class ReportData:
     command: str = ""
 
 
-def write_report(report: Mapping[str, Any], figures_input: ReportData, out_dir: Path) -> Path:
+def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, out_dir: Path) -> Path:
     """Validate the report, write `report.json` and the self-contained `report.html`, and return the latter's path.
 
     Args:
@@ -43,7 +44,7 @@ def write_report(report: Mapping[str, Any], figures_input: ReportData, out_dir: 
         ReportError: the dict does not fit the schema.
         ValueError: `samples` has the wrong shape or type.
     """
-    checked = validate_report(report)
+    checked = report if isinstance(report, Report) else validate_report(report)
     page = render_page(checked, figures_input)
     write_json(out_dir / "report.json", checked.model_dump(mode="json", by_alias=True))
     path = out_dir / "report.html"
@@ -76,7 +77,7 @@ def render_page(report: Report, data: ReportData) -> str:
         rows=result_rows(report),
         classes=class_rows(report),
         worst_rows=worst_case.rows(report),
-        arm_names=worst_case.ARM_NAMES,
+        arm_names=worst_case.titles(report),
         canary_words=worst_case.CANARY_WORDS,
         headline_attack=worst_case.headline_attack(report),
         worst_findings=worst_case.findings(report),
@@ -226,7 +227,7 @@ def draw_figures(report: Report) -> dict[str, str]:
     if report.audit and report.audit.copies:
         drawn["copies"] = figures.copies_figure(report.audit.copies)
     if report.audit and report.audit.lira:
-        drawn["worst_case"] = figures.worst_case_figure(report.audit.lira, worst_case.ARM_NAMES)
+        drawn["worst_case"] = figures.worst_case_figure(report.audit.lira, worst_case.titles(report))
     if teacher and teacher.confusion:
         drawn["teacher_confusion"] = figures.confusion_figure(teacher.confusion, names)
     if student and student.confusion:
@@ -236,7 +237,7 @@ def draw_figures(report: Report) -> dict[str, str]:
     if student and student.curve:
         drawn["student_curve"] = figures.classifier_figure(student.curve, figures.STUDENT, "CAS")
     if generator and generator.curve:
-        drawn["gan"] = figures.gan_figure(generator.curve)
+        drawn["gan"] = figures.generator_figure(generator.curve)
     if generator and generator.collapse:
         drawn["collapse"] = figures.collapse_figure(generator.collapse)
     return drawn

@@ -8,75 +8,167 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kr_ray.compute.devices import mixed_dtype, pick_device
-from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import Config
-from kr_ray.generators.biggan.sampling import Sampler
-from kr_ray.generators.interface import checkpoint_file
 from kr_ray.report.build import ReportData, write_report
 from kr_ray.report.importance import parameter_importance
-from kr_ray.report.schema import SCHEMA_VERSION
+from kr_ray.report.schema import Audit, Data, EqualCompute, FurtherStudent, Generator, Report, Stage, Student, Teacher, Tuning
+from kr_ray.runs.artifacts import ArtifactError
+from kr_ray.runs.figures import Copies
+from kr_ray.runs.results import (
+    AUDIT,
+    CHECKPOINTS,
+    COPIES,
+    DATA,
+    EQUAL_COMPUTE_TEACHER,
+    GENERATOR,
+    STUDENT,
+    TEACHER,
+    TUNING,
+    WORST_CASE,
+    ClassifierResult,
+    Results,
+)
 
 PACKAGES = ("kr_ray", "torch", "torchvision", "ray", "optuna", "hyperopt", "scikit-learn", "pyarrow", "medmnist", "numpy")
-SAMPLES_PER_CLASS = 8
-SHOWN_CLASSES = 20
-
-Results = Mapping[str, dict[str, Any]]
 
 
 def write_run_report(run: Path, folder: Path, config: Config, results: Results, skipped: Mapping[str, bool]) -> Path:
     """Write report.json and report.html into `folder`; returns the page."""
     report = collect_report(config, results, skipped)
-    return write_report(report, ReportData(samples=_generated_samples(run, results)), folder)
+    return write_report(report, ReportData(samples=_samples(run, results)), folder)
 
 
-def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]) -> dict[str, Any]:
-    """The dict that `report.schema.Report` describes; sections of stages without a result are left out."""
-    report: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "run": config.name,
-        "seed": config.seed,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"commit": _commit(), "python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "config": config.model_dump(mode="json"),
-        "data": {key: value for key, value in results["data"].items() if key != "wall_s"},
-        "device": _device(),
-        "stages": {name: _stage(result, skipped.get(name, False)) for name, result in results.items()},
-    }
-    if teacher := results.get("teacher"):
-        report["teacher"] = _pick(teacher, "test_accuracy", "val_accuracy", "steps", "test_loss", "curve", "confusion")
-        if equal := results.get("equal_compute_teacher"):
-            report["teacher"]["equal_compute"] = _pick(equal, "test_accuracy", "steps")
-    if generator := results.get("generator"):
-        figures = _pick(generator, "parameters_g", "parameters_d", "curve", "collapse")
-        report["generator"] = figures | {"architecture": config.generator.architecture, "epochs": config.generator.epochs}
-    if sweep := results.get("checkpoints"):
-        report["checkpoints"] = sweep["checkpoints"]
-    if tuning := results.get("tuning"):
-        report["tuning"] = {key: value for key, value in tuning.items() if key != "wall_s"}
-        report["tuning"]["importance"] = parameter_importance(tuning["history"])
-    if student := results.get("student"):
-        figures = _pick(student, "steps", "images_seen", "parameters", "curve", "confusion")
-        cas = {"test_cas": student["test_accuracy"], "val_cas": student["val_accuracy"]}
-        origin = {
-            "checkpoint_epoch": results.get("checkpoints", {}).get("best_epoch"),
-            "images_from": student.get("images_from"),
-        }
-        report["student"] = figures | cas | origin
-    if audit := results.get("audit"):
-        report["audit"] = {"kr": audit["kr"]}
-    if copies := results.get("copies"):
-        report["audit"] = report.get("audit", {}) | {"copies": {key: value for key, value in copies.items() if key != "wall_s"}}
-    if worst := results.get("worst_case"):
-        report["audit"] = report.get("audit", {}) | {"lira": worst["lira"]}
-    return report
+def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]) -> Report:
+    """What has been found; sections of stages without a result are left out."""
+    data = results[DATA].model_dump(exclude={"wall_s"})
+    sweep = results.get(CHECKPOINTS)
+    return Report(
+        run=config.name,
+        seed=config.seed,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+        config=config.model_dump(mode="json"),
+        data=Data.model_validate(data),
+        device=_device(),
+        teacher=_teacher(results),
+        generator=_generator(config, results),
+        checkpoints=sweep.checkpoints if sweep else None,
+        tuning=_tuning(results),
+        student=_student(results),
+        students=_further_students(config, results),
+        audit=_audit(results),
+        stages={
+            name: Stage(wall_s=result.wall_s, skipped=skipped.get(name, False), images_per_s=result.throughput())
+            for name, result in results.items()
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"commit": _commit(), "python": platform.python_version()} | packages
+
+
+def _teacher(results: Results) -> Teacher | None:
+    teacher, equal = results.get(TEACHER), results.get(EQUAL_COMPUTE_TEACHER)
+    if teacher is None:
+        return None
+    return Teacher(
+        test_accuracy=teacher.test_accuracy,
+        val_accuracy=teacher.val_accuracy,
+        steps=teacher.steps,
+        equal_compute=EqualCompute(test_accuracy=equal.test_accuracy, steps=equal.steps) if equal else None,
+        test_loss=teacher.test_loss,
+        curve=teacher.curve,
+        confusion=teacher.confusion,
+    )
+
+
+def _generator(config: Config, results: Results) -> Generator | None:
+    generator, section = results.get(GENERATOR), config.generator
+    if generator is None:
+        return None
+    return Generator(
+        kind=section.kind,
+        architecture=str(getattr(section, "architecture", "")),
+        parameters=generator.parameters,
+        epochs=section.epochs,
+        curve=generator.curve,
+        collapse=generator.collapse,
+    )
+
+
+def _tuning(results: Results) -> Tuning | None:
+    tuning = results.get(TUNING)
+    if tuning is None:
+        return None
+    importance = parameter_importance(tuning.history, list(tuning.chosen))
+    return Tuning.model_validate(tuning.model_dump(exclude={"wall_s"}) | {"importance": importance})
+
+
+def _student(results: Results) -> Student | None:
+    student, sweep = results.get(STUDENT), results.get(CHECKPOINTS)
+    if student is None:
+        return None
+    return Student(
+        test_cas=student.test_accuracy,
+        val_cas=student.val_accuracy,
+        steps=student.steps,
+        images_seen=student.images_seen,
+        parameters=student.parameters,
+        curve=student.curve,
+        confusion=student.confusion,
+        checkpoint_epoch=sweep.best_epoch if sweep else None,
+        images_from=student.images_from,
+    )
+
+
+def _further_students(config: Config, results: Results) -> dict[str, FurtherStudent]:
+    by_name, found = dict(results.items()), {}
+    for name, section in config.students.items():
+        result = by_name.get(f"student_{name}")
+        if isinstance(result, ClassifierResult):
+            found[name] = FurtherStudent(
+                kind=section.kind,
+                test_accuracy=result.test_accuracy,
+                val_accuracy=result.val_accuracy,
+                steps=result.steps,
+                images_seen=result.images_seen,
+                seconds=result.seconds,
+            )
+    return found
+
+
+def _audit(results: Results) -> Audit | None:
+    kr, copies, worst = results.get(AUDIT), results.get(COPIES), results.get(WORST_CASE)
+    if not (kr or copies or worst):
+        return None
+    return Audit(
+        kr=kr.kr if kr else None,
+        copies=Copies.model_validate(copies.model_dump(exclude={"wall_s"})) if copies else None,
+        lira=worst.lira if worst else {},
+    )
+
+
+def _samples(run: Path, results: Results) -> NDArray[np.uint8] | None:
+    """Images that the copies stage drew of the student's checkpoint: uint8 [classes, n, C, H, W]; None before it has run."""
+    path = run / "copies" / "samples.npy"
+    if results.get(COPIES) is None or not path.exists():
+        return None
+    with path.open("rb") as file:
+        try:
+            samples: NDArray[np.uint8] = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path} is not an array of images ({error}); delete the folder and run the same command"
+            ) from error
+    return samples
 
 
 def _commit() -> str:
@@ -88,33 +180,8 @@ def _commit() -> str:
         return "release"
 
 
-def _pick(result: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: result[key] for key in keys}
-
-
-def _stage(result: Mapping[str, Any], skipped: bool) -> dict[str, Any]:
-    stage = {"wall_s": result["wall_s"], "skipped": skipped}
-    if result.get("seconds") and result.get("images_seen"):
-        stage["images_per_s"] = result["images_seen"] / result["seconds"]
-    return stage
-
-
 def _device() -> str:
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     dtype = mixed_dtype(device)
     return f"{name}, mixed precision {'off' if dtype is None else str(dtype).removeprefix('torch.')}"
-
-
-def _generated_samples(run: Path, results: Results) -> NDArray[np.uint8] | None:
-    """Images of the best checkpoint at the tuned latent std: uint8 [classes, n, C, H, W]; None before there is one."""
-    if "tuning" not in results:
-        return None
-    data, device = results["data"], pick_device()
-    prior = torch.tensor(data["class_counts"], dtype=torch.float64) / data["train"]
-    sampler = Sampler.load(run / checkpoint_file(results["checkpoints"]["best_epoch"]), device)
-    latent_std = results["tuning"]["chosen"]["latent_std"]
-    sampler.set_latent_std(latent_std, derive_seed("report"), prior, batches=8, batch_size=128)
-    classes = torch.arange(min(data["num_classes"], SHOWN_CLASSES))
-    images = sampler.images(classes.repeat_interleave(SAMPLES_PER_CLASS), seeded_generator("report samples")).cpu()
-    return images.unflatten(0, (len(classes), SAMPLES_PER_CLASS)).numpy()

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.report.schema import (
+from kr_ray.report.schema import Teacher, Tuning
+from kr_ray.runs.figures import (
     Attacked,
-    Checkpoint,
     ClassifierPoint,
     CollapsePoint,
     Copies,
-    GanPoint,
+    GeneratorPoint,
     LiraArm,
-    Teacher,
+    SweptCheckpoint,
     Trial,
-    Tuning,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _star(ax: Axes, x: float, y: float, color: str, label: str | None = None) ->
     ax.scatter(x, y, marker="*", s=180, color=color, edgecolor="white", linewidth=0.7, zorder=5, label=label)
 
 
-def checkpoints_figure(checkpoints: Sequence[Checkpoint], teacher: Teacher | None, tuning: Tuning | None) -> str:
+def checkpoints_figure(checkpoints: Sequence[SweptCheckpoint], teacher: Teacher | None, tuning: Tuning | None) -> str:
     """Figure 2 of Knowledge Recycling: validation CAS per checkpoint, the best one and the tuned one starred."""
     epochs, cas = _series(checkpoints, "val_cas")
     with _canvas(WIDE) as ((ax,), uri):
@@ -156,15 +155,15 @@ def _cas(trials: Sequence[Trial]) -> list[float]:
 
 
 def parameters_figure(tuning: Tuning) -> str:
-    """Validation CAS against each of the three generation parameters."""
+    """Validation CAS against each of the generation parameters."""
     done, cut = _by_state(tuning.history)
-    names = {"latent_std": "latent std", "regeneration_rate": "regeneration rate", "cardinality_scale": "cardinality scale"}
-    with _canvas((10.4, 3.0), columns=3, sharey=True) as (axes, uri):
-        for ax, (name, title) in zip(axes, names.items(), strict=True):
+    best = tuning.best.params
+    with _canvas((10.4, 3.0), columns=len(best), sharey=True) as (axes, uri):
+        for ax, name in zip(axes, best, strict=True):
             for trials, color, fill in ((cut, TEACHER, "none"), (done, STUDENT, STUDENT)):
-                ax.scatter([getattr(t, name) for t in trials], _cas(trials), s=16, facecolor=fill, edgecolor=color)
-            _star(ax, getattr(tuning.best, name), tuning.best.val_cas, TUNED)
-            ax.set_xlabel(title)
+                ax.scatter([t.params[name] for t in trials], _cas(trials), s=16, facecolor=fill, edgecolor=color)
+            _star(ax, best[name], tuning.best.val_cas, TUNED)
+            ax.set_xlabel(name.replace("_", " "))
         axes[0].margins(y=0.1)
         _percent_axis(axes[0].yaxis)
         axes[0].set_ylabel("validation CAS (%)")
@@ -287,10 +286,13 @@ def classifier_figure(curve: Sequence[ClassifierPoint], color: str, measure: str
     return uri[0]
 
 
-def gan_figure(curve: Sequence[GanPoint]) -> str:
+def generator_figure(curve: Sequence[GeneratorPoint]) -> str:
+    """The losses of a generator's training, whatever its kind calls them."""
+    losses = [name for name in curve[0].model_extra or {} if name.startswith("loss")]
     with _canvas(HALF) as ((ax,), uri):
-        _draw(ax, curve, "loss_d", color=TEACHER, label="discriminator")
-        _draw(ax, curve, "loss_g", color=STUDENT, label="generator")
+        for name, color in zip(losses, (TEACHER, STUDENT, TUNED), strict=False):
+            label = {"loss_d": "discriminator", "loss_g": "generator"}.get(name, name.replace("_", " "))
+            _draw(ax, curve, name, color=color, label=label)
         ax.set_xlabel("epoch")
         ax.set_ylabel("loss")
         ax.figure.legend(loc="outside upper left", ncols=2)

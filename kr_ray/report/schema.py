@@ -13,32 +13,32 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from kr_ray.runs.figures import (
+    Best,
+    ClassifierPoint,
+    CollapsePoint,
+    Copies,
+    Count,
+    Figures,
+    Fraction,
+    GeneratorPoint,
+    KrAudit,
+    LiraArm,
+    OpenFigures,
+    SweptCheckpoint,
+    Trial,
+)
 
 SCHEMA_VERSION: Literal[1] = 1
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Epoch = Annotated[float, Field(ge=0)]
 
 
 class ReportError(ValueError):
     """The report dict does not fit the schema. The message lists every mistake."""
 
 
-class Section(BaseModel):
-    """Immutable, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
-
-
-class OpenSection(Section):
-    """As `Section`, but further keys are kept as they are."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class Data(OpenSection):
+class Data(OpenFigures):
     """The real data set. Further facts (duplicates, digest, ...) are shown as they are."""
 
     name: str
@@ -60,20 +60,14 @@ class Data(OpenSection):
         return self
 
 
-class ClassifierPoint(OpenSection):
-    epoch: Epoch
-    train_loss: float | None = None
-    val_accuracy: Fraction | None = None
-
-
-class EqualCompute(Section):
+class EqualCompute(Figures):
     """A second teacher, trained for as many gradient steps as the student."""
 
     test_accuracy: Fraction
     steps: Count
 
 
-class Teacher(Section):
+class Teacher(Figures):
     test_accuracy: Fraction
     val_accuracy: Fraction
     steps: Count
@@ -84,67 +78,23 @@ class Teacher(Section):
     """Test images, [true class][predicted class]."""
 
 
-class GanPoint(OpenSection):
-    epoch: Epoch
-    loss_d: float | None = None
-    loss_g: float | None = None
-
-
-class CollapsePoint(OpenSection):
-    epoch: Epoch
-    agreement: float | None
-    """Share of generated images that the teacher takes for the class they were generated for, mean over classes."""
-    diversity: float | None
-    """Within-class spread of teacher features over that of real images."""
-    alarm: bool
-
-
-class Generator(Section):
-    architecture: str
-    parameters_g: Count
-    parameters_d: Count
+class Generator(Figures):
+    kind: str = "biggan_deep"
+    architecture: str = ""
+    """Preset of its size, where its kind has such."""
+    parameters: dict[str, Count]
+    """Trained numbers by network."""
     epochs: Count
-    curve: list[GanPoint] = []
+    curve: list[GeneratorPoint] = []
     collapse: list[CollapsePoint] = []
 
 
-class Checkpoint(OpenSection):
-    epoch: Count
-    val_cas: Fraction | None
-
-
-class Best(Section):
-    latent_std: float
-    regeneration_rate: int
-    cardinality_scale: int
-    val_cas: Fraction
-    trial: Count
-
-
-class Chosen(Section):
-    """What the final student was trained with: the best trial's parameters, or the defaults if no trial beat them."""
-
-    latent_std: float
-    regeneration_rate: int
-    cardinality_scale: int
-
-
-class Trial(OpenSection):
-    trial: Count
-    latent_std: float
-    regeneration_rate: int
-    cardinality_scale: int
-    val_cas: Fraction | None
-    state: str
-    """`complete`, `pruned`, `failed`, ..., in any case."""
-    resource: float | None = None
-
-
-class Tuning(Section):
+class Tuning(Figures):
     searcher: str
     trials: Count
     best: Best
-    chosen: Chosen | None = None
+    chosen: dict[str, float] | None = None
+    """Generation parameters of the final student: the best trial's, or the defaults if no trial beat them."""
     default_cas: Fraction | None = None
     """Validation CAS of the best checkpoint at the default generation parameters."""
     delta_cas: Annotated[float, Field(ge=-1, le=1)] | None = None
@@ -157,7 +107,7 @@ class Tuning(Section):
     importance: dict[str, float] | None = None
 
 
-class Student(Section):
+class Student(Figures):
     test_cas: Fraction
     val_cas: Fraction
     steps: Count
@@ -170,174 +120,32 @@ class Student(Section):
     """`on_device` or `ray_data`: who generated the images it was trained on; `parquet`: an exported set."""
 
 
-class Roc(Section):
-    fpr: list[Fraction]
-    tpr: list[Fraction]
+class FurtherStudent(Figures):
+    """A classifier made in another way from the same images."""
 
-    @model_validator(mode="after")
-    def _same_length(self) -> Roc:
-        if len(self.fpr) != len(self.tpr):
-            raise ValueError(f"`len(fpr) == len(tpr)` must hold, but got {len(self.fpr)} and {len(self.tpr)}; give pairs")
-        return self
-
-
-class Attacked(Section):
-    """One attacked model."""
-
-    auc: Annotated[float, Field(ge=0.5, le=1)]
-    """max(auc_raw, 0.5), as the paper prints it."""
-    auc_raw: Fraction
-    aop: Fraction
-    roc: Roc | None = None
-    per_class: list[Fraction | None] = []
-
-
-class AttackModel(OpenSection):
-    class_index: Count = Field(alias="class")
     kind: str
-    val_auc: Fraction | None = None
-
-
-class KrAudit(Section):
-    """The attack of Knowledge Recycling, section 3.6."""
-
-    teacher: Attacked | None = None
-    student: Attacked | None = None
-    attack_models: list[AttackModel] = []
-    shadow_models: Count
-    members: Count
-    non_members: Count
-
-
-class Epsilon(OpenSection):
-    """Lower bounds: with `confidence`, no (epsilon, delta)-differential privacy below them holds. Null: not computable."""
-
-    clopper_pearson: float | None
-    one_run: float | None
-    delta: float
-    confidence: Fraction
-
-
-class AttackFigures(OpenSection):
-    """What one attack finds among all pairs of a run and an audit sample (see kr_ray.privacy.rates for the intervals)."""
-
-    tpr_at_01: Fraction | None = Field(alias="tpr_at_fpr_0.001")
-    """Share of members called members where one in 1,000 non-members is; null if there are too few, `refused` then says so."""
-    ci_low: Fraction | None
-    ci_high: Fraction | None
-    true_positives: Count | None
-    false_positives: Count | None
-    refused: str | None = None
-    tpr_at_1: Fraction | None = Field(alias="tpr_at_fpr_0.01")
-    ci_low_at_1: Fraction | None = Field(alias="ci_low_0.01")
-    ci_high_at_1: Fraction | None = Field(alias="ci_high_0.01")
-    auc: Fraction
-    auc_low: Fraction
-    auc_high: Fraction
-    balanced_accuracy: Fraction | None
-    epsilon: Epsilon
-    n_members: Count
-    n_non_members: Count
-    finest_fpr: Fraction
-    roc: Roc | None = None
-    """Of the headline attack only."""
-
-
-class LiraArm(OpenSection):
-    """The worst-case audit of one arm: `models` runs, each trained on half of the canaries and half of the population samples."""
-
-    models: Count
-    queries: Count
-    headline: str
-    """The attack behind `population`, `canary` and `canary_true_label`, chosen beforehand."""
-    population: AttackFigures
-    canary: AttackFigures
-    canary_true_label: AttackFigures | None = None
-    """The same attack asking for the canaries' true label; success shows generalisation, not memory of the given one."""
-    true_label_share: dict[str, Fraction]
-    """How often a canary's true label is predicted by models that were (`in`) and were not (`out`) trained on it."""
-    given_label_share: dict[str, Fraction]
-    attacks: dict[str, dict[str, AttackFigures]]
-    canary_kind: str
-    canaries: Count
-    population_samples: Count
-    reference_images: Count
     test_accuracy: Fraction
-    test_accuracy_sd: Annotated[float, Field(ge=0)]
-    """Mean and standard deviation over the runs."""
+    val_accuracy: Fraction
+    steps: Count
+    images_seen: Count
     seconds: Annotated[float, Field(ge=0)]
 
 
-class Histogram(Section):
-    """Shares of images by distance: `edges` [B + 1], `generated` and `test` [B]."""
-
-    edges: list[float]
-    generated: list[Fraction]
-    test: list[Fraction]
-
-
-class CopySpace(Section):
-    """Nearest training neighbours in one space (see kr_ray.audits.neighbours.copy_figures)."""
-
-    threshold: float
-    near_copies: Count
-    near_copy_share: Fraction
-    ci_low: Fraction
-    ci_high: Fraction
-    data_copying: float
-    """Mann-Whitney z against the test images: below -2, generated images are nearer to the training images than test images are."""
-    memorised_share: Fraction
-    memorised_share_test: Fraction
-    median_generated: float
-    median_test: float
-    histogram: Histogram
-
-
-class Fidelity(Section):
-    """See kr_ray.audits.fidelity; null where refused."""
-
-    n_real: Count
-    n_generated: Count
-    fid: float | None
-    fid_refused: str = ""
-    kid: float | None
-    kid_sd: float | None
-    precision: Fraction | None
-    recall: Fraction | None
-    density: float | None
-    coverage: Fraction | None
-    refused: str = ""
-
-
-class Copies(Section):
-    """Generated images against the real ones; exact copies among the latter were set aside first."""
-
-    images: Count
-    train: Count
-    test: Count
-    quantile: Fraction
-    encoder: str
-    exact_copies: Count
-    """Generated images that equal a training image pixel by pixel."""
-    spaces: dict[Literal["pixels", "features"], CopySpace]
-    fidelity: dict[Literal["generated", "test"], Fidelity]
-
-
-class Audit(Section):
+class Audit(Figures):
     kr: KrAudit | None = None
     copies: Copies | None = None
     lira: dict[str, LiraArm] = {}
-    """By arm (see kr_ray.config.ArmName)."""
+    """By arm (`audit.worst_case.arms`)."""
 
 
-class Stage(OpenSection):
+class Stage(OpenFigures):
     wall_s: Annotated[float, Field(ge=0)]
     skipped: bool = False
     """True: its result stood from an earlier start of this run."""
     images_per_s: Annotated[float, Field(ge=0)] | None = None
 
 
-class Report(Section):
+class Report(Figures):
     schema_version: Literal[1] = SCHEMA_VERSION
     run: str
     seed: int
@@ -349,9 +157,11 @@ class Report(Section):
     device: str
     teacher: Teacher | None = None
     generator: Generator | None = None
-    checkpoints: list[Checkpoint] | None = None
+    checkpoints: list[SweptCheckpoint] | None = None
     tuning: Tuning | None = None
     student: Student | None = None
+    students: dict[str, FurtherStudent] = {}
+    """By name (`students` in the configuration)."""
     audit: Audit | None = None
     stages: dict[str, Stage] = {}
 

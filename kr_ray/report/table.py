@@ -9,7 +9,7 @@ from kr_ray.runs.artifacts import read_json
 
 COLUMNS = (
     "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA", "student AUC_MIA",
-    "teacher AOP", "student AOP", "std, rate, scale used", "ΔCAS (val.)", "stages, min",
+    "teacher AOP", "student AOP", "generation parameters used", "ΔCAS (val.)", "stages, min",
 )  # fmt: skip
 
 
@@ -37,10 +37,14 @@ def _row(report: dict[str, Any]) -> list[str]:
         f"{student['test_cas']:.4f}",
         *[_auc(attacked[name]) for name in ("teacher", "student")],
         *[f"{attacked[name]['aop']:.4f}" for name in ("teacher", "student")],
-        f"{used['latent_std']:.2f}, {used['regeneration_rate']}, {used['cardinality_scale']}",
+        ", ".join(f"{value:g}" if isinstance(value, int) else f"{value:.2f}" for value in _parameters(used)),
         f"{tuning['delta_cas']:+.4f}",
         f"{sum(stage['wall_s'] for stage in report['stages'].values()) / 60:.1f}",
     ]
+
+
+def _parameters(used: dict[str, Any]) -> list[float]:
+    return [value for name, value in used.items() if name not in ("val_cas", "trial")]
 
 
 def _auc(attacked: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kr_ray.config import Config, ConfigError
 from kr_ray.runs.artifacts import ArtifactError
+from kr_ray.runs.results import AUDIT, CHECKPOINTS, TUNING, ClassifierResult, Results
 
 EXPERIMENT = "kr_ray"
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits for one request
@@ -25,7 +26,7 @@ def require_mlflow() -> None:
         raise ConfigError("`tracking.mlflow` needs the package mlflow; pip install 'kr_ray[mlflow]', or remove the key")
 
 
-def log_run(config: Config, results: dict[str, Any], files: list[Path]) -> str:
+def log_run(config: Config, results: Results, files: list[Path]) -> str:
     """Log the run as a new one of MLflow's experiment `kr_ray`; returns its id.
 
     Raises:
@@ -67,22 +68,22 @@ def _params(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", str(value)
 
 
-def _points(results: dict[str, Any]) -> Iterator[Point]:
+def _points(results: Results) -> Iterator[Point]:
     """Every figure and curve of the stages; a curve's step is images seen, of checkpoints the epoch, of trials the number."""
     for stage, result in results.items():
-        for key in ("test_accuracy", "test_loss", "wall_s"):
-            if key in result:
-                yield f"{stage}/{'test_cas' if (stage, key) == ('student', 'test_accuracy') else key}", result[key], 0
-        for row in result.get("curve", []):
-            for key, value in row.items():
-                yield f"{stage}/curve/{key}", value, int(row["images_seen"])
-    for row in results.get("checkpoints", {}).get("checkpoints", []):
-        yield "checkpoints/val_cas", row["val_cas"], row["epoch"]
-    for row in results.get("tuning", {}).get("history", []):
-        if row["val_cas"] is not None:
-            yield "tuning/val_cas", row["val_cas"], row["trial"]
-    for model in ("teacher", "student"):
-        attacked = results.get("audit", {}).get("kr", {}).get(model, {})
-        for key in ("auc", "aop"):
-            if key in attacked:
-                yield f"audit/{model}/{key}", attacked[key], 0
+        yield f"{stage}/wall_s", result.wall_s, 0
+        if isinstance(result, ClassifierResult):
+            yield f"{stage}/{'test_cas' if stage == 'student' else 'test_accuracy'}", result.test_accuracy, 0
+            yield f"{stage}/test_loss", result.test_loss, 0
+        for row in getattr(result, "curve", []):
+            figures = row.model_dump(exclude_none=True)
+            yield from ((f"{stage}/curve/{key}", value, int(figures["images_seen"])) for key, value in figures.items())
+    if sweep := results.get(CHECKPOINTS):
+        yield from (("checkpoints/val_cas", row.val_cas, row.epoch) for row in sweep.checkpoints)
+    if tuning := results.get(TUNING):
+        yield from (("tuning/val_cas", row.val_cas, row.trial) for row in tuning.history if row.val_cas is not None)
+    if audit := results.get(AUDIT):
+        for model, attacked in (("teacher", audit.kr.teacher), ("student", audit.kr.student)):
+            if attacked:
+                yield f"audit/{model}/auc", attacked.auc, 0
+                yield f"audit/{model}/aop", attacked.aop, 0

@@ -6,7 +6,8 @@ import math
 from datetime import datetime
 
 from kr_ray.privacy.metrics import auc_standard_error
-from kr_ray.report.schema import Attacked, KrAudit, Report
+from kr_ray.report.schema import Report
+from kr_ray.runs.figures import Attacked, KrAudit
 
 Z95 = 1.959964
 """97.5 % quantile of the normal distribution."""

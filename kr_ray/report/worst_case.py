@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kr_ray.report.schema import AttackFigures, LiraArm, Report
+from kr_ray.report.schema import Report
 from kr_ray.report.words import count, percent
+from kr_ray.runs.figures import AttackFigures, LiraArm
 
-ARM_NAMES = {"teacher": "Teacher", "kr": "Student", "student_only": "Student, fixed generator"}
-ARM_NOTES = {
-    "teacher": "trained on real images, no defence",
-    "kr": "Knowledge Recycling: teacher, generator and student trained anew in every run",
-    "student_only": "one generator for all runs; only teacher and student trained anew",
-}
 CANARY_WORDS = {
     "mislabeled": "real training images that were given a wrong label, so that a model can only know it by heart",
     "outlier": "the training images that models not trained on them find hardest",
@@ -47,12 +42,17 @@ class WorstCaseRow:
     epsilon_one_run: str
 
 
+def titles(report: Report) -> dict[str, str]:
+    """What each arm is called in tables and figures."""
+    return {name: arm.title or name for name, arm in _arms(report).items()}
+
+
 def rows(report: Report) -> list[WorstCaseRow]:
     """One line per arm, in the order in which they were asked for; empty without a worst-case audit."""
     return [
         WorstCaseRow(
-            name=ARM_NAMES.get(name, name),
-            note=ARM_NOTES.get(name, ""),
+            name=arm.title or name,
+            note=arm.note,
             accuracy=percent(arm.test_accuracy),
             accuracy_sd=percent(arm.test_accuracy_sd),
             canary=_rate(arm.canary),
@@ -66,14 +66,14 @@ def rows(report: Report) -> list[WorstCaseRow]:
 
 def findings(report: Report) -> list[str]:
     """What the attack found, a few sentences per arm."""
-    return [sentence for name, arm in _arms(report).items() for sentence in _of_arm(ARM_NAMES.get(name, name), arm)]
+    return [sentence for name, arm in _arms(report).items() for sentence in _of_arm(arm.title or name, arm)]
 
 
 def attack_rows(report: Report) -> list[dict[str, object]]:
     """Every attack against every arm: arm, attack, group (its figures), headline."""
     return [
         {
-            "arm": ARM_NAMES.get(name, name),
+            "arm": arm.title or name,
             "attack": attack_name(attack),
             "group": group,
             "figures": figures,

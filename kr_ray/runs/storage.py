@@ -220,6 +220,11 @@ def list_files(path: Path) -> list[FileEntry]:
     return entries
 
 
+def file_stamps(path: Path) -> list[list[str | int]]:
+    """Names, sizes and times of the file, or of all files below the folder, for fingerprints: an edited file is read again."""
+    return [[str(file.path), file.size, file.mtime_ns] for file in list_files(path)]
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder with all that is in it, if it is there."""
     if not isinstance(path, RemotePath):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from kr_ray.classifiers.predict import teacher_probabilities
 from kr_ray.compute.graphs import Captured
-from kr_ray.compute.seeding import derive_seed, seeded_generator
+from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import SynthesisConfig
-from kr_ray.generators.biggan.sampling import Sampler
+from kr_ray.generators.interface import Sampler
 from kr_ray.synthesis.labelling import FILTERED, REGENERATED, keep_and_label
 
 BLOCKS_PER_PART = 32
@@ -71,7 +71,7 @@ class SyntheticSet(RegeneratedSet):
     it or by whom, so a resumed student, or one fed by several makers, sees the same images.
 
     Args:
-        sampler: the checkpoint; its batch-norm statistics are re-estimated here at `config.latent_std`.
+        sampler: of the checkpoint.
         teacher: frozen, in evaluation mode, on the sampler's device.
         prior: class frequencies, float64 [K].
         images: size of the set.
@@ -92,10 +92,7 @@ class SyntheticSet(RegeneratedSet):
         self._sampler, self._seed = sampler, seed
         self._label = Captured(partial(teacher_probabilities, teacher), sampler.device)
         self._label_smoothing = label_smoothing
-        self._prior = prior if config.class_prior == "real" else torch.full_like(prior, 1 / len(prior))
-        sampler.set_latent_std(
-            config.latent_std, derive_seed(seed, "standing"), self._prior, config.standing_batches, config.batch_size
-        )
+        self._prior = prior
 
     def regeneration(self, index: int) -> tuple[Tensor, Tensor]:
         """The set of one regeneration.

@@ -12,10 +12,11 @@ from kr_ray.classifiers.networks import load_classifier
 from kr_ray.classifiers.training import Schedule
 from kr_ray.compute.graphs import compiled
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import ClassifierConfig, SynthesisConfig
+from kr_ray.config import ClassifierConfig, GeneratorSection, SynthesisConfig
 from kr_ray.data.images import Splits, class_prior
-from kr_ray.generators.biggan.sampling import Sampler
 from kr_ray.generators.interface import checkpoint_file
+from kr_ray.generators.registry import generator_of
+from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.synthesis.stream import RegeneratedSet, SyntheticSet
 
 LABELLER_PAYS_FROM = 4e6
@@ -24,8 +25,14 @@ LABELLER_PAYS_FROM = 4e6
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What makes one student differ from another. Two students of equal spec are equal, bit for bit."""
+    """What makes one student differ from another. Two students of equal spec are equal, bit for bit.
 
+    Attributes:
+        generator: the section of the generator whose checkpoint it is.
+        epochs: see `student_schedule`.
+    """
+
+    generator: GeneratorSection
     checkpoint_epoch: int
     synthesis: SynthesisConfig
     epochs: float
@@ -53,16 +60,29 @@ def synthetic_set(
 
     `images` other than 0 asks for a set of that size from the same seeds.
     """
-    size = images or set_size(spec, splits)
-    teacher = load_classifier(run / "teacher" / "weights.safetensors", device)
+    size, seed = images or set_size(spec, splits), derive_seed(spec.seed, "synthetic set")
+    teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, device)
+    prior = class_prior(splits.train.labels, splits.num_classes)
+    if spec.synthesis.class_prior == "uniform":
+        prior = torch.full_like(prior, 1 / len(prior))
+    synthesis = spec.synthesis
+    sampler = generator_of(spec.generator).open(
+        run / checkpoint_file(spec.checkpoint_epoch),
+        synthesis.sampling,
+        prior=prior,
+        seed=derive_seed(seed, "standing"),
+        device=device,
+        batch_size=synthesis.batch_size,
+        images=size * regenerations,
+    )
     return SyntheticSet(
-        sampler=Sampler.load(run / checkpoint_file(spec.checkpoint_epoch), device, images=size * regenerations),
+        sampler=sampler,
         teacher=compiled(teacher, device, size * regenerations, LABELLER_PAYS_FROM),
-        prior=class_prior(splits.train.labels, splits.num_classes),
+        prior=prior,
         images=size,
-        config=spec.synthesis,
+        config=synthesis,
         label_smoothing=recipe.label_smoothing,
-        seed=derive_seed(spec.seed, "synthetic set"),
+        seed=seed,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import BigGanConfig
 from kr_ray.generators.biggan.spectral_norm import (
     NORM_MOMENTUM,
     ConditionalNorm,
@@ -125,7 +125,7 @@ class Generator(SpectralNetwork):
         channels: 1 or 3.
     """
 
-    def __init__(self, config: GeneratorConfig, num_classes: int, channels: int) -> None:
+    def __init__(self, config: BigGanConfig, num_classes: int, channels: int) -> None:
         super().__init__()
         unit, self.output = config.channels, config.output
         self.latent_dim, self.num_classes = config.latent_dim, num_classes
@@ -172,7 +172,7 @@ class Generator(SpectralNetwork):
 class Discriminator(SpectralNetwork):
     """Images and labels to one realness logit each. Every stage but the last halves the side in its first block."""
 
-    def __init__(self, config: GeneratorConfig, num_classes: int, channels: int) -> None:
+    def __init__(self, config: BigGanConfig, num_classes: int, channels: int) -> None:
         super().__init__()
         unit, side = config.channels, config.image_size
         self.stem = Conv(channels, unit * config.d_in[0], 3)

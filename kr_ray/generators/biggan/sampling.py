@@ -1,4 +1,4 @@
-"""Images from a checkpoint: its file, its batch-norm statistics at a latent std, batches, grids."""
+"""Images from a checkpoint, at a latent std: its batch-norm statistics there, and batches."""
 
 from __future__ import annotations
 
@@ -10,32 +10,15 @@ from torch import Tensor
 from kr_ray.compute.devices import autocast
 from kr_ray.compute.graphs import Captured, compiled
 from kr_ray.compute.seeding import seeded_generator
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import BigGanConfig
 from kr_ray.generators.biggan.networks import Generator, to_uint8
-from kr_ray.generators.interface import GeneratorCheckpoint
-from kr_ray.runs.artifacts import load_tensors, save_tensors
+from kr_ray.runs.artifacts import load_tensors
 
 COMPILING_PAYS_FROM = 1e6
 """Images: compiling took 13 s on an H200 and saved 21 microseconds an image at 128 channels."""
 
 
-def save_generator(
-    path: Path, checkpoint: GeneratorCheckpoint, config: GeneratorConfig, num_classes: int, channels: int
-) -> None:
-    """Write a checkpoint atomically as safetensors, with all that `Sampler.load` needs."""
-    metadata = {
-        "config": config.model_dump(mode="json"),
-        "num_classes": num_classes,
-        "channels": channels,
-        "epoch": checkpoint.epoch,
-        "images_seen": checkpoint.images_seen,
-        "loss_d": checkpoint.loss_d,
-        "loss_g": checkpoint.loss_g,
-    }
-    save_tensors(path, checkpoint.weights, metadata)
-
-
-class Sampler:
+class BigGanSampler:
     """A frozen generator that draws uint8 images at one latent std.
 
     Batch-norm statistics depend on the std of the latents. Those of the training hold at std 1 only (and were averaged over
@@ -44,76 +27,95 @@ class Sampler:
 
     Args:
         generator: with plain weights; is moved to `device`.
-        epoch: of the checkpoint, for the record.
+        latent_std: std of the latents' Gaussian, > 0.
+        prior: class frequencies of the labels used, float [K].
+        seed: equal seeds give equal statistics.
+        batch_size: of the forward passes.
+        standing_batches: statistics are the plain mean over this many batches.
         images: about so many will be drawn (see kr_ray.compute.graphs).
+
+    Raises:
+        ValueError: `latent_std` is not positive or `prior` does not have one entry per class.
     """
 
-    def __init__(self, generator: Generator, epoch: int, device: torch.device, images: float = 0) -> None:
-        self.epoch, self.device = epoch, device
-        self.num_classes = generator.num_classes
+    def __init__(
+        self,
+        generator: Generator,
+        device: torch.device,
+        *,
+        latent_std: float,
+        prior: Tensor,
+        seed: int,
+        batch_size: int,
+        standing_batches: int,
+        images: float = 0,
+    ) -> None:
+        if latent_std <= 0:
+            raise ValueError(f"`latent_std > 0` must hold, but got latent_std={latent_std}; use 1.0 to 2.5")
+        if prior.shape != (generator.num_classes,):
+            raise ValueError(
+                f"`prior` must have one entry per class ({generator.num_classes}), but got shape {tuple(prior.shape)}; "
+                "use class_prior of the training labels"
+            )
+        self.device = device
+        self._latent_std, self._batch_size = latent_std, batch_size
         self._generator = generator.to(device).requires_grad_(False).eval()
         self._network = compiled(self._generator, device, images, COMPILING_PAYS_FROM)
         self._draw = Captured(self._forward, device)
-        self._latent_std: float | None = None
-        self._batch_size = 1
+        self._estimate_statistics(prior, seed, standing_batches)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, images: float = 0) -> Sampler:
-        """Read what `save_generator` wrote.
+    def load(
+        cls,
+        path: Path,
+        device: torch.device,
+        *,
+        latent_std: float,
+        prior: Tensor,
+        seed: int,
+        batch_size: int,
+        standing_batches: int,
+        images: float = 0,
+    ) -> BigGanSampler:
+        """Read a checkpoint that `save_checkpoint` wrote.
 
         Raises:
             kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
         """
         tensors, metadata = load_tensors(path)
-        config = GeneratorConfig.model_validate(metadata["config"], strict=False)
+        config = BigGanConfig.model_validate(metadata["config"], strict=False)
         generator = Generator(config, metadata["num_classes"], metadata["channels"])
         generator.load_folded_weights(tensors)
-        return cls(generator, metadata["epoch"], device, images)
+        return cls(
+            generator,
+            device,
+            latent_std=latent_std,
+            prior=prior,
+            seed=seed,
+            batch_size=batch_size,
+            standing_batches=standing_batches,
+            images=images,
+        )
 
-    def set_latent_std(self, latent_std: float, seed: int, prior: Tensor, batches: int, batch_size: int) -> None:
-        """Sample at `latent_std` from now on: estimate the batch-norm statistics there.
-
-        Args:
-            latent_std: std of the latents' Gaussian, > 0.
-            seed: equal seeds give equal statistics.
-            prior: class frequencies of the labels used, float [K].
-            batches: statistics are the plain mean over this many batches of `batch_size`.
-            batch_size: also the size of the forward passes of `images`.
-
-        Raises:
-            ValueError: `latent_std` is not positive or `prior` does not have one entry per class.
-        """
-        if latent_std <= 0:
-            raise ValueError(f"`latent_std > 0` must hold, but got latent_std={latent_std}; use 1.0 to 2.5")
-        if prior.shape != (self.num_classes,):
-            raise ValueError(
-                f"`prior` must have one entry per class ({self.num_classes}), but got shape {tuple(prior.shape)}; "
-                "use class_prior of the training labels"
-            )
-        self._latent_std, self._batch_size = latent_std, batch_size
-        random = seeded_generator(seed, "standing statistics")
-        classes = torch.multinomial(prior.cpu().double(), batches * batch_size, replacement=True, generator=random)
-        latents = self._latents(batches * batch_size, random)
+    def _estimate_statistics(self, prior: Tensor, seed: int, batches: int) -> None:
+        size, random = self._batch_size, seeded_generator(seed, "standing statistics")
+        classes = torch.multinomial(prior.cpu().double(), batches * size, replacement=True, generator=random)
+        latents = self._latents(batches * size, random)
         with autocast(self.device, "mixed"):
-            self._generator.estimate_statistics(
-                torch.split(latents, batch_size), torch.split(classes.to(self.device), batch_size)
-            )
+            self._generator.estimate_statistics(torch.split(latents, size), torch.split(classes.to(self.device), size))
 
     @torch.inference_mode()
-    def images(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def images(self, labels: Tensor, random: torch.Generator) -> Tensor:
         """Draw one image per label.
 
         Args:
             labels: int64 [N], on any device.
-            generator: the only source of randomness, on any device.
+            random: the only source of randomness, on any device.
 
         Returns:
             uint8 [N, C, S, S] on the sampler's device.
-
-        Raises:
-            RuntimeError: `set_latent_std` was not called.
         """
-        latents, classes, count = self._latents(len(labels), generator), labels.to(self.device), len(labels)
+        latents, classes, count = self._latents(len(labels), random), labels.to(self.device), len(labels)
         if self._draw.active:  # another shape for a last, smaller batch would be captured, and perhaps compiled, apart
             latents, classes = (_filled_up(tensor, self._batch_size) for tensor in (latents, classes))
         batches = zip(latents.split(self._batch_size), classes.split(self._batch_size), strict=True)
@@ -123,10 +125,8 @@ class Sampler:
         with autocast(self.device, "mixed"):
             return to_uint8(self._network(latents, classes), self._generator.output)
 
-    def _latents(self, count: int, generator: torch.Generator) -> Tensor:
-        if self._latent_std is None:
-            raise RuntimeError("the latent std must be set before images are drawn; call set_latent_std first")
-        standard = torch.randn(count, self._generator.latent_dim, generator=generator, device=generator.device)
+    def _latents(self, count: int, random: torch.Generator) -> Tensor:
+        standard = torch.randn(count, self._generator.latent_dim, generator=random, device=random.device)
         return standard.to(self.device) * self._latent_std
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,70 +13,30 @@ from kr_ray.compute.devices import autocast, gradient_scaler
 from kr_ray.compute.graphs import Captured, compiled
 from kr_ray.compute.parallel import average, average_gradients, check_batch, join_norms, own_slice, slice_weight
 from kr_ray.compute.seeding import seeded_generator
-from kr_ray.config import GeneratorConfig
+from kr_ray.config import BigGanConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.generators.biggan.networks import Discriminator, Generator, from_uint8
 from kr_ray.generators.biggan.spectral_norm import SpectralNetwork
 from kr_ray.generators.ema import ExponentialAverage, half_life_in_images
-from kr_ray.generators.interface import GeneratorCheckpoint
+from kr_ray.generators.interface import Checkpoint
 
 COMPILING_PAYS_FROM = 1e6
 """Real images: compiling both networks took 57 s on an H200 and saved 24 ms of 4 D + 1 G steps of 64 at 128 channels."""
 
 
-def train_generator(
-    images: LabelledImages,
-    num_classes: int,
-    config: GeneratorConfig,
-    seed: int,
-    device: torch.device,
-    *,
-    on_checkpoint: Callable[[GeneratorCheckpoint], bool],
-    on_state: Callable[[int, dict[str, Any]], None] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-    resume: dict[str, Any] | None = None,
-    save_state_every: int = 1,
-) -> None:
-    """Train up to `config.epochs` epochs.
+class GanTraining:
+    """Both networks, their optimisers and the average, advanced epoch by epoch.
 
     One epoch is one pass of D over the images (the last incomplete batch of each pass is left out); every D step takes a fresh
     real batch, and every `config.d_steps` D steps are followed by one G step, counted across epochs.
 
-    Args:
-        images: the real training split.
-        on_checkpoint: called every `config.checkpoint_every` epochs; returning True ends the training.
-        on_state: called as (epochs done, state) every `save_state_every` epochs and after the last, after `on_checkpoint`.
-            The state holds CPU tensors, numbers and nested dicts only.
-        on_epoch: called after every epoch, before the other two, with its figures.
-        resume: a state from `on_state`; the result then equals that of an undisturbed run bit by bit (same device and threads).
-
     Raises:
         ValueError: the images do not have the generator's size.
-        FloatingPointError: a loss is not finite.
-    """
-    training = GanTraining(images, num_classes, config, seed, device)
-    if resume is not None:
-        training.load_state(resume)
-    while training.epoch < config.epochs:
-        figures = training.train_epoch()
-        if on_epoch is not None:
-            on_epoch(figures)
-        stop = training.epoch % config.checkpoint_every == 0 and on_checkpoint(training.checkpoint())
-        if on_state is not None and (stop or training.epoch == config.epochs or training.epoch % save_state_every == 0):
-            on_state(training.epoch, training.state())
-        if stop:
-            return
-
-
-class GanTraining:
-    """Both networks, their optimisers and the average, advanced epoch by epoch.
 
     Within torch.distributed every worker takes its slice of each batch; gradients and G's batch-norm statistics are the whole batch's.
     """
 
-    def __init__(
-        self, images: LabelledImages, num_classes: int, config: GeneratorConfig, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, images: LabelledImages, num_classes: int, config: BigGanConfig, seed: int, device: torch.device) -> None:
         channels, *size = images.images.shape[1:]
         if size != [config.image_size] * 2:
             raise ValueError(
@@ -148,10 +107,13 @@ class GanTraining:
             "images_per_second": d_steps * self.batch_size / seconds,
         }
 
-    def checkpoint(self) -> GeneratorCheckpoint:
-        """The averaged generator as it is now."""
+    def checkpoint(self) -> Checkpoint:
+        """The averaged generator as it is now: plain weights (spectral norms folded in) for `Generator.load_folded_weights`.
+
+        Its figures: loss_d, mean D loss of the last epoch; loss_g, mean G loss of the last epoch that had a G step, 0 before the first.
+        """
         weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.average.average.items()}
-        return GeneratorCheckpoint(self.epoch, weights, self.images_seen, self.loss_d, self.loss_g)
+        return Checkpoint(self.epoch, weights, self.images_seen, {"loss_d": self.loss_d, "loss_g": self.loss_g})
 
     # --- steps ---
 
@@ -259,7 +221,7 @@ class GanTraining:
         self._capture_steps()
 
 
-def discriminator_loss(on_real: Tensor, on_fake: Tensor, config: GeneratorConfig) -> Tensor:
+def discriminator_loss(on_real: Tensor, on_fake: Tensor, config: BigGanConfig) -> Tensor:
     """Mean D loss over float32 logits [N] each.
 
     Logistic: cross-entropy with target 1 - `d_label_smoothing` for real and 0 for generated images (one-sided smoothing,
@@ -272,7 +234,7 @@ def discriminator_loss(on_real: Tensor, on_fake: Tensor, config: GeneratorConfig
     return real.mean() + functional.softplus(on_fake).mean()
 
 
-def generator_loss(on_fake: Tensor, config: GeneratorConfig) -> Tensor:
+def generator_loss(on_fake: Tensor, config: BigGanConfig) -> Tensor:
     """Mean G loss over float32 logits [N]: softplus(-logit), the non-saturating logistic loss, or -logit with hinge."""
     return -on_fake.mean() if config.loss == "hinge" else functional.softplus(-on_fake).mean()
 

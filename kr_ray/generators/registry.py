@@ -1,0 +1,31 @@
+"""Generators by kind. A new one: its section in `kr_ray.config.generators`, a file or folder here, a line below."""
+
+from __future__ import annotations
+
+from typing import Protocol, assert_never, cast, runtime_checkable
+
+from kr_ray.config import BigGanConfig, GeneratorSection
+from kr_ray.generators.biggan.member import BigGan
+from kr_ray.generators.interface import Generator
+
+BuiltIn = BigGanConfig
+"""The union of the project's own sections: one that has no line in `generator_of` is a type error."""
+
+
+@runtime_checkable
+class PluginSection(Protocol):
+    """A section from outside the package says itself what does the work."""
+
+    def member(self) -> Generator: ...
+
+
+def generator_of(section: GeneratorSection) -> Generator:
+    """The generator that a section describes."""
+    if isinstance(section, PluginSection):
+        return section.member()
+    built_in = cast("BuiltIn", section)
+    match built_in:
+        case BigGanConfig():
+            return BigGan(built_in)
+        case _:
+            assert_never(built_in)

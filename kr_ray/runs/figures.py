@@ -1,0 +1,245 @@
+"""The figures that stages find and reports show, as typed models.
+
+All shares (accuracies, CAS, AUC, AOP, rates) are fractions in [0, 1]; times are seconds; counts are images unless named
+otherwise. Null: not measured, or refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Epoch = Annotated[float, Field(ge=0)]
+
+
+class Figures(BaseModel):
+    """Immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class OpenFigures(Figures):
+    """As `Figures`, but further keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ClassifierPoint(OpenFigures):
+    epoch: Epoch
+    train_loss: float | None = None
+    val_accuracy: Fraction | None = None
+
+
+class GeneratorPoint(OpenFigures):
+    """One epoch of a generator's training; further keys are its losses and rates."""
+
+    epoch: Epoch
+
+
+class CollapsePoint(OpenFigures):
+    epoch: Epoch
+    agreement: float | None
+    """Share of generated images that the teacher takes for the class they were generated for, mean over classes."""
+    diversity: float | None
+    """Within-class spread of teacher features over that of real images."""
+    alarm: bool
+
+
+class SweptCheckpoint(OpenFigures):
+    """The sweep's student of one checkpoint."""
+
+    epoch: Count
+    epochs: Count = 0
+    """Length of its schedule."""
+    val_cas: Fraction
+
+
+class Trial(OpenFigures):
+    """One trial of the tuning; further keys are the generation parameters that it was given."""
+
+    trial: Count
+    val_cas: Fraction | None
+    state: str
+    """`complete`, `pruned`, `failed`, ..., in any case."""
+    resource: float | None = None
+
+    @property
+    def params(self) -> dict[str, float]:
+        return dict(self.model_extra or {})
+
+
+class Best(OpenFigures):
+    """The best complete trial; further keys are its generation parameters."""
+
+    val_cas: Fraction
+    trial: Count
+
+    @property
+    def params(self) -> dict[str, float]:
+        return dict(self.model_extra or {})
+
+
+class Roc(Figures):
+    fpr: list[Fraction]
+    tpr: list[Fraction]
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Roc:
+        if len(self.fpr) != len(self.tpr):
+            raise ValueError(f"`len(fpr) == len(tpr)` must hold, but got {len(self.fpr)} and {len(self.tpr)}; give pairs")
+        return self
+
+
+class Attacked(Figures):
+    """One attacked model."""
+
+    auc: Annotated[float, Field(ge=0.5, le=1)]
+    """max(auc_raw, 0.5), as the paper prints it."""
+    auc_raw: Fraction
+    aop: Fraction
+    roc: Roc | None = None
+    per_class: list[Fraction | None] = []
+
+
+class AttackModel(OpenFigures):
+    class_index: Count = Field(alias="class")
+    kind: str
+    val_auc: Fraction | None = None
+
+
+class KrAudit(Figures):
+    """The attack of Knowledge Recycling, section 3.6."""
+
+    teacher: Attacked | None = None
+    student: Attacked | None = None
+    attack_models: list[AttackModel] = []
+    shadow_models: Count
+    members: Count
+    non_members: Count
+
+
+class Epsilon(OpenFigures):
+    """Lower bounds: with `confidence`, no (epsilon, delta)-differential privacy below them holds. Null: not computable."""
+
+    clopper_pearson: float | None
+    one_run: float | None
+    delta: float
+    confidence: Fraction
+
+
+class AttackFigures(OpenFigures):
+    """What one attack finds among all pairs of a run and an audit sample (see kr_ray.privacy.rates for the intervals)."""
+
+    tpr_at_01: Fraction | None = Field(alias="tpr_at_fpr_0.001")
+    """Share of members called members where one in 1,000 non-members is; null if there are too few, `refused` then says so."""
+    ci_low: Fraction | None
+    ci_high: Fraction | None
+    true_positives: Count | None
+    false_positives: Count | None
+    refused: str | None = None
+    tpr_at_1: Fraction | None = Field(alias="tpr_at_fpr_0.01")
+    ci_low_at_1: Fraction | None = Field(alias="ci_low_0.01")
+    ci_high_at_1: Fraction | None = Field(alias="ci_high_0.01")
+    auc: Fraction
+    auc_low: Fraction
+    auc_high: Fraction
+    balanced_accuracy: Fraction | None
+    epsilon: Epsilon
+    n_members: Count
+    n_non_members: Count
+    finest_fpr: Fraction
+    roc: Roc | None = None
+    """Of the headline attack only."""
+
+    def tpr(self) -> str:
+        """At 0.1 % FPR, with its counts."""
+        if self.tpr_at_01 is None:
+            return "–"
+        return f"{self.tpr_at_01:.1%} ({self.true_positives} of {self.n_members})"
+
+
+class LiraArm(OpenFigures):
+    """The worst-case audit of one arm: `models` runs, each trained on half of the canaries and half of the population samples."""
+
+    title: str = ""
+    """Of the method, in tables."""
+    note: str = ""
+    """What the method is, in a few words."""
+    models: Count
+    queries: Count
+    headline: str
+    """The attack behind `population`, `canary` and `canary_true_label`, chosen beforehand."""
+    population: AttackFigures
+    canary: AttackFigures
+    canary_true_label: AttackFigures | None = None
+    """The same attack asking for the canaries' true label; success shows generalisation, not memory of the given one."""
+    true_label_share: dict[str, Fraction]
+    """How often a canary's true label is predicted by models that were (`in`) and were not (`out`) trained on it."""
+    given_label_share: dict[str, Fraction]
+    attacks: dict[str, dict[str, AttackFigures]]
+    canary_kind: str
+    canaries: Count
+    population_samples: Count
+    reference_images: Count
+    test_accuracy: Fraction
+    test_accuracy_sd: Annotated[float, Field(ge=0)]
+    """Mean and standard deviation over the runs."""
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Histogram(Figures):
+    """Shares of images by distance: `edges` [B + 1], `generated` and `test` [B]."""
+
+    edges: list[float]
+    generated: list[Fraction]
+    test: list[Fraction]
+
+
+class CopySpace(Figures):
+    """Nearest training neighbours in one space (see kr_ray.audits.neighbours.copy_figures)."""
+
+    threshold: float
+    near_copies: Count
+    near_copy_share: Fraction
+    ci_low: Fraction
+    ci_high: Fraction
+    data_copying: float
+    """Mann-Whitney z against the test images: below -2, generated images are nearer to the training images than test images are."""
+    memorised_share: Fraction
+    memorised_share_test: Fraction
+    median_generated: float
+    median_test: float
+    histogram: Histogram
+
+
+class Fidelity(Figures):
+    """See kr_ray.audits.fidelity; null where refused."""
+
+    n_real: Count
+    n_generated: Count
+    fid: float | None
+    fid_refused: str = ""
+    kid: float | None
+    kid_sd: float | None
+    precision: Fraction | None
+    recall: Fraction | None
+    density: float | None
+    coverage: Fraction | None
+    refused: str = ""
+
+
+class Copies(Figures):
+    """Generated images against the real ones; exact copies among the latter were set aside first."""
+
+    images: Count
+    train: Count
+    test: Count
+    quantile: Fraction
+    encoder: str
+    exact_copies: Count
+    """Generated images that equal a training image pixel by pixel."""
+    spaces: dict[Literal["pixels", "features"], CopySpace]
+    fidelity: dict[Literal["generated", "test"], Fidelity]

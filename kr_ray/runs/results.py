@@ -1,0 +1,242 @@
+"""What each stage of a run finds, typed from where it is made to the report, and kept as JSON in the stage's done.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from kr_ray.runs.figures import (
+    Best,
+    ClassifierPoint,
+    CollapsePoint,
+    CopySpace,
+    Count,
+    Fidelity,
+    Fraction,
+    GeneratorPoint,
+    KrAudit,
+    LiraArm,
+    SweptCheckpoint,
+    Trial,
+)
+
+
+class Result(BaseModel):
+    """Of a stage or part: immutable. What an older program wrote beside these keys is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    wall_s: float = 0.0
+    """Of all attempts on the stage together."""
+
+    def headline(self) -> str:
+        """The one figure that a person sees of it in the terminal."""
+        return ""
+
+    def throughput(self) -> float | None:
+        """Images per second of its training, where it is one."""
+        return None
+
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Key(Generic[R]):
+    """The name under which a stage's result is kept, and its type."""
+
+    name: str
+    result: type[R]
+
+
+@dataclass
+class Results:
+    """The results of a run's finished stages, in the order in which they came."""
+
+    _found: dict[str, Result] = field(default_factory=dict)
+
+    def __getitem__(self, key: Key[R]) -> R:
+        found = self._found[key.name]
+        assert isinstance(found, key.result)
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def get(self, key: Key[R]) -> R | None:
+        return self[key] if key.name in self._found else None
+
+    def keep(self, name: str, result: Result) -> None:
+        self._found[name] = result
+
+    def items(self) -> Iterator[tuple[str, Result]]:
+        yield from self._found.items()
+
+
+# --- the stages' results -------------------------------------------------------------------------------------------------
+
+
+class Duplicates(BaseModel):
+    """Exact copies among the real images."""
+
+    within_train: Count
+    validation_in_train: Count
+    test_in_train: Count
+
+
+class DataResult(Result):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    digest: str
+    num_classes: int
+    class_names: list[str]
+    channels: int
+    image_size: int
+    train: Count
+    validation: Count
+    test: Count
+    class_counts: list[int]
+    duplicates: Duplicates
+
+    def headline(self) -> str:
+        return f"{self.name}: {self.train} / {self.validation} / {self.test} images"
+
+
+class ClassifierResult(Result):
+    """Of a trained classifier: teacher, student, shadow or any other."""
+
+    test_accuracy: Fraction
+    test_loss: float
+    val_accuracy: Fraction
+    confusion: list[list[int]]
+    """Test images, [true class][predicted class]."""
+    steps: Count
+    images_seen: Count
+    batch_size: Count
+    learning_rate: float
+    parameters: Count
+    seconds: float
+    curve: list[ClassifierPoint] = []
+    images_from: str | None = None
+    """Of a student: `on_device`, `ray_data` or `parquet`."""
+    synthesis: dict[str, Any] | None = None
+    """Of a student of a generator: the generation parameters that it was trained with."""
+
+    def headline(self) -> str:
+        return f"test accuracy {self.test_accuracy:.4f}"
+
+    def throughput(self) -> float | None:
+        return self.images_seen / self.seconds if self.seconds and self.images_seen else None
+
+
+class StudentResult(ClassifierResult):
+    def headline(self) -> str:
+        return f"test CAS {self.test_accuracy:.4f}"
+
+
+class GeneratorResult(Result):
+    checkpoints: list[int]
+    """Epochs."""
+    curve: list[GeneratorPoint]
+    collapse: list[CollapsePoint]
+    parameters: dict[str, Count]
+    """Trained numbers by network."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_names(cls, value: Any) -> Any:
+        """Until version 0.1 the two networks had a key each."""
+        if isinstance(value, dict) and "parameters_g" in value:
+            counts = {"generator": value["parameters_g"], "discriminator": value["parameters_d"]}
+            return {key: item for key, item in value.items() if not key.startswith("parameters_")} | {"parameters": counts}
+        return value
+
+    def headline(self) -> str:
+        alarms = sum(row.alarm for row in self.collapse)
+        return f"{len(self.checkpoints)} checkpoints, {alarms} collapse alarms"
+
+
+class SweepResult(Result):
+    checkpoints: list[SweptCheckpoint]
+    best_epoch: int
+    best_cas: Fraction
+
+    def headline(self) -> str:
+        return f"best: epoch {self.best_epoch}, validation CAS {self.best_cas:.4f}"
+
+
+class TuningResult(Result):
+    searcher: str
+    trials: Count
+    best: Best
+    default_cas: Fraction
+    delta_cas: float
+    chosen: dict[str, float]
+    """Generation parameters of the final student, by the names of the search space: the best trial's, or the defaults."""
+    history: list[Trial]
+    images_seen: Count
+    images_unpruned: Count
+    saved_share: float
+
+    def headline(self) -> str:
+        return f"validation CAS {self.best.val_cas:.4f} ({self.delta_cas:+.4f} over the defaults)"
+
+
+class CopiesResult(Result):
+    images: Count
+    train: Count
+    test: Count
+    quantile: Fraction
+    encoder: str
+    exact_copies: Count
+    spaces: dict[Literal["pixels", "features"], CopySpace]
+    fidelity: dict[Literal["generated", "test"], Fidelity]
+
+    def headline(self) -> str:
+        shares = ", ".join(f"{name} {space.near_copy_share:.1%}" for name, space in self.spaces.items())
+        return f"near-copies by {shares} ({self.quantile:.0%} expected)"
+
+
+class ShadowsResult(Result):
+    shadow_models: Count
+
+
+class AuditResult(Result):
+    kr: KrAudit
+
+    def headline(self) -> str:
+        models = {"teacher": self.kr.teacher, "student": self.kr.student}
+        return "AUC_MIA " + ", ".join(f"{name} {found.auc:.4f}" for name, found in models.items() if found)
+
+
+class WorstCaseResult(Result):
+    audit: dict[str, Any]
+    """The keys that decided it (see AuditConfig.worst_case_keys)."""
+    excluded_copies: Count
+    lira: dict[str, LiraArm]
+
+    def headline(self) -> str:
+        return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {found.canary.tpr()}" for arm, found in self.lira.items())
+
+
+class ReportResult(Result):
+    page: str
+    mlflow_run: str | None = None
+
+
+DATA = Key("data", DataResult)
+TEACHER = Key("teacher", ClassifierResult)
+GENERATOR = Key("generator", GeneratorResult)
+CHECKPOINTS = Key("checkpoints", SweepResult)
+TUNING = Key("tuning", TuningResult)
+STUDENT = Key("student", StudentResult)
+COPIES = Key("copies", CopiesResult)
+EQUAL_COMPUTE_TEACHER = Key("equal_compute_teacher", ClassifierResult)
+SHADOWS = Key("shadows", ShadowsResult)
+AUDIT = Key("audit", AuditResult)
+WORST_CASE = Key("worst_case", WorstCaseResult)
+REPORT = Key("report", ReportResult)

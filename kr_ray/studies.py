@@ -1,0 +1,137 @@
+"""What is done beside the pipeline with a run's artefacts: comparisons (appendix D, searches), and the export."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from kr_ray.compute.seeding import derive_seed
+from kr_ray.config import ConfigError
+from kr_ray.pipeline import Pipeline
+from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key, Result
+from kr_ray.runs.stages import WEIGHTS_FILE
+from kr_ray.stages import Stage
+
+
+class LabelRow(Result):
+    """One student: validation CAS of a labelling strategy at a checkpoint and a seed."""
+
+    labelling: str
+    epoch: int
+    seed: int
+    val_cas: float
+
+
+class LabelSummary(Result):
+    """Of one strategy over all of its students."""
+
+    labelling: str
+    mean: float
+    sd: float
+    n: int
+
+
+class LabelComparison(Result):
+    rows: list[LabelRow]
+
+    def summary(self) -> list[LabelSummary]:
+        """In the order of the rows."""
+        cas: dict[str, list[float]] = {}
+        for row in self.rows:
+            cas.setdefault(row.labelling, []).append(row.val_cas)
+        return [
+            LabelSummary(
+                labelling=name,
+                mean=statistics.fmean(found),
+                sd=statistics.stdev(found) if len(found) > 1 else 0.0,
+                n=len(found),
+            )
+            for name, found in cas.items()
+        ]
+
+
+class SearchCost(Result):
+    """A search for the best checkpoint: whom it found, and what it took."""
+
+    epoch: int
+    val_cas: float
+    students: int
+    images_seen: float
+    seconds: float
+
+
+class SearchRow(Result):
+    seed: int
+    exhaustive: SearchCost
+    halving: SearchCost
+    lost_cas: float
+    images_share: float
+    seconds_share: float
+
+
+class SearchComparison(Result):
+    rows: list[SearchRow]
+
+
+def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> LabelComparison:
+    """Appendix D: all labelling strategies from this run's generator, at the best or at every checkpoint."""
+    from kr_ray.cluster.compare import LABELLINGS, compare_labelling
+
+    pipeline.run_until("checkpoints")
+    c, sweep, name = pipeline.config, pipeline.results[CHECKPOINTS], "compare_labels"
+    epochs = [row.epoch for row in sweep.checkpoints] if all_checkpoints else [sweep.best_epoch]
+
+    def work(folder: Path) -> LabelComparison:
+        rows = compare_labelling(pipeline.run.path, folder, epochs, LABELLINGS, _seeds(pipeline, name, seeds), c)
+        return LabelComparison(rows=[LabelRow.model_validate(row) for row in rows])
+
+    inputs = [c.seed, c.classifier, c.synthesis, c.checkpoints, epochs, seeds]
+    return pipeline.run_stage(Stage(key=Key(name, LabelComparison), after=("checkpoints",), inputs=lambda: inputs, work=work))
+
+
+def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
+    """Halving over the checkpoints of this run's generator against the exhaustive sweep, for several seeds of the students."""
+    from kr_ray.cluster.compare import compare_search
+
+    pipeline.run_until("generator")
+    c, name = pipeline.config, "compare_search"
+    epochs = pipeline.results[GENERATOR].checkpoints
+
+    def work(folder: Path) -> SearchComparison:
+        rows = compare_search(pipeline.run.path, folder, epochs, _seeds(pipeline, name, seeds), c)
+        return SearchComparison(rows=[SearchRow.model_validate(row) for row in rows])
+
+    inputs = [c.seed, c.classifier, c.synthesis, c.checkpoints, seeds]
+    return pipeline.run_stage(
+        Stage(key=Key(name, SearchComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work)
+    )
+
+
+def _seeds(pipeline: Pipeline, name: str, count: int) -> list[int]:
+    return [derive_seed(pipeline.config.seed, name, k) for k in range(count)]
+
+
+def export(pipeline: Pipeline, images: int) -> dict[str, str]:
+    """The student as ONNX, checked against PyTorch, and a synthetic set as Parquet; says where each of them is."""
+    from kr_ray.classifiers.export import export_student
+    from kr_ray.cluster.stream import Makers, export_parquet
+    from kr_ray.synthesis.parquet_set import parquet_schema
+
+    if images < 0:
+        raise ConfigError(f"`--images >= 0` must hold, but got {images}; use 0 for the student's own number")
+    pipeline.run_until("student")
+    run, c, data, folder = pipeline.run.path, pipeline.config, pipeline.results[DATA], pipeline.run / "export"
+    model, table = folder / "student.onnx", folder / "synthetic"
+    difference = export_student(run / "student" / WEIGHTS_FILE, model, data.class_names, data.image_size)
+    spec = pipeline.final_spec()
+    images = images or spec.synthesis.cardinality_scale * data.train
+    metadata: dict[str, Any] = {"run": c.name, "class_names": data.class_names, "seed": c.seed, "images": images}
+    shape = (data.channels, data.image_size, data.image_size)
+    schema = parquet_schema(shape, data.num_classes, metadata | {"synthesis": spec.synthesis.model_dump(mode="json")})
+    pipeline.connect()
+    export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
+    return {
+        "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
+        "synthetic set": f"{table.resolve()} ({images} images)",
+    }
