@@ -128,7 +128,7 @@ def test_the_alarm_sees_both_kinds_of_collapse() -> None:
     wrong = good.flip(0)
     config = CollapseConfig()
     fine = measure_collapse(teacher, good, classes, real_spread=2.0, config=config)
-    assert fine["agreement"] == 1.0 and fine["diversity"] > 0.5 and not fine["alarm"]
+    assert fine.agreement == 1.0 and fine.diversity > 0.5 and not fine.alarm
     same = measure_collapse(teacher, alike, classes, real_spread=2.0, config=config)
-    assert same["agreement"] == 1.0 and same["diversity"] < 0.01 and same["alarm"]
-    assert measure_collapse(teacher, wrong, classes, real_spread=2.0, config=config)["alarm"]
+    assert same.agreement == 1.0 and same.diversity < 0.01 and same.alarm
+    assert measure_collapse(teacher, wrong, classes, real_spread=2.0, config=config).alarm

@@ -93,7 +93,7 @@ class Tuning(Figures):
     searcher: str
     trials: Count
     best: Best
-    chosen: dict[str, float] | None = None
+    chosen: dict[str, int | float] | None = None
     """Generation parameters of the final student: the best trial's, or the defaults if no trial beat them."""
     default_cas: Fraction | None = None
     """Validation CAS of the best checkpoint at the default generation parameters."""

@@ -175,7 +175,7 @@ class TuningResult(Result):
     best: Best
     default_cas: Fraction
     delta_cas: float
-    chosen: dict[str, float]
+    chosen: dict[str, int | float]
     """Generation parameters of the final student, by the names of the search space: the best trial's, or the defaults."""
     history: list[Trial]
     images_seen: Count
