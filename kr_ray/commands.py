@@ -7,11 +7,12 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from kr_ray.config import ConfigError
 from kr_ray.config.file import load_config
-from kr_ray.display import Display, print_summary
+from kr_ray.display import Display, plain_console, print_summary
 from kr_ray.runs.storage import local_copy, storage_path
 
 FAILURE = 1
@@ -26,6 +27,21 @@ def run(parsed: argparse.Namespace) -> int:
         results = pipeline.results
     print_summary(config, parsed.stage, results, result)
     return 0
+
+
+def _check_output(option: str, path: Path | None, others: Mapping[str, Path]) -> None:
+    """Before any work: the result must not take the place of a folder or of another of the command's files.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"`{option}` must name a file, but got the folder {path}; add a file name")
+    for name, other in others.items():
+        if path.absolute() == other.absolute() or (path.exists() and other.exists() and path.samefile(other)):
+            raise ConfigError(f"`{option}` must be another file than {name}, but got {path} for both; give it another name")
 
 
 def audit(parsed: argparse.Namespace) -> int:
@@ -64,18 +80,17 @@ def _audit_worst_case(parsed: argparse.Namespace) -> int:
 
 
 def _audit_scores(parsed: argparse.Namespace) -> int:
-    from rich import print as rich_print
-
     from kr_ray.privacy.score_files import audit_score_file
     from kr_ray.privacy.scores import ScoreError
     from kr_ray.report.score_table import NOTES, score_table
     from kr_ray.runs.artifacts import write_json
 
+    _check_output("--json", parsed.json, {"--scores": parsed.scores})
     try:
         result = audit_score_file(parsed.scores, seed=0)
     except ScoreError as error:
         raise ConfigError(str(error)) from error
-    rich_print(score_table(result))
+    plain_console().print(score_table(result))
     print(NOTES)
     if parsed.json is not None:
         write_json(parsed.json, result)
@@ -87,7 +102,6 @@ def compare_labels(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.seeds < 1:
         raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
-    from rich.console import Console
     from rich.table import Table
 
     from kr_ray import studies
@@ -109,7 +123,6 @@ def compare_search(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.seeds < 1:
         raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
-    from rich.console import Console
     from rich.table import Table
 
     from kr_ray import studies
@@ -192,7 +205,13 @@ def doctor(parsed: argparse.Namespace) -> int:
 def results(parsed: argparse.Namespace) -> int:
     from kr_ray.report.table import results_table
 
-    print(results_table(storage_path(parsed.storage)))
+    def tell(path: Path) -> None:
+        print(
+            f"kr: {path} is no report of kr's, or damaged; `kr report` with that run's configuration writes it anew",
+            file=sys.stderr,
+        )
+
+    print(results_table(storage_path(parsed.storage), tell))
     return 0
 
 
@@ -216,6 +235,8 @@ def bench(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"`--suite` must be one of {', '.join(names)}, but got {', '.join(unknown)}; --list names them")
     if parsed.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu")
+    _check_output("--out", parsed.out, {})
+    _check_output("--markdown", parsed.markdown, {"--out": parsed.out})
     document = run_bench(
         parsed.suite,
         parsed.rounds,
@@ -241,7 +262,6 @@ def plan(parsed: argparse.Namespace) -> int:
 
 
 def runs(parsed: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from kr_ray.runs.artifacts import list_runs
@@ -252,12 +272,12 @@ def runs(parsed: argparse.Namespace) -> int:
         return 0
     table = Table("run", "state", "stage", "done", "updated", "note")
     for run in runs:
-        age = f"{time.time() - run['updated']:.0f} s ago"
+        age = "" if run["updated"] is None else f"{time.time() - run['updated']:.0f} s ago"
         table.add_row(
             run["name"], run["state"], run.get("stage", ""), f"{run.get('share', 0):.0%}", age,
             run.get("error") or run.get("note", ""),
         )  # fmt: skip
-    Console().print(table)
+    plain_console().print(table)
     return 0
 
 

@@ -10,7 +10,16 @@ from kr_ray.runs.results import AUDIT, STUDENT, TEACHER, WORST_CASE, ReportResul
 from kr_ray.runs.storage import storage_path
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kr_ray.runs.progress import StageProgress
+
+
+def plain_console() -> Console:
+    """A console that shows text as it is: in a path or an error, brackets are no markup and `:key:` is no emoji."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
 
 
 class Display:
@@ -20,15 +29,15 @@ class Display:
     """A log's lines come the rarer, the longer the stage: a tenth of the time it has taken, within these bounds."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.table import Column
 
-        self.console = Console()
+        self.console = plain_console()
         self.live = self.console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description:<21}"), BarColumn(16), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", table_column=Column(ratio=1)),  # wraps in what room is left
+            TextColumn("{task.description:<21}", markup=False), BarColumn(16),
+            TextColumn("{task.percentage:>3.0f}%", markup=False), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1)),  # wraps in what room is left
             console=self.console, disable=not self.live, expand=True,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
@@ -72,8 +81,8 @@ class Display:
 
 def print_summary(config: Config, stage: str, results: Results, result: Result) -> None:
     """Table 2's row, the worst case, and where the result is."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if audit := results.get(AUDIT):

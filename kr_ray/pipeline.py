@@ -428,7 +428,7 @@ class Pipeline(StageRunner):
         from kr_ray.report.collect import write_run_report
         from kr_ray.report.tracking import log_run
 
-        page = write_run_report(self.run.path, folder, self.config, self.results, self.skipped)
+        page = self.run / "report" / write_run_report(self.run.path, folder, self.config, self.results, self.skipped).name
         if self.config.tracking.mlflow:
             with local_copies(sorted(folder.glob("report.*"))) as files:
                 return ReportResult(page=str(page), mlflow_run=log_run(self.config, self.results, files))

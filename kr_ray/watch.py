@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kr_ray.runs.artifacts import ArtifactError, run_status
+from kr_ray.runs.artifacts import UNREADABLE, ArtifactError, run_status
 from kr_ray.runs.progress import StageProgress
 
 STALE_S = 15.0
 """A driver stamps its status every 2 s. One that has not for this long is asked for by its lock."""
 
-EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130, "killed": 137}
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130, "killed": 137, UNREADABLE: 1}
 """Of a run that nobody works on any more, as a shell would give them."""
 
 
@@ -21,7 +21,7 @@ class Snapshot:
     """A run at one moment.
 
     Attributes:
-        state: running, finished, failed, interrupted or killed.
+        state: running, finished, failed, interrupted, killed or unreadable.
         stage: the one that is or was being worked on.
         progress: of that stage.
         error: why it failed.

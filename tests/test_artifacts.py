@@ -58,7 +58,9 @@ def test_a_stage_is_done_for_its_inputs_only_and_partial_work_of_others_is_remov
     run.finish("teacher", "one", {"accuracy": 0.9})
     assert run.result("teacher", "one") == {"accuracy": 0.9}
     assert run.result("teacher", "two") is None
-    run.begin("teacher", "two")
+    attempt = run.begin("teacher", "two")
+    assert not (attempt / "partial").exists()
+    run.finish("teacher", "two", {"accuracy": 0.8})
     assert not (folder / "partial").exists()
     assert run.result("teacher", "one") is None
 

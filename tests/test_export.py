@@ -16,6 +16,7 @@ from torch import Tensor
 from kr_ray.classifiers.export import PredictError, export_student, predict_files
 from kr_ray.classifiers.networks import load_classifier, save_classifier
 from kr_ray.classifiers.resnet import ResNet14
+from kr_ray.cli import main
 from kr_ray.commands import export
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.pools import resize
@@ -198,3 +199,19 @@ def test_predict_names_the_image_it_cannot_read(exported: dict[int, Path], tmp_p
         with pytest.raises(PredictError, match=found) as caught:
             list(predict_files(model, [good, tmp_path / name]))
         assert name in str(caught.value)
+
+
+def test_one_bad_image_does_not_cost_the_good_ones_of_its_batch(
+    exported: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "PREDICTED_AT_ONCE", 3)
+    model = exported[3] / "student.onnx"
+    files = [write(tmp_path / f"{k}.png", (16, 16, 3), k) for k in range(8)]
+    alone = {file: row for file in files for row in predict_files(model, [file])}
+    for bad in (files[1], files[5], files[6]):
+        bad.write_bytes(b"junk")
+    good = [file for file in files if file not in (files[1], files[5], files[6])]
+    assert main(["predict", *map(str, files), "--model", str(model)]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[:2] for line in out.splitlines()] == [[str(file), alone[file][1]] for file in good]
+    assert all(str(bad) in err for bad in (files[1], files[5], files[6])) and not any(str(file) in err for file in good)

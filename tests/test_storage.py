@@ -391,3 +391,47 @@ def test_data_locations_are_checked_with_the_rest_of_the_configuration() -> None
     raw = {"name": "x", "data": {"name": "npz", "path": "s3://a:b@bucket/x.npz", "root": "ftp://x"}, "generator": {}}
     with pytest.raises(ConfigError, match=r"(?s)data.root: .*ftp.*data.path: .*credentials"):
         parse_config(raw)
+
+
+# --- stages in a store -------------------------------------------------------------------------------------------------
+
+
+def test_a_successor_takes_its_place_in_a_store_and_foreign_bytes_are_found(remote: RemotePath) -> None:
+    run = RunDirectory(remote / "run")
+
+    def work(inputs: str, value: int) -> Path:
+        folder = run.begin("teacher", inputs)
+        save_tensors(folder / "weights.safetensors", {"value": torch.tensor([value])})
+        return folder
+
+    assert work("one", 1) == run / "teacher"
+    run.finish("teacher", "one", {"value": 1})
+    attempt = work("two", 2)
+    assert attempt == remote / "run" / "teacher.next"
+    assert run.result("teacher", "one") == {"value": 1}  # as a killed attempt leaves it
+    run.finish("teacher", "two", {"value": 2})
+    assert run.result("teacher", "two") == {"value": 2} and run.result("teacher", "one") is None
+    assert load_tensors(run / "teacher" / "weights.safetensors")[0]["value"].tolist() == [2]
+    assert not attempt.exists()
+    assert RunDirectory(run.path).result("teacher", "two") == {
+        "value": 2
+    }  # whose objects have other times since they were copied
+    save_tensors(run / "teacher" / "weights.safetensors", {"value": torch.tensor([3, 3])})  # a store tells whole seconds
+    assert run.result("teacher", "two") is None
+
+
+def test_a_kill_while_a_store_copies_the_successor_loses_nothing(remote: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(remote / "run")
+    for inputs in ("one", "two"):
+        save_tensors(run.begin("teacher", inputs) / "weights.safetensors", {"value": torch.tensor([len(inputs)])})
+        if inputs == "one":
+            run.finish("teacher", inputs, {})
+
+    def killed(*paths: RemotePath) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("kr_ray.runs.attempts.copy_objects", killed)
+        run.finish("teacher", "two", {"value": 2})
+    assert RunDirectory(run.path).result("teacher", "two") == {"value": 2}
+    assert (run / "teacher" / "weights.safetensors").exists() and not (run / "teacher.next").exists()

@@ -102,8 +102,7 @@ def design_audit(splits: Splits, config: WorstCaseConfig, seed: int, losses: NDA
     """
     train = splits.train
     eligible = _unique_training_images(splits)
-    most = int(config.max_canary_share * len(train) + 1e-9)
-    wanted = _how_many("canaries", config.canaries, min(most, len(eligible) // 2), config)
+    wanted, population_size = sample_counts(config, len(train), len(eligible))
     if config.canary_kind == "outlier":
         if losses is None:
             raise ValueError("`losses` must be given for outlier canaries, but got None; see audits.outliers.held_out_losses")
@@ -111,7 +110,6 @@ def design_audit(splits: Splits, config: WorstCaseConfig, seed: int, losses: NDA
     else:
         canaries = _draw(train.labels, eligible, wanted, derive_seed(seed, "canaries"))
     rest = np.setdiff1d(eligible, canaries)
-    population_size = _how_many("population", config.population, min(most, len(rest)), config)
     given = train.labels.numpy()[canaries]
     if config.canary_kind == "mislabeled":
         given = wrong_labels(given, splits.num_classes, derive_seed(seed, "wrong labels"))
@@ -123,6 +121,45 @@ def design_audit(splits: Splits, config: WorstCaseConfig, seed: int, losses: NDA
         excluded=len(train) - len(eligible),
         seed=derive_seed(seed, "membership"),
     )
+
+
+def sample_counts(config: AuditConfig, images: int, distinct: int) -> tuple[int, int]:
+    """How many canaries and population samples there will be.
+
+    Args:
+        images: of the training split.
+        distinct: those among them that equal no other image of any split.
+
+    Raises:
+        DataError: see `design_audit`.
+    """
+    most = int(config.max_canary_share * images + 1e-9)
+    canaries = _how_many("canaries", config.canaries, min(most, distinct // 2), config)
+    return canaries, _how_many("population", config.population, min(most, distinct - canaries), config)
+
+
+def check_samples(config: Config, images: int, distinct: int) -> None:
+    """Whether a training split of so many images, of which so many are no copies, can bear `audit.arms`.
+
+    Raises:
+        DataError: it has too few for as many audit samples.
+        ConfigError: without them it has too few for a batch.
+    """
+    check_batches(config, images, sum(sample_counts(config.audit, images, distinct)))
+
+
+def check_batches(config: Config, images: int, samples: int) -> None:
+    """Whether a run of the audit that trains on none of the samples fills a batch of the generator.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    left = images - samples
+    if "kr" in config.audit.arms and left < config.generator.batch_size:
+        raise ConfigError(
+            f"`training images - audit samples >= generator.batch_size` must hold, but got {images} - {samples} < "
+            f"{config.generator.batch_size}; lower generator.batch_size, audit.canaries or audit.population"
+        )
 
 
 def wrong_labels(labels: IndexArray, num_classes: int, seed: int) -> IndexArray:

@@ -20,7 +20,7 @@ from kr_ray.classifiers.networks import load_classifier
 from kr_ray.classifiers.predict import accuracy, predict_logits
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import ClassifierConfig, Config
+from kr_ray.config import ClassifierConfig, ClusterConfig, Config
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
 from kr_ray.methods.interface import Part, Site, Tell, inputs_of, train_here
@@ -82,13 +82,18 @@ class RunScores:
 
     @classmethod
     def load(cls, path: Path, stamp: str) -> RunScores | None:
-        """The scores at `path` if they were made of the inputs that `stamp` names, else None."""
+        """The scores at `path` if they are whole and were made of the inputs that `stamp` names, else None."""
         if not path.exists():
             return None
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if str(file["stamp"]) != stamp:
-                return None
-            return cls(file["samples"], file["reference"], float(file["test_accuracy"]), float(file["seconds"]))
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                if str(file["stamp"]) != stamp:
+                    return None
+                return cls(file["samples"], file["reference"], float(file["test_accuracy"]), float(file["seconds"]))
+        except READ_ERRORS as error:
+            if not is_damage(error, path):
+                raise
+            return None
 
 
 def _nobody_asks(what: str) -> None:

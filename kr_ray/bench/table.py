@@ -47,10 +47,11 @@ def _number(value: float, unit: str) -> str:
 
 def print_table(document: dict[str, Any]) -> None:
     """The same for a terminal."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from kr_ray.display import plain_console
+
+    console = plain_console()
     table = Table("measured", "median", "min to max", "target", "", title="kr bench")
     for name, suite in document["suites"].items():
         if suite["skipped"]:

@@ -149,7 +149,8 @@ def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, s
         images: files that Pillow can read.
 
     Raises:
-        PredictError: `model` is missing or not such a file, or an image is missing or unreadable.
+        PredictError: `model` is missing or not such a file, or an image is missing; after the last prediction: images that cannot be
+            read, all of them named.
     """
     session, described = _open_model(model)
     for image in images:
@@ -160,13 +161,22 @@ def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, s
 
 
 def _predictions(session: Any, described: dict[str, Any], images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+    unread: list[str] = []
     for start in range(0, len(images), PREDICTED_AT_ONCE):
-        files = images[start : start + PREDICTED_AT_ONCE]
-        pixels = np.concatenate([_read_for(described, file) for file in files])
-        probabilities: NDArray[np.float32] = session.run(["probabilities"], {"images": pixels})[0]
-        for file, row in zip(files, probabilities, strict=True):
+        pixels: dict[int, NDArray[np.uint8]] = {}
+        for number in range(start, min(start + PREDICTED_AT_ONCE, len(images))):
+            try:
+                pixels[number] = _read_for(described, images[number])
+            except PredictError as error:  # the others are none the worse for it
+                unread.append(str(error))
+        if not pixels:
+            continue
+        probabilities = session.run(["probabilities"], {"images": np.concatenate(list(pixels.values()))})[0]
+        for number, row in zip(pixels, probabilities, strict=True):
             best = int(row.argmax())
-            yield file, described["class_names"][best], float(row[best])
+            yield images[number], described["class_names"][best], float(row[best])
+    if unread:
+        raise PredictError("\n".join(unread))
 
 
 def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from kr_ray.compute.parallel import worker_count, worker_rank
 from kr_ray.config import ClassifierConfig, ClusterConfig
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.runs.attempts import beside, real_folder, replace_folder
 from kr_ray.runs.storage import remove_tree
 from kr_ray.synthesis.parquet_set import to_table
 from kr_ray.synthesis.stream import CollapsedGenerator, RegeneratedSet, parts_of
@@ -108,7 +109,7 @@ class Maker:
     """A generator and a teacher that wait for parts to make."""
 
     def __init__(self, makers: Makers) -> None:
-        torch.set_num_threads(max(1, int(makers.cluster.maker.cpu)))
+        torch.set_num_threads(makers.cluster.maker.threads)
         splits = load_stored_splits(makers.run / SPLITS_FILE)
         self.set = synthetic_set(
             makers.run, makers.spec, makers.recipe, splits, pick_device(), makers.images, makers.regenerations
@@ -145,12 +146,14 @@ class TableMaker(Maker):
 def export_parquet(makers: Makers, folder: Path, schema: pa.Schema) -> None:
     """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file per part.
 
-    A folder that is there is replaced. One that was left half-written by a kill is told by its number of images.
+    A folder that is there is replaced once the new one is whole; what a kill has left of a new one is begun anew.
     """
-    remove_tree(folder)
+    folder = real_folder(folder)
+    remove_tree(beside(folder))
     made = makers.stream(range(1), "export", TableMaker, schema)
-    place = ray_storage(folder)
+    place = ray_storage(beside(folder))
     made.write_parquet(place["storage_path"], filesystem=place.get("storage_filesystem"), schema=schema)
+    replace_folder(folder, beside(folder))
 
 
 class StreamedSet(RegeneratedSet):

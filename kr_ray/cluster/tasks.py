@@ -19,7 +19,7 @@ def run_tasks(
     """`[function(*a) for a in arguments]`, as many at a time as the cluster has room for; a task whose worker dies is retried."""
 
     def work(*values: Any) -> T:
-        torch.set_num_threads(max(1, int(resources.cpu)))
+        torch.set_num_threads(resources.threads)
         return function(*values)
 
     task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=max_retries)(work)

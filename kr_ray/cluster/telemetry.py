@@ -13,6 +13,7 @@ from pathlib import Path
 from ray.util.metrics import Counter, Gauge
 from tensorboardX import SummaryWriter
 
+from kr_ray.runs.attempts import stage_name
 from kr_ray.runs.storage import RemotePath, upload
 
 TAGS = ("run", "stage", "trial")
@@ -48,7 +49,7 @@ class Publisher:
     """
 
     def __init__(self, folder: Path, trial: str = "", done: Mapping[str, float] | None = None) -> None:
-        tags = {"run": folder.parent.name, "stage": folder.name, "trial": trial}
+        tags = {"run": folder.parent.name, "stage": stage_name(folder), "trial": trial}
         self._gauges = {name: Gauge(name, text, TAGS).set_default_tags(tags) for name, (_, text) in GAUGES.items()}
         self._counters = {name: Counter(name, text, TAGS).set_default_tags(tags) for name, (_, text) in COUNTERS.items()}
         self._totals = {key: float((done or {}).get(key, 0.0)) for key, _ in COUNTERS.values()}

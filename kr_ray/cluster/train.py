@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def train_on_cluster(
         publisher = Publisher(folder) if worker_rank() == 0 else None
         work(state, lambda state, row: _report(folder, state, row, publisher))
 
-    run_workers(loop, folder, f"{folder.parent.name}_{folder.name}", resources, max_retries, workers)
+    run_workers(loop, folder, f"{folder.parent.name}_{stage_name(folder)}", resources, max_retries, workers)
 
 
 def train_part(part: Part[R], folder: Path, cluster: ClusterConfig) -> R:
@@ -77,11 +78,12 @@ def run_workers(
     """
 
     def prepared_loop() -> None:
-        torch.set_num_threads(max(1, int(resources.cpu)))
+        torch.set_num_threads(resources.threads)
         if resources.gpu:
             torch.cuda.set_device(get_device())  # workers of one node see each other's devices
         loop()
 
+    _drop_damaged(folder / title)
     least, most = workers
     TorchTrainer(
         prepared_loop,
@@ -97,6 +99,14 @@ def run_workers(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     ).fit()
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Train finds its checkpoints through this file, and cannot do with a damaged one: then begin anew."""
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    if snapshot.exists() and not read_own_json(snapshot):
+        logging.getLogger(__name__).warning("%s is damaged: the training begins anew", snapshot)
+        remove_tree(folder)
 
 
 def _report(folder: Path, state: dict[str, Any], row: Row, publisher: Publisher | None) -> None:

@@ -29,6 +29,7 @@ from kr_ray.compute.parallel import worker_rank
 from kr_ray.config import ClassifierConfig, ClusterConfig
 from kr_ray.methods.knowledge_recycling import start_student
 from kr_ray.runs.artifacts import fingerprint, load_state, save_state
+from kr_ray.runs.attempts import stage_name
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.stages import STATE_FILE, Row, State
 from kr_ray.synthesis.stream import CollapsedGenerator
@@ -62,7 +63,7 @@ class StudentWork:
     def load(self) -> State | None:
         """The saved state, unless it is another student's that had the same name (a library's update may change suggestions)."""
         state = load_state(self.folder / STATE_FILE)
-        return state if state is not None and state["stamp"] == self.stamp else None
+        return state if state is not None and state.get("stamp") == self.stamp else None
 
     def save(self, state: State) -> None:
         save_state(self.folder / STATE_FILE, state | {"stamp": self.stamp})
@@ -74,7 +75,7 @@ class StudentWork:
     @property
     def title(self) -> str:
         """As the dashboard shows it."""
-        return f"{self.run.name}_{self.folder.parent.parent.name}_{self.folder.name}"
+        return f"{self.run.name}_{stage_name(self.folder.parent.parent)}_{self.folder.name}"
 
     def publisher(self, history: list[Row]) -> Publisher:
         return Publisher(self.folder.parent.parent, self.folder.name, history[-1] if history else None)
@@ -139,7 +140,7 @@ class StudentTrial(tune.Trainable):
 
     def __repr__(self) -> str:
         """On the dashboard, which asks once: an actor trains one trial after another."""
-        return f"{self.work.run.name}_{self.work.folder.parent.parent.name}"
+        return f"{self.work.run.name}_{stage_name(self.work.folder.parent.parent)}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.cleanup()
@@ -162,7 +163,7 @@ class StudentTrial(tune.Trainable):
         return figures | {tune.result.DONE: self.tick == self.work.ticks.count}
 
     def _train_tick(self) -> None:
-        torch.set_num_threads(max(1, int(self.trial_resources.required_resources.get("CPU", 1))))
+        torch.set_num_threads(self.work.cluster.trial.threads)
         if self.publisher is None:
             self.publisher = self.work.publisher(self.history)
         if self.training is None:

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from kr_ray.audits.design import AuditDesign, design_audit
+from kr_ray.audits.design import check_batches, design_audit
 from kr_ray.audits.outliers import held_out_losses
 from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.cluster.tasks import run_tasks

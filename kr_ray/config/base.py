@@ -41,3 +41,8 @@ class Section(BaseModel):
 class Resources(Section):
     cpu: float = Field(1.0, ge=0)
     gpu: float = Field(0.0, ge=0)
+
+    @property
+    def threads(self) -> int:
+        """Of torch in a worker. On a CPU a training's last bits depend on it: sums over several threads round otherwise."""
+        return max(1, int(self.cpu))

@@ -28,6 +28,9 @@ class DataConfig(Section):
     """Seeded, stratified subset of the training split, for small machines; 0 = all."""
     max_validation_images: int = Field(0, ge=0)
     max_test_images: int = Field(0, ge=0)
+    max_copied_share: float = Field(0.1, ge=0, le=0.5)
+    """So many of the validation or test images may be pixel-exact copies of another split's, which are told and left out
+    of the audit; a set with more is refused."""
 
     @model_validator(mode="after")
     def _path_fits_name(self) -> DataConfig:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from kr_ray.config import Config
+from kr_ray.display import plain_console
 from kr_ray.plan.estimate import (
     PEAK_TFLOPS,
     Devices,
@@ -19,7 +19,7 @@ from kr_ray.plan.estimate import (
 )
 from kr_ray.plan.rates import MeasuredHere, Rates, ScaledFromH200, count_costs
 from kr_ray.plan.work import data_size, run_work
-from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.artifacts import RunDirectory
 from kr_ray.runs.storage import storage_path
 
 
@@ -39,7 +39,7 @@ def print_plan(config: Config, devices_text: str) -> None:
     work = run_work(config, size)
     stages = estimate(work, costs, rates, config, devices)
     measured = {stage.stage: seconds for stage in stages if (seconds := _measured_s(config, stage.stage)) is not None}
-    console = Console()
+    console = plain_console()
     console.print(_table(config, devices, stages, measured))
     for name, count in memory_bytes(config, size, costs).items():
         console.print(f"memory of the {name}'s device: at least {_size(count)}, activations apart")
@@ -68,11 +68,7 @@ def _beside(measured_s: float | None, estimated_s: float) -> str:
 
 
 def _measured_s(config: Config, stage: str) -> float | None:
-    try:
-        done = read_json(storage_path(config.storage) / config.name / stage / "done.json")
-    except OSError:
-        return None
-    return float(done["result"]["wall_s"])
+    return RunDirectory(storage_path(config.storage) / config.name).latest(stage).get("wall_s")
 
 
 def _size(count: int) -> str:

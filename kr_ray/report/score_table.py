@@ -34,7 +34,7 @@ def score_table(result: dict[str, Any]) -> Table:
                 group,
                 _tpr(found, "tpr_at_fpr_0.001", ""),
                 _tpr(found, "tpr_at_fpr_0.01", "_0.01"),
-                f"{found['auc']:.4f} [{found['auc_low']:.4f}, {found['auc_high']:.4f}]".replace("[", r"\["),
+                f"{found['auc']:.4f} [{found['auc_low']:.4f}, {found['auc_high']:.4f}]",
                 _number(found["balanced_accuracy"], ".4f"),
                 f"{_number(epsilon['clopper_pearson'], '.2f')} / {_number(epsilon['one_run'], '.2f')}",
                 f"{found['n_members']} / {found['n_non_members']}",
@@ -45,7 +45,7 @@ def score_table(result: dict[str, Any]) -> Table:
 def _tpr(found: dict[str, Any], key: str, suffix: str) -> str:
     if found[key] is None:
         return f"refused: finest FPR is {found['finest_fpr']:.2g}"
-    interval = rf"\[{found[f'ci_low{suffix}']:.2%}, {found[f'ci_high{suffix}']:.2%}]"
+    interval = f"[{found[f'ci_low{suffix}']:.2%}, {found[f'ci_high{suffix}']:.2%}]"
     return f"{found[key]:.2%} {interval}\n{found[f'true_positives{suffix}']} TP, {found[f'false_positives{suffix}']} FP"
 
 

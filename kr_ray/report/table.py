@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.artifacts import read_own_json
 
 COLUMNS = (
     "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA", "student AUC_MIA",
@@ -13,14 +14,20 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def results_table(storage: Path) -> str:
-    """One line per run with a complete report; AUC_MIA is max(AUC, 0.5) as in the paper, the measured value in brackets if lower."""
-    reports = [read_json(path) for path in sorted(storage.glob("*/report/report.json"))]
-    rows = [
-        _row(report)
-        for report in reports
-        if report["audit"] and report["audit"]["kr"] and report["student"] and report["tuning"]
-    ]
+def results_table(storage: Path, unreadable: Callable[[Path], None] = lambda path: None) -> str:
+    """One line per run with a complete report; AUC_MIA is max(AUC, 0.5) as in the paper, the measured value in brackets if lower.
+
+    Args:
+        unreadable: is told of reports that are damaged or foreign; they have no line.
+    """
+    rows = []
+    for path in sorted(storage.glob("*/report/report.json")):
+        try:
+            report = read_own_json(path)
+            if report["audit"] and report["audit"]["kr"] and report["student"] and report["tuning"]:
+                rows.append(_row(report))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError):  # whatever somebody else's JSON may hold
+            unreadable(path)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 

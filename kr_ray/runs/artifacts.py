@@ -3,14 +3,17 @@
 <storage>/<run>/config.yaml            the resolved configuration
 <storage>/<run>/status.json            state, stage, heartbeat (read by `kr runs`)
 <storage>/<run>/<stage>/started.json   fingerprint of what the folder's partial work belongs to
-<storage>/<run>/<stage>/done.json      fingerprint and result; written last, so its presence means the stage is whole
+<storage>/<run>/<stage>/done.json      fingerprint, result and hashes of the outputs; written last: the stage is whole
+<storage>/<run>/<stage>.next/          an attempt on other inputs than a finished stage's, whose place it takes at its end
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import pickle
 import socket
 import struct
 import tempfile
@@ -18,7 +21,7 @@ import time
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +30,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 from safetensors import safe_open
 
+from kr_ray.runs.attempts import DONE_FILE, STARTED_FILE, beside, real_folder, settle
 from kr_ray.runs.locks import is_locked, lock_file
+from kr_ray.runs.outputs import Recorded, changed_outputs, look_at_outputs, record_outputs
 from kr_ray.runs.storage import RemotePath, local_copy, remove_tree, upload
 
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
@@ -40,6 +45,10 @@ READ_ERRORS = (
 """What numpy and Pillow raise on damaged files (found by truncating and altering thousands of them)."""
 
 
+UNREADABLE = "unreadable"
+"""State of a run whose status file cannot be read."""
+
+
 class ArtifactError(RuntimeError):
     """An artefact is missing, broken, or in use by another process."""
 
@@ -48,8 +57,12 @@ class ArtifactError(RuntimeError):
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a local, temporary path; put it into place, by a rename or an upload, if the block succeeds, else leave nothing behind."""
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a local, temporary path; if the block succeeds put it into place, by a rename or an upload, else remove it.
+
+    Args:
+        durable: whether the bytes are on the disk before the name is; what only shows progress can do without.
+    """
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory(prefix="kr_ray-") as folder:
             yield (temporary := Path(folder) / path.name)
@@ -59,22 +72,40 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if durable:  # else a loss of power can leave the new name with nothing behind it
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Write atomically; what only shows progress need not be `durable`."""
     text = json.dumps(value, indent=1, allow_nan=False)
     if isinstance(path, RemotePath):
         path.write_bytes(text.encode())
         return
-    with atomic_write(path) as temporary:
+    with atomic_write(path, durable) as temporary:
         temporary.write_text(text)
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def read_own_json(path: Path) -> dict[str, Any]:
+    """What the program itself wrote at `path`; empty if nothing is there, or a damaged or foreign file."""
+    try:
+        value = read_json(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def is_damage(error: BaseException, path: Path) -> bool:
+    """Whether reading `path` failed by what it holds, and not because its store cannot be reached."""
+    return isinstance(error, READ_ERRORS) and not (isinstance(path, RemotePath) and isinstance(error, OSError))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
@@ -100,9 +131,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no __iter__)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist; run the stage that writes it first") from error
+        raise ArtifactError(f"{path} does not exist; run the stage that writes it") from error
     except Exception as error:
-        raise ArtifactError(f"{path} cannot be read as safetensors ({error}); delete it and run the stage again") from error
+        raise ArtifactError(
+            f"{path} cannot be read as safetensors ({error}); delete it and run the same command again"
+        ) from error
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -114,13 +147,21 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The training state at `path`, or None. Never unpickles code."""
+    """The training state at `path`; None if there is none, or a damaged one: the work is then begun anew.
+
+    Never unpickles code.
+    """
     import torch
 
     if not path.exists():
         return None
     with local_copy(path) as local:
-        return torch.load(local, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(local, map_location="cpu", weights_only=True)
+        except (*READ_ERRORS, pickle.UnpicklingError) as error:
+            logging.getLogger(__name__).warning("%s is damaged and not used (%s)", path, error)
+            return None
+    return state if isinstance(state, dict) else None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -132,10 +173,19 @@ def fingerprint(*parts: Any) -> str:
 
 
 class RunDirectory:
-    """One run's folder, locked while a driver works in it."""
+    """One run's folder, locked while a driver works in it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        notice: is told why something that was finished is made again.
+    """
+
+    def __init__(self, path: Path, notice: Callable[[str], None] = lambda text: None) -> None:
         self.path = path
+        self._notice = notice
+        self._told: set[str] = set()
+        self._attempts: dict[str, Path] = {}
+        self._unread: dict[Path, Recorded] = {}
+        self._compared: set[Path] = set()
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -151,7 +201,9 @@ class RunDirectory:
             ) from error
         except OSError as error:
             if not isinstance(self.path, RemotePath):
-                raise
+                raise ArtifactError(
+                    f"`{self.path / '.lock'}` must be a file that can be locked, but got {error}; remove it"
+                ) from error
             raise ArtifactError(
                 f"`storage` must be a bucket that can be read and written, but got {self.path}: {error}; create the bucket, correct the "
                 "location, or give credentials by the environment"
@@ -167,50 +219,174 @@ class RunDirectory:
     def set_status(self, **fields: Any) -> None:
         """Merge `fields` into status.json and stamp it."""
         path = self / "status.json"
-        old = read_json(path) if path.exists() else {}
         stamp = {"host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()}
-        write_json(path, old | stamp | fields)
+        _write_progress(path, read_own_json(path) | stamp | fields)
+
+    # --- finished stages ---
 
     def result(self, stage: str, print_of_inputs: str) -> dict[str, Any] | None:
-        """The stage's result if it finished on exactly these inputs, else None."""
-        path = self / stage / "done.json"
-        if path.exists() and (done := read_json(path))["fingerprint"] == print_of_inputs:
-            return dict(done["result"])
-        return None
+        """The stage's result if it finished on exactly these inputs and its outputs are what it wrote, else None."""
+        folder = real_folder(self / stage)
+        settle(folder)
+        done = self._done(folder)
+        if done.get("fingerprint") != print_of_inputs:
+            return None
+        wrong, outputs = look_at_outputs(folder, done["outputs"])
+        if wrong:
+            self._tell(f"{wrong}: {stage} is made again")
+            return None
+        if outputs != done["outputs"]:
+            self._write_done(folder, done | {"outputs": outputs})
+        if folder not in self._compared:
+            self._unread[folder] = outputs
+        return dict(done["result"])
+
+    def latest(self, stage: str) -> dict[str, Any]:
+        """The result of the stage whatever its inputs were; empty if it has not finished."""
+        return dict(self._done(real_folder(self / stage)).get("result", {}))
+
+    def _done(self, folder: Path) -> dict[str, Any]:
+        """The done-marker in `folder`; empty if there is none, or one that is not just as it was written."""
+        done = read_own_json(folder / DONE_FILE)
+        if done.get("seal") == _seal(done):
+            return done
+        if (folder / DONE_FILE).exists():
+            self._tell(f"{folder / DONE_FILE} is damaged, or of an older version: the stage is done again")
+        return {}
+
+    def _write_done(self, folder: Path, done: dict[str, Any]) -> None:
+        write_json(folder / DONE_FILE, done | {"seal": _seal(done)})
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._notice(text)
+
+    # --- stages that are worked on ---
 
     def begin(self, stage: str, print_of_inputs: str) -> Path:
-        """The stage's folder: with its partial work if that belongs to the same inputs, else emptied."""
-        folder, marker = self / stage, self / stage / "started.json"
-        if not marker.exists() or read_json(marker)["fingerprint"] != print_of_inputs:
+        """The folder for an attempt: with its partial work if that belongs to the same inputs, else empty.
+
+        It is the stage's own, or lies beside it where that holds another finished result, which stays until `finish`.
+
+        Raises:
+            ArtifactError: an artefact of a finished stage, on which the work would build, is not what was written.
+            LocationError: the partial work of other inputs cannot be removed.
+        """
+        self.check_artefacts()
+        home = real_folder(self / stage)
+        settle(home)
+        folder = home if self._is_free(home, print_of_inputs) else beside(home)
+        if read_own_json(folder / STARTED_FILE).get("fingerprint") != print_of_inputs:
             remove_tree(folder)
-            write_json(marker, {"fingerprint": print_of_inputs, "spent_s": 0.0})
+            write_json(folder / STARTED_FILE, {"fingerprint": print_of_inputs, "spent_s": 0.0})
+        if folder == home:
+            remove_tree(beside(home))
+            if not self._done(home):
+                _clear(home / DONE_FILE)
+        self._attempts[stage] = folder
         return folder
+
+    def _is_free(self, home: Path, print_of_inputs: str) -> bool:
+        """Whether an attempt on these inputs may be made in the stage's own folder.
+
+        So it is if nothing else was finished there, or the folder is shared by all inputs (that of the worst case, whose scores
+        name their own). Where the done-marker is damaged, the partial work of the same inputs goes on.
+        """
+        begun = read_own_json(home / STARTED_FILE).get("fingerprint") == print_of_inputs
+        if done := self._done(home):
+            return begun and done["fingerprint"] != print_of_inputs
+        return begun or not (home / DONE_FILE).exists()
+
+    def check_artefacts(self) -> None:
+        """Before they are used: compare the bytes of all artefacts that were taken over by their size and time alone.
+
+        Raises:
+            ArtifactError: one is not what its stage wrote.
+        """
+        while self._unread:
+            folder, outputs = self._unread.popitem()
+            self._compared.add(folder)
+            for path in changed_outputs(folder, outputs):
+                raise ArtifactError(
+                    f"`{path}` must hold what its stage wrote, but its SHA-256 is another than then; delete it and run the "
+                    "same command again, which makes it anew"
+                )
 
     def spent_s(self, stage: str) -> float:
         """Seconds of wall time that earlier, interrupted attempts have spent on the stage."""
-        return float(read_json(self / stage / "started.json")["spent_s"])
+        spent = read_own_json(self._attempt(stage) / STARTED_FILE).get("spent_s")
+        return float(spent) if isinstance(spent, int | float) else 0.0
 
     def heartbeat(self, stage: str, spent_s: float, progress: Mapping[str, Any]) -> None:
         """Record how long the stage has taken so far and how far it is (the fields of a `StageProgress`)."""
-        marker = self / stage / "started.json"
-        write_json(marker, read_json(marker) | {"spent_s": spent_s})
+        marker = self._attempt(stage) / STARTED_FILE
+        if started := read_own_json(marker):
+            write_json(marker, started | {"spent_s": spent_s}, durable=False)
         self.set_status(state="running", stage=stage, error="", **progress)
 
     def finish(self, stage: str, print_of_inputs: str, result: dict[str, Any]) -> None:
-        """Keep the result and say that the stage is whole."""
+        """Keep the result and the hashes of the outputs, say that the stage is whole, and put it into its place."""
         self.set_status(stage=stage, share=1.0)
-        write_json(self / stage / "done.json", {"fingerprint": print_of_inputs, "result": result})
+        folder, home = self._attempt(stage), real_folder(self / stage)
+        self._write_done(folder, {"fingerprint": print_of_inputs, "result": result, "outputs": record_outputs(folder)})
+        self._attempts.pop(stage, None)
+        settle(home)
+
+    def _attempt(self, stage: str) -> Path:
+        return self._attempts.get(stage, self / stage)
+
+
+def _seal(done: Mapping[str, Any]) -> str:
+    """Of a done-marker's content, as JSON brings it back."""
+    content = {key: done.get(key) for key in ("fingerprint", "result", "outputs")}
+    return fingerprint(json.loads(json.dumps(content)))
+
+
+def _clear(path: Path) -> None:
+    """Remove a file, or a folder in its place."""
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_progress(path: Path, value: dict[str, Any]) -> None:
+    if not isinstance(path, RemotePath) and path.is_dir():
+        remove_tree(path)
+    write_json(path, value, durable=False)
 
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
-    """Status of every run below `storage`."""
+    """Status of every run below `storage`; that of one whose status cannot be read says so."""
     return [run_status(path.parent) | {"name": path.parent.name} for path in sorted(storage.glob("*/status.json"))]
 
 
 def run_status(run: Path, stale_s: float = 0.0) -> dict[str, Any]:
-    """status.json; a run marked running, last stamped `stale_s` ago, that nobody holds the lock of was killed."""
-    status: dict[str, Any] = read_json(run / "status.json")
+    """status.json; a run marked running, last stamped `stale_s` ago, that nobody holds the lock of was killed.
+
+    One that is damaged or foreign has the state `unreadable`, and says in `error` what to do.
+    """
+    path = run / "status.json"
+    try:
+        status = read_own_json(path)
+    except OSError as error:
+        return {"state": UNREADABLE, "updated": None, "error": f"{path}: {error}"}
+    if not _is_status(status):
+        return {
+            "state": UNREADABLE,
+            "updated": None,
+            "error": f"{path} is damaged or not kr's; the run's own command writes it anew",
+        }
     stale = time.time() - status["updated"] >= stale_s
-    if status.get("state") == "running" and stale and not is_locked(run / ".lock"):
+    if status["state"] == "running" and stale and not is_locked(run / ".lock"):
         status["state"] = "killed"
     return status
+
+
+def _is_status(status: Mapping[str, Any]) -> bool:
+    """Whether the fields that everybody reads have their types."""
+    wanted = {"state": str, "updated": int | float, "stage": str, "error": str, "note": str, "share": int | float}
+    return {"state", "updated"} <= status.keys() and all(
+        isinstance(status[key], kind) for key, kind in wanted.items() if key in status
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kr_ray.runs.artifacts import read_json, write_json
+from kr_ray.runs.artifacts import read_own_json, write_json
 from kr_ray.runs.storage import list_files
 
 TRIALS_FILE = "trials.json"
@@ -18,18 +18,21 @@ def report_progress(folder: Path, unit: str, share: float, note: str = "", **fig
 
     `figures` are summed up below: `cas`, `images_per_second`, `pruned`.
     """
-    write_json(folder / "progress" / f"{unit}.json", {"share": share, "note": note} | figures)
+    write_json(folder / "progress" / f"{unit}.json", {"share": share, "note": note} | figures, durable=False)
 
 
 def report_trials(folder: Path, running: int, paused: int) -> None:
     """Say how many trials of the stage in `folder` train and how many wait."""
-    write_json(folder / TRIALS_FILE, {"running": running, "paused": paused})
+    write_json(folder / TRIALS_FILE, {"running": running, "paused": paused}, durable=False)
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """What all units that have begun have reported last, the latest first."""
+    """What all units that have begun have reported last, the latest first; what is damaged shows nothing."""
     files = [file for file in list_files(folder / "progress") if not file.path.name.startswith(".")]
-    return [read_json(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True)]
+    reports = [read_own_json(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True)]
+    return [
+        report for report in reports if isinstance(report.get("share"), int | float) and isinstance(report.get("note"), str)
+    ]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class StageProgress:
     @classmethod
     def from_status(cls, status: Mapping[str, Any]) -> StageProgress:
         """What status.json says."""
-        return cls(**{field.name: status[field.name] for field in fields(cls) if field.name in status})
+        known = {field.name: str if field.name == "note" else int | float | None for field in fields(cls)}
+        return cls(**{key: status[key] for key, kind in known.items() if key in status and isinstance(status[key], kind)})
 
     def describe(self) -> str:
         """All but the share in a few words for a person."""
@@ -93,7 +97,7 @@ def look_at_stage(folder: Path, expected: int, spent_s: float) -> StageProgress:
     reports = read_progress(folder)
     units = max(expected, len(reports), 1)
     share = sum(report["share"] for report in reports) / units
-    trials = read_json(folder / TRIALS_FILE) if (folder / TRIALS_FILE).exists() else {}
+    trials = read_own_json(folder / TRIALS_FILE)
     cas = [r["cas"] for r in reports if r.get("cas") is not None and r["share"] >= 1 and not r.get("pruned")]
     return StageProgress(
         share=share,

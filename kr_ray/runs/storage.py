@@ -10,10 +10,15 @@ location. S3-compatible servers are named by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT
 from __future__ import annotations
 
 import datetime
+import errno
 import fnmatch
+import hashlib
 import io
+import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +32,7 @@ if TYPE_CHECKING:  # a command on local files must not wait for Arrow
 
 REMOTE_SCHEMES = ("s3", "gs")
 READ_ATTEMPTS = 10
+REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 10, 0.2
 GS_RETRY_LIMIT = datetime.timedelta(minutes=1)
 """For so long a failing store is asked again; S3's requests have a number of attempts, which take about as long."""
 
@@ -211,11 +217,12 @@ def list_files(path: Path) -> list[FileEntry]:
         entries = [FileEntry(RemotePath(f"{scheme}//{i.path}"), i.size, i.mtime_ns) for i in found if i.is_file]
         return sorted(entries, key=lambda entry: entry.path)
     entries = []
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+    for file in [path] if path.is_file() else sorted(_local_files(path)):
         try:
-            if file.is_file():
-                entries.append(FileEntry(file, file.stat().st_size, file.stat().st_mtime_ns))
-        except FileNotFoundError:  # a temporary file of another process, renamed since
+            there = file.stat()
+            if stat.S_ISREG(there.st_mode):
+                entries.append(FileEntry(file, there.st_size, there.st_mtime_ns))
+        except FileNotFoundError:  # a temporary file of another process, renamed since, or a link to nothing
             continue
     return entries
 
@@ -226,11 +233,46 @@ def file_stamps(path: Path) -> list[list[str | int]]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it, if it is there."""
-    if not isinstance(path, RemotePath):
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        path.filesystem.delete_dir(path.key)
+    """Remove a folder with all that is in it, if it is there. A link stays, and what is in the folder it leads to goes.
+
+    Raises:
+        LocationError: something cannot be removed. Whoever asks for an empty folder must not go on with a full one.
+    """
+    if isinstance(path, RemotePath):
+        if path.exists():
+            path.filesystem.delete_dir(path.key)
+        return
+    folder = path.resolve() if path.is_symlink() else path
+    for attempt in range(REMOVAL_ATTEMPTS):
+        time.sleep(REMOVAL_PAUSE_S if attempt else 0)
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:  # it was not there, or somebody else removes in it too
+            pass
+        except OSError as error:
+            # A worker whose driver was killed lives on for a moment and may still write.
+            if error.errno != errno.ENOTEMPTY or attempt == REMOVAL_ATTEMPTS - 1:
+                raise LocationError(
+                    f"`{path}` must be a folder that can be removed, but got {error}; remove it yourself, or give this user "
+                    "the right to"
+                ) from error
+        if not os.path.lexists(folder):
+            break
+    if folder != path:
+        folder.mkdir()
+
+
+def copy_objects(path: RemotePath, target: RemotePath) -> None:
+    """Copy all that is below `path` within its store."""
+    import pyarrow.fs
+
+    pyarrow.fs.copy_files(path.key, target.key, path.filesystem, target.filesystem)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; of a store's object it is downloaded for that."""
+    with local_copy(path) as local, local.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

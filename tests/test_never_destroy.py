@@ -1,0 +1,141 @@
+"""The pipeline's own stages over a finished run: a changed key, an attempt given up, the same attempt again. In this process, without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_config
+from test_data_stage import Notices
+
+from kr_ray.audits.design import design_audit
+from kr_ray.audits.runs import AuditPlan
+from kr_ray.config import Config
+from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.pipeline import Pipeline
+from kr_ray.runs.artifacts import load_state, read_json, save_state
+from kr_ray.synthesis.student_set import StudentSpec
+
+STATE = "local_state.pt"
+
+
+class LocalPipeline(Pipeline):
+    """Trains in this process; states are kept in the stage's folder, as Ray Train keeps them there."""
+
+    def __init__(self, config: Config, give_up_after: int = 10**9) -> None:
+        super().__init__(config, Notices())
+        self.states_left = give_up_after
+        self.began_with: dict[str, bool] = {}
+
+    def connect(self) -> None: ...
+
+    def _train(self, work: Any, folder: Path) -> None:
+        def save(state: dict[str, Any], row: dict[str, float]) -> None:
+            if not self.states_left:
+                raise KeyboardInterrupt
+            self.states_left -= 1
+            save_state(folder / STATE, state)
+
+        state = load_state(folder / STATE)
+        self.began_with[folder.name] = state is not None
+        work(state, save)
+
+
+def tiny(storage: Path, epochs: int = 2, **classifier: Any) -> Config:
+    return tiny_config(
+        storage=str(storage),
+        classifier={"min_steps": 10} | classifier,
+        teacher={"epochs": 1},
+        generator={"epochs": epochs, "checkpoint_every": 1, "d_steps": 1, "batch_size": 16},
+    )
+
+
+def files(run: Path) -> dict[str, str]:
+    """SHA-256 of every artefact by its name below the run."""
+    found = [path for path in run.rglob("*") if path.suffix in (".safetensors", ".png") and ".next" not in str(path)]
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run with a teacher and a generator of two checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    with LocalPipeline(tiny(folder)) as pipeline:
+        pipeline.run_until("generator")
+    return folder
+
+
+def test_an_attempt_given_up_leaves_the_old_run_and_goes_on_later(storage: Path, tmp_path: Path) -> None:
+    run = storage / "tiny"
+    before = files(run)
+    assert set(before) == {
+        "data/splits.safetensors", "teacher/weights.safetensors",
+        *(f"generator/checkpoints/epoch_000{k}.{kind}" for k in (1, 2) for kind in ("safetensors", "png")),
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt), LocalPipeline(tiny(storage, epochs=3), give_up_after=2) as pipeline:
+        pipeline.run_until("generator")
+    assert files(run) == before and (run / "generator.next" / STATE).exists()
+    with LocalPipeline(tiny(storage)) as pipeline:  # the old configuration again: nothing is to be done
+        pipeline.run_until("generator")
+    assert pipeline.skipped == {"data": True, "teacher": True, "generator": True} and files(run) == before
+    with LocalPipeline(tiny(storage, epochs=3)) as pipeline:
+        result = pipeline.run_until("generator")
+    assert result["checkpoints"] == [1, 2, 3] and pipeline.began_with == {"generator.next": True}
+    assert not (run / "generator.next").exists()
+    with LocalPipeline(tiny(tmp_path, epochs=3)) as undisturbed:
+        undisturbed.run_until("generator")
+    assert files(run) == files(tmp_path / "tiny")
+    assert set(read_json(run / "generator" / "done.json")["outputs"]) == {
+        f"checkpoints/epoch_000{k}.safetensors" for k in (1, 2, 3)
+    }
+
+
+def test_a_deleted_checkpoint_is_made_again_and_what_was_built_on_it_stands(storage: Path) -> None:
+    run = storage / "tiny"
+    config = Config.model_validate(Pipeline(tiny(storage, epochs=3), Notices()).config)
+    with LocalPipeline(config) as pipeline:
+        pipeline.run_until("generator")
+    before = files(run)
+    (run / "generator" / "checkpoints" / "epoch_0001.safetensors").unlink()
+    with LocalPipeline(config) as pipeline:
+        pipeline.run_until("generator")
+    assert pipeline.skipped == {"data": True, "teacher": True, "generator": False} and files(run) == before
+
+
+def test_the_arms_train_in_a_run_of_their_own_on_top_of_each_other(storage: Path, tmp_path: Path) -> None:
+    """`student_only` puts the audited run's checkpoint in the place of the one that the arm `kr` has trained."""
+    config = tiny_config(
+        storage=str(storage),
+        classifier={"min_steps": 4},
+        teacher={"epochs": 1},
+        generator={"epochs": 1, "checkpoint_every": 1, "d_steps": 1, "batch_size": 16},
+        audit={
+            "arms": ["teacher", "kr", "student_only"],
+            "models": 4,
+            "queries": 1,
+            "max_canary_share": 0.25,
+            "keep_models": True,
+        },
+    )
+    run = storage / "tiny"
+    splits = load_stored_splits(run / SPLITS_FILE)
+    spec = StudentSpec(1, config.synthesis, 1, 0)
+    plan = AuditPlan(run, tmp_path / "worst_case", config, spec, design_audit(splits, config.audit, 1), splits.digest())
+    plan.train(0, lambda share, what: None)
+    assert plan.missing(0) == []
+    own = tmp_path / "worst_case" / "runs" / "0"
+    assert {path.name for path in own.iterdir() if path.is_dir()} == {"teacher", "generator", "student_kr", "student_only"}
+    checkpoint = "checkpoints/epoch_0001.safetensors"
+    assert (own / "generator" / checkpoint).read_bytes() == (run / "generator" / checkpoint).read_bytes()
+    before = files(own)
+    plan.scores_file(0, "kr").write_bytes(b"damaged")
+    assert plan.missing(0) == ["kr"]
+    plan.train(0, lambda share, what: None)
+    assert plan.missing(0) == []
+    after = files(own)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        f"generator/{checkpoint}",
+        "generator/checkpoints/epoch_0001.png",  # of the arm `kr`, in the place of the audited run's checkpoint, which has none
+    }
