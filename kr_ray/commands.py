@@ -113,7 +113,7 @@ def compare_labels(parsed: argparse.Namespace) -> int:
     table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
     for row in comparison.summary():
         table.add_row(row.labelling, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n))
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print(f"written to {file.resolve()}", soft_wrap=True)
     return 0
@@ -144,7 +144,7 @@ def compare_search(parsed: argparse.Namespace) -> int:
     for row in comparison.rows:
         winners = [f"{figure}" for found in (row.exhaustive, row.halving) for figure in (found.epoch, f"{found.val_cas:.4f}")]
         table.add_row(*winners, f"{row.lost_cas:.4f}", f"{row.images_share:.2f}", f"{row.seconds_share:.2f}")
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print(f"written to {file.resolve()}", soft_wrap=True)
     return 0

@@ -84,7 +84,7 @@ def print_summary(config: Config, stage: str, results: Results, result: Result) 
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = plain_console()
     if audit := results.get(AUDIT):
         table = Table("model", "test accuracy / CAS", "AUC_MIA", "AOP", title=f"{config.name}: Table 2's row for this run")
         accuracies = {"teacher": results[TEACHER].test_accuracy, "student": results[STUDENT].test_accuracy}
@@ -100,6 +100,6 @@ def print_summary(config: Config, stage: str, results: Results, result: Result) 
             table.add_row(arm, f"{found.test_accuracy:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
         console.print(table)
     if isinstance(result, ReportResult):
-        console.print(f"report: [bold]{storage_path(result.page).resolve()}[/bold]", soft_wrap=True)
+        console.print(Text.assemble("report: ", (str(storage_path(result.page).resolve()), "bold")), soft_wrap=True)
     else:
         console.print(f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)

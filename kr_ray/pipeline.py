@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError
-from kr_ray.runs.artifacts import ArtifactError, read_json
+from kr_ray.runs.artifacts import ArtifactError
 from kr_ray.runs.figures import SweptCheckpoint
 from kr_ray.runs.results import (
     AUDIT,
@@ -77,6 +77,11 @@ class Pipeline(StageRunner):
         if (encoder := config.audit.copies.encoder) and not storage_path(encoder).is_file():
             raise ConfigError(f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path")
         super().__init__(config, watcher)
+        if config.data.path and self.run.path.is_relative_to(storage_path(config.data.path).resolve()):
+            raise ConfigError(
+                f"`storage` must not lie in data.path, or runs would be read as images, but got {config.storage!r} in "
+                f"{config.data.path!r}; use another storage"
+            )
         self.stages = self._stages()
 
     # --- the paper, stage by stage ---
@@ -87,11 +92,11 @@ class Pipeline(StageRunner):
         exported = bool(c.student.from_parquet)
         stages: list[Stage[Any]] = [
             Stage(
-                key=DATA, after=(), work=self._data, on_ray=False, stands_for=_digest,
+                key=DATA, after=(), work=self._data, workers=None, stands_for=_digest,
                 inputs=lambda: [c.data, c.generator.batch_size, file_stamps(storage_path(c.data.path)) if c.data.path else []],
             ),
-            Stage(key=TEACHER, after=("data",), inputs=lambda: [c.seed, c.classifier, c.teacher], work=self._teacher),
-            Stage(key=GENERATOR, after=("data", "teacher"), inputs=lambda: [c.seed, c.generator], work=self._generator),
+            Stage(key=TEACHER, after=("data",), inputs=lambda: [c.seed, c.classifier, c.teacher], work=self._teacher, workers="train"),
+            Stage(key=GENERATOR, after=("data", "teacher"), inputs=lambda: [c.seed, c.generator], work=self._generator, workers="train"),
             Stage(
                 key=CHECKPOINTS, after=("generator",), work=self._checkpoints, units=self._sweep_students,
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.checkpoints],
@@ -101,7 +106,7 @@ class Pipeline(StageRunner):
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.tuning],
             ),
             self._exported_student() if exported else Stage(
-                key=STUDENT, after=("tuning",), work=self._student,
+                key=STUDENT, after=("tuning",), work=self._student, workers="train",
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.student.epochs],
             ),
             Stage(
@@ -109,7 +114,7 @@ class Pipeline(StageRunner):
                 inputs=lambda: [c.seed, c.audit.copies, *self._encoder_stamp()],
             ),
             Stage(
-                key=EQUAL_COMPUTE_TEACHER, after=("teacher", "student"), work=self._equal_compute_teacher,
+                key=EQUAL_COMPUTE_TEACHER, after=("teacher", "student"), work=self._equal_compute_teacher, workers="train",
                 wanted=lambda: c.student.equal_compute_teacher and not exported, inputs=lambda: [c.seed, c.classifier],
             ),
             Stage(
@@ -126,7 +131,7 @@ class Pipeline(StageRunner):
                 units=lambda: self.config.audit.worst_case.models, resumes=True,
                 wanted=lambda: bool(self.config.audit.worst_case.arms) or self.take_over(self.stages["worst_case"]),
             ),
-            Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)], on_ray=False),
+            Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)], workers=None),
         ]  # fmt: skip
         return {stage.name: stage for stage in stages}
 
@@ -196,8 +201,10 @@ class Pipeline(StageRunner):
 
     def _data(self, folder: Path) -> DataResult:
         """Read, check and resize the real images; keep them in the run's storage."""
+        from kr_ray.audits.design import check_samples
         from kr_ray.data.checks import DataError
         from kr_ray.data.datasets import load_splits
+        from kr_ray.data.remarks import check_copies, count_copies
         from kr_ray.data.store import SPLITS_FILE, describe_splits, save_splits
 
         splits = load_splits(self.config.data, min_images=self.config.generator.batch_size)
@@ -206,8 +213,13 @@ class Pipeline(StageRunner):
                 f"`validation images >= {MIN_VALIDATION}` must hold, but got {len(splits.validation)}; shadow models are trained on "
                 "them: use a larger validation split"
             )
-        save_splits(self.run / str(SPLITS_FILE), splits)
-        return describe_splits(splits)
+        copies = count_copies(splits)
+        check_copies(splits, copies, self.config.data.max_copied_share)
+        save_splits(folder / SPLITS_FILE.name, splits)
+        found = describe_splits(splits, copies)
+        if self.config.audit.worst_case.arms:
+            check_samples(self.config, found.train, copies.distinct_train)
+        return found
 
     # --- teacher, generator, students ---
 
@@ -274,13 +286,22 @@ class Pipeline(StageRunner):
         c = self.config
 
         def work(folder: Path) -> StudentResult:
+            from kr_ray.data.store import SPLITS_FILE, load_stored_splits
             from kr_ray.methods.parquet import ParquetStudent
+            from kr_ray.synthesis.parquet_set import read_parquet_set
 
+            read_parquet_set(storage_path(c.student.from_parquet), load_stored_splits(self.run / str(SPLITS_FILE)))
             (part,) = ParquetStudent(c.student.from_parquet, c.student.epochs).parts(self.site())
             return self._train(part, folder).model_copy(update={"images_from": "parquet"})
 
         files = file_stamps(storage_path(c.student.from_parquet))
-        return Stage(key=STUDENT, after=("data",), inputs=lambda: [c.seed, c.classifier, c.student.epochs, files], work=work)
+        return Stage(
+            key=STUDENT,
+            after=("data",),
+            inputs=lambda: [c.seed, c.classifier, c.student.epochs, files],
+            work=work,
+            workers="train",
+        )
 
     def _further_students(self) -> list[Stage[Any]]:
         """A stage for the last part of each of `students`, and for what it builds on that the run has not anyway."""
@@ -310,6 +331,7 @@ class Pipeline(StageRunner):
             after=after,
             inputs=lambda: [self.config.seed, *part().inputs],
             work=lambda folder: self._train(part(), folder),
+            workers="train",
         )
 
     def final_spec(self) -> StudentSpec:
@@ -385,10 +407,8 @@ class Pipeline(StageRunner):
 
         `kr audit --arms` is not in the file: without arms in the configuration, those of the audit that was made are meant.
         """
-        keys, done = self.config.audit.worst_case, self.run / "worst_case" / "done.json"
-        if not keys.arms and done.exists():
-            return dict(read_json(done)["result"]["audit"])
-        return keys.stamp()
+        keys, done = self.config.audit.worst_case, self.run.latest("worst_case")
+        return dict(done["audit"]) if done and not keys.arms else keys.stamp()
 
     def _worst_case_inputs(self) -> list[Any]:
         """What decides the arms' numbers beside the stages they build on."""

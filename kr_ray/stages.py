@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self
+from typing import Any, Generic, Literal, Protocol, Self
 
 import yaml
 
-from kr_ray.config import Config, ConfigError, Section
+from kr_ray.config import ClusterConfig, Config, ConfigError, Section
 from kr_ray.runs.artifacts import RunDirectory, atomic_write, fingerprint
 from kr_ray.runs.progress import StageProgress, look_at_stage
 from kr_ray.runs.results import Key, R, Result, Results
@@ -48,7 +48,7 @@ class Stage(Generic[R]):
         work: does it in the given folder, in which a killed attempt on the same inputs may have left something.
         units: how many units of its work report their own progress.
         wanted: whether a whole run of this configuration has it.
-        on_ray: whether it needs Ray.
+        workers: the resources of its workers, a key of `cluster`; None: it is done without Ray.
         resumes: whether a killed or changed attempt's files name their own inputs, so that they stay whatever has changed.
         stands_for: what later stages' fingerprints know of it; None: its own fingerprint.
     """
@@ -59,7 +59,7 @@ class Stage(Generic[R]):
     work: Callable[[Path], R]
     units: Callable[[], int] = lambda: 1
     wanted: Callable[[], bool] = lambda: True
-    on_ray: bool = True
+    workers: Literal["train", "trial"] | None = "trial"
     resumes: bool = False
     stands_for: Callable[[R], str] | None = None
 
@@ -73,7 +73,7 @@ class StageRunner:
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
         self.config, self.watcher = config, watcher
-        self.run = RunDirectory(_storage(config) / config.name)
+        self.run = RunDirectory(_storage(config) / config.name, lambda text: self.watcher.notice(text))
         self.results = Results()
         self.prints: dict[str, str] = {}
         self.skipped: dict[str, bool] = {}
@@ -93,7 +93,7 @@ class StageRunner:
         """Do the stage, unless it is done."""
 
         def work(folder: Path) -> R:
-            if stage.on_ray:
+            if stage.workers:
                 self.connect()
             with self.watched(stage, folder) as clock:
                 result = stage.work(folder)
@@ -103,6 +103,8 @@ class StageRunner:
         attempt = stage.name if stage.resumes else stamp
         result, skipped = done_once(self.run, stage.name, stamp, stage.key.result, work, attempt)
         self._take_over(stage, stamp, result, skipped)
+        for text in result.remarks():
+            self.watcher.notice(f"{stage.name}: {text}")
         self.watcher.stage_finished(stage.name, result, skipped)
         return result
 
@@ -125,7 +127,18 @@ class StageRunner:
     def stamp(self, stage: Stage[Any]) -> str:
         """Fingerprint of all that decides the stage's result."""
         plain = [part.stamp() if isinstance(part, Section) else part for part in stage.inputs()]
-        return fingerprint(WORK_VERSION, stage.name, plain, {name: self.prints[name] for name in stage.after})
+        parts = [WORK_VERSION, stage.name, plain, {name: self.prints[name] for name in stage.after}]
+        without_threads = fingerprint(*parts)
+        if self.run.stands_since_version_0_1(stage.name, without_threads):
+            return without_threads  # it knew nothing of threads
+        return fingerprint(*parts, *self._threads(stage))
+
+    def _threads(self, stage: Stage[Any]) -> list[int]:
+        """CPU threads of a stage's workers, where not the default: the last bits of what they train depend on them."""
+        if stage.workers is None:
+            return []
+        usual, used = (getattr(cluster, stage.workers).threads for cluster in (ClusterConfig(), self.config.cluster))
+        return [used] if used != usual else []
 
     @contextmanager
     def watched(self, stage: Stage[Any], folder: Path) -> Iterator[Callable[[], float]]:

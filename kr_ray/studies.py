@@ -121,6 +121,7 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     if images < 0:
         raise ConfigError(f"`--images >= 0` must hold, but got {images}; use 0 for the student's own number")
     pipeline.run_until("student")
+    pipeline.run.check_artefacts()
     run, c, data, folder = pipeline.run.path, pipeline.config, pipeline.results[DATA], pipeline.run / "export"
     model, table = folder / "student.onnx", folder / "synthetic"
     difference = export_student(run / "student" / WEIGHTS_FILE, model, data.class_names, data.image_size)

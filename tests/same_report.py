@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RENAMED = {"generator.parameters_g": "generator.parameters.generator", "generator.parameters_d": "generator.parameters.discriminator"}
+RENAMED = {
+    "generator.parameters_g": "generator.parameters.generator",
+    "generator.parameters_d": "generator.parameters.discriminator",
+}
 ARMS = {"student_only": "fixed_generator"}
 TIMES = ("seconds", "second", "_s", "created")
 APART = ("config.", "versions.", "stages.", "device")

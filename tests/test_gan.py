@@ -283,6 +283,9 @@ def test_the_collapse_alarm_ends_the_training_after_its_patience(tmp_path: Path)
     states: list[Any] = []
     for resumed in (False, True):
         state = states[-1] if resumed else None
-        result = train_generator(tmp_path, generator_of(config.generator), 0, state, lambda state, row: states.append(state))
+        result = train_generator(
+            tmp_path, tmp_path / "generator", generator_of(config.generator), seed=0, state=state,
+            save=lambda state, row: states.append(state),
+        )  # fmt: skip
         assert result is not None and result.checkpoints == [1, 2]
         assert all(row.alarm for row in result.collapse)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import WorstCaseConfig
+from kr_ray.config import Config, ConfigError, WorstCaseConfig
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import LabelledImages, Splits
@@ -123,7 +123,7 @@ def design_audit(splits: Splits, config: WorstCaseConfig, seed: int, losses: NDA
     )
 
 
-def sample_counts(config: AuditConfig, images: int, distinct: int) -> tuple[int, int]:
+def sample_counts(config: WorstCaseConfig, images: int, distinct: int) -> tuple[int, int]:
     """How many canaries and population samples there will be.
 
     Args:
@@ -139,13 +139,13 @@ def sample_counts(config: AuditConfig, images: int, distinct: int) -> tuple[int,
 
 
 def check_samples(config: Config, images: int, distinct: int) -> None:
-    """Whether a training split of so many images, of which so many are no copies, can bear `audit.arms`.
+    """Whether a training split of so many images, of which so many are no copies, can bear `audit.worst_case.arms`.
 
     Raises:
         DataError: it has too few for as many audit samples.
         ConfigError: without them it has too few for a batch.
     """
-    check_batches(config, images, sum(sample_counts(config.audit, images, distinct)))
+    check_batches(config, images, sum(sample_counts(config.audit.worst_case, images, distinct)))
 
 
 def check_batches(config: Config, images: int, samples: int) -> None:
@@ -155,10 +155,10 @@ def check_batches(config: Config, images: int, samples: int) -> None:
         ConfigError: it does not.
     """
     left = images - samples
-    if "kr" in config.audit.arms and left < config.generator.batch_size:
+    if "kr" in config.audit.worst_case.arms and left < config.generator.batch_size:
         raise ConfigError(
             f"`training images - audit samples >= generator.batch_size` must hold, but got {images} - {samples} < "
-            f"{config.generator.batch_size}; lower generator.batch_size, audit.canaries or audit.population"
+            f"{config.generator.batch_size}; lower generator.batch_size, canaries or population of audit.worst_case"
         )
 
 

@@ -25,7 +25,7 @@ from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
 from kr_ray.methods.interface import Part, Site, Tell, inputs_of, train_here
 from kr_ray.methods.registry import method_of
-from kr_ray.runs.artifacts import atomic_write, fingerprint
+from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, fingerprint, is_damage
 from kr_ray.runs.locks import lock_file
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.runs.storage import remove_tree
@@ -138,7 +138,8 @@ class AuditPlan:
         """Of all that decides the run's splits."""
         design = self.design
         parts = (design.canaries, design.given_labels, design.population, design.members_of(number))
-        return fingerprint(self.digest, [part.tolist() for part in parts])
+        usual, threads = ClusterConfig().trial.threads, self.config.cluster.trial.threads
+        return fingerprint(self.digest, [part.tolist() for part in parts], *([threads] if threads != usual else []))
 
     def scores(self, number: int, arm: str) -> RunScores | None:
         """What the arm answered in this run, if it has been trained on just these inputs."""

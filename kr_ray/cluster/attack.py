@@ -13,6 +13,7 @@ from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ShadowConfig
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, AttackResult, ClassAttack, attack_model, fit_class_attack
+from kr_ray.runs.artifacts import READ_ERRORS, is_damage
 from kr_ray.runs.figures import Attacked, AttackModel, KrAudit
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.stages import WEIGHTS_FILE
@@ -24,9 +25,18 @@ def _scores_file(folder: Path, shadow: int) -> Path:
 
 def train_shadows(run: Path, folder: Path, config: Config) -> None:
     """Train the shadow models that have no scores yet."""
-    missing = [(k,) for k in range(config.audit.shadow.models) if not _scores_file(folder, k).exists()]
+    missing = [(k,) for k in range(config.audit.shadow.models) if not _has_scores(_scores_file(folder, k))]
     work = partial(_train_one_shadow, run, folder, config)
     run_tasks("shadow model", work, missing, config.cluster.trial, config.cluster.max_retries)
+
+
+def _has_scores(path: Path) -> bool:
+    try:
+        return bool(path.exists() and ShadowScores.load(path))
+    except READ_ERRORS as error:
+        if not is_damage(error, path):
+            raise
+        return False
 
 
 def _train_one_shadow(run: Path, folder: Path, config: Config, shadow: int) -> None:

@@ -18,10 +18,12 @@ from kr_ray.cluster.telemetry import Publisher
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.config import ClusterConfig, Resources
 from kr_ray.methods.interface import Part
-from kr_ray.runs.artifacts import load_state, read_json, save_state, write_json
+from kr_ray.runs.artifacts import load_state, read_json, read_own_json, save_state, write_json
+from kr_ray.runs.attempts import stage_name
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import R
 from kr_ray.runs.stages import RESULT_FILE, STATE_FILE, Row, Save, State
+from kr_ray.runs.storage import remove_tree
 
 Work = Callable[[State | None, Save], None]
 """Trains from a state (None: from the start) and hands every new state to `save`."""

@@ -20,7 +20,7 @@ from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.methods.registry import method_of
 from kr_ray.privacy.attacks import audit_arm
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
-from kr_ray.runs.artifacts import ArtifactError, read_json, write_json
+from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
 from kr_ray.runs.figures import LiraArm
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import Results, WorstCaseResult
@@ -39,27 +39,18 @@ def plan_audit(run: Path, folder: Path, config: Config, student: StudentSpec, di
     splits, keys = load_stored_splits(run / SPLITS_FILE), config.audit.worst_case
     losses = _held_out(run, folder, config, digest) if keys.canary_kind == "outlier" else None
     design = design_audit(splits, keys, derive_seed(config.seed, "audit design"), losses)
-    _check_batches(config, len(splits.train), design)
+    check_batches(config, len(splits.train), len(design.samples))
     return AuditPlan(run=run, folder=folder, config=config, student=student, design=design, digest=digest)
 
 
 def _held_out(run: Path, folder: Path, config: Config, digest: str) -> NDArray[np.float64]:
     path = folder / "held_out_losses.json"
     stamp = [digest, config.seed, config.classifier.stamp(), config.teacher.stamp()]
-    if not path.exists() or read_json(path)["stamp"] != stamp:
+    if read_own_json(path).get("stamp") != stamp:
         work = [(run, config, repeat) for repeat in range(HELD_OUT_REPEATS)]
         losses = run_tasks("held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries)
         write_json(path, {"stamp": stamp, "losses": np.mean(losses, axis=0).tolist()})
     return np.array(read_json(path)["losses"])
-
-
-def _check_batches(config: Config, images: int, design: AuditDesign) -> None:
-    left = images - len(design.samples)
-    if "kr" in config.audit.worst_case.arms and left < config.generator.batch_size:
-        raise ConfigError(
-            f"`training images - audit samples >= generator.batch_size` must hold, but got {images} - {len(design.samples)} < "
-            f"{config.generator.batch_size}; lower generator.batch_size, canaries or population of audit.worst_case"
-        )
 
 
 def train_runs(plan: AuditPlan, numbers: Sequence[int]) -> None:

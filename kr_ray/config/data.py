@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from kr_ray.config.base import Location, Section
@@ -9,6 +11,8 @@ from kr_ray.config.base import Location, Section
 
 class DataConfig(Section):
     """Which real images are used. Table 5 gives the split sizes of the paper's nine sets."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"max_copied_share"})
 
     name: str
     """`digits`, `cifar10`, `cifar100`, `fashionmnist`, a MedMNIST flag such as `pneumoniamnist`, `npz` or `folder`."""

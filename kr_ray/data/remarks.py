@@ -13,6 +13,7 @@ from torch import Tensor
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.runs.results import Duplicates
 
 NEARLY_BLACK = 10
 """Of 255: an image without a brighter pixel shows a person nothing, as do images in [0, 1] that were cast to uint8."""
@@ -23,10 +24,8 @@ WHAT_COUNTS_THEM = {
     "test": "test accuracies count them, the audit and the copies stage leave them out",
 }
 
-Counts = dict[str, int]
 
-
-def count_copies(splits: Splits) -> Counts:
+def count_copies(splits: Splits) -> Duplicates:
     """Pixel-exact copies within the training split and between splits.
 
     `distinct_train` counts the training images that equal no other image of any split: those that can be audited.
@@ -34,16 +33,16 @@ def count_copies(splits: Splits) -> Counts:
     train, validation, test = splits.train.images, splits.validation.images, splits.test.images
     repeated = duplicate_indices(train)
     others = torch.cat([train[repeated], validation, test])
-    return {
-        "within_train": len(repeated),
-        "validation_in_train": len(duplicate_indices(validation, train)),
-        "test_in_train": len(duplicate_indices(test, train)),
-        "test_in_validation": len(duplicate_indices(test, validation)),
-        "distinct_train": len(train) - len(duplicate_indices(train, others)),
-    }
+    return Duplicates(
+        within_train=len(repeated),
+        validation_in_train=len(duplicate_indices(validation, train)),
+        test_in_train=len(duplicate_indices(test, train)),
+        test_in_validation=len(duplicate_indices(test, validation)),
+        distinct_train=len(train) - len(duplicate_indices(train, others)),
+    )
 
 
-def check_copies(splits: Splits, counts: Counts, most: float) -> None:
+def check_copies(splits: Splits, counts: Duplicates, most: float) -> None:
     """Refuse splits that share too many images.
 
     Args:
@@ -54,9 +53,9 @@ def check_copies(splits: Splits, counts: Counts, most: float) -> None:
         DataError: with the numbers of all pairs of splits that share more.
     """
     wrong = [
-        f"{counts[f'{split}_in_{other}']} of {len(part)} {split} images are also {_adjective(other)} images"
+        f"{_copies(counts, split, other)} of {len(part)} {split} images are also {_adjective(other)} images"
         for split, other, part in _pairs(splits)
-        if counts[f"{split}_in_{other}"] > most * len(part) + 1e-9  # 0.29 x 100 is a little less than 29
+        if _copies(counts, split, other) > most * len(part) + 1e-9  # 0.29 x 100 is a little less than 29
     ]
     if wrong:
         raise DataError(
@@ -66,19 +65,24 @@ def check_copies(splits: Splits, counts: Counts, most: float) -> None:
         )
 
 
-def remark(splits: Splits, counts: Counts) -> list[str]:
+def remark(splits: Splits, counts: Duplicates) -> list[str]:
     """Sentences on what makes figures less than they seem, for a person and for the report."""
     said = [
-        f"{counts[f'{split}_in_{other}']} of {len(part)} {split} images are also {_adjective(other)} images: "
+        f"{_copies(counts, split, other)} of {len(part)} {split} images are also {_adjective(other)} images: "
         f"{WHAT_COUNTS_THEM[split]}"
         for split, other, part in _pairs(splits)
-        if counts[f"{split}_in_{other}"]
+        if _copies(counts, split, other)
     ]
-    if repeated := counts["within_train"]:
+    if repeated := counts.within_train:
         said.append(f"{repeated} of {len(splits.train)} training images repeat an earlier one: the audit counts them once")
     for name, part in _parts(splits):
         said += _on_content(name, part.images) + _on_classes(name, part.labels, splits.class_names)
     return said
+
+
+def _copies(counts: Duplicates, split: str, other: str) -> int:
+    found: int = getattr(counts, f"{split}_in_{other}")
+    return found
 
 
 def _pairs(splits: Splits) -> list[tuple[str, str, LabelledImages]]:

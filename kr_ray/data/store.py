@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.data.remarks import remark
 from kr_ray.runs.artifacts import load_tensors, save_tensors
 from kr_ray.runs.results import DataResult, Duplicates
 
@@ -23,8 +23,8 @@ def save_splits(path: Path, splits: Splits) -> None:
     save_tensors(path, tensors, {"name": splits.name, "class_names": list(splits.class_names)})
 
 
-def describe_splits(splits: Splits) -> DataResult:
-    """What a run says of its data."""
+def describe_splits(splits: Splits, copies: Duplicates) -> DataResult:
+    """What a run says of its data; `copies` as counted by `count_copies`."""
     train, validation, test = splits.train, splits.validation, splits.test
     return DataResult(
         name=splits.name,
@@ -37,11 +37,8 @@ def describe_splits(splits: Splits) -> DataResult:
         validation=len(validation),
         test=len(test),
         class_counts=train.labels.bincount(minlength=splits.num_classes).tolist(),
-        duplicates=Duplicates(
-            within_train=len(duplicate_indices(train.images)),
-            validation_in_train=len(duplicate_indices(validation.images, train.images)),
-            test_in_train=len(duplicate_indices(test.images, train.images)),
-        ),
+        duplicates=copies,
+        remarked=remark(splits, copies),
     )
 
 

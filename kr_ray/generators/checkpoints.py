@@ -30,8 +30,8 @@ STATES_PER_TRAINING = 20
 class CheckpointKeeper:
     """Writes each checkpoint with its sample grid, and says when the training has collapsed for good."""
 
-    def __init__(self, run: Path, splits: Splits, generator: Generator, seed: int) -> None:
-        self.run, self.splits, self.generator, self.seed = run, splits, generator, seed
+    def __init__(self, run: Path, folder: Path, splits: Splits, generator: Generator, seed: int) -> None:
+        self.folder, self.splits, self.generator, self.seed = folder, splits, generator, seed
         self.alarm = generator.section.collapse
         self.device = pick_device()
         self.teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, self.device)
@@ -47,7 +47,8 @@ class CheckpointKeeper:
         return self.has_collapsed()
 
     def _keep(self, checkpoint: Checkpoint) -> CollapsePoint:
-        path, generator = self.run / checkpoint_file(checkpoint.epoch), self.generator
+        path = self.folder / checkpoint_file(checkpoint.epoch).relative_to("generator")
+        generator = self.generator
         save_checkpoint(path, checkpoint, generator.section, self.splits.num_classes, self.splits.channels)
         sampler = generator.open(
             path,
@@ -134,14 +135,16 @@ class CheckpointedTraining:
         return self.curve[-1] | {"share": self.training.epoch / self.section.epochs, "collapse_alarms": alarms}
 
 
-def train_generator(run: Path, generator: Generator, seed: int, state: State | None, save: Save) -> GeneratorResult | None:
-    """Train on the run's real images; leaves generator/checkpoints/epoch_*.safetensors with a PNG grid each.
+def train_generator(
+    run: Path, folder: Path, generator: Generator, *, seed: int, state: State | None, save: Save
+) -> GeneratorResult | None:
+    """Train on the run's real images; leaves checkpoints/epoch_*.safetensors with a PNG grid each in `folder`.
 
     Returns:
         The result in the first worker, None in the others.
     """
     splits = load_stored_splits(run / SPLITS_FILE)
-    keeper = CheckpointKeeper(run, splits, generator, derive_seed(seed, "checkpoint"))
+    keeper = CheckpointKeeper(run, folder, splits, generator, derive_seed(seed, "checkpoint"))
     training = generator.training(splits.train, splits.num_classes, derive_seed(seed, "generator"), keeper.device)
     checkpointed = CheckpointedTraining(training, generator.section, keeper, state)
     checkpointed.finish(save)

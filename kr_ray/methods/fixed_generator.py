@@ -42,7 +42,8 @@ def copied_generator_part(site: Site, checkpoint: Path) -> Part[Result]:
     """Take a checkpoint over from the audited run; it lies in the place of one trained here."""
 
     def work(folder: Path, state: State | None, save: Save) -> Result:
-        with atomic_write(site.path / str(checkpoint_file(site.student.checkpoint_epoch))) as temporary:
+        name = checkpoint_file(site.student.checkpoint_epoch).relative_to("generator")
+        with atomic_write(folder / name) as temporary:
             temporary.write_bytes(checkpoint.read_bytes())
         return Result()
 

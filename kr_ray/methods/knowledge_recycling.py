@@ -60,7 +60,7 @@ def generator_part(site: Site, generator: Generator, share: float = 1.0) -> Part
     """Section 3.2. The teacher only watches for collapse. `share` of the run's generator stage is what it costs."""
 
     def work(folder: Path, state: State | None, save: Save) -> GeneratorResult | None:
-        return train_generator(site.path, generator, site.seed, state, save)
+        return train_generator(site.path, folder, generator, seed=site.seed, state=state, save=save)
 
     return Part(
         name="generator",

@@ -45,6 +45,8 @@ READ_ERRORS = (
 """What numpy and Pillow raise on damaged files (found by truncating and altering thousands of them)."""
 
 
+VERSION_0_1 = {"fingerprint", "result"}
+"""Of a done-marker: the first version sealed nothing and recorded no outputs."""
 UNREADABLE = "unreadable"
 """State of a run whose status file cannot be read."""
 
@@ -241,6 +243,11 @@ class RunDirectory:
             self._unread[folder] = outputs
         return dict(done["result"])
 
+    def stands_since_version_0_1(self, stage: str, print_of_inputs: str) -> bool:
+        """Whether the first version of the program finished the stage on these inputs."""
+        done = read_own_json(real_folder(self / stage) / DONE_FILE)
+        return done.keys() == VERSION_0_1 and done["fingerprint"] == print_of_inputs
+
     def latest(self, stage: str) -> dict[str, Any]:
         """The result of the stage whatever its inputs were; empty if it has not finished."""
         return dict(self._done(real_folder(self / stage)).get("result", {}))
@@ -250,8 +257,10 @@ class RunDirectory:
         done = read_own_json(folder / DONE_FILE)
         if done.get("seal") == _seal(done):
             return done
+        if done.keys() == VERSION_0_1:
+            return done | {"outputs": {}}
         if (folder / DONE_FILE).exists():
-            self._tell(f"{folder / DONE_FILE} is damaged, or of an older version: the stage is done again")
+            self._tell(f"{folder / DONE_FILE} is damaged: the stage is done again")
         return {}
 
     def _write_done(self, folder: Path, done: dict[str, Any]) -> None:

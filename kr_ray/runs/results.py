@@ -36,6 +36,10 @@ class Result(BaseModel):
         """The one figure that a person sees of it in the terminal."""
         return ""
 
+    def remarks(self) -> list[str]:
+        """Sentences for the person who runs it."""
+        return []
+
     def throughput(self) -> float | None:
         """Images per second of its training, where it is one."""
         return None
@@ -85,6 +89,9 @@ class Duplicates(BaseModel):
     within_train: Count
     validation_in_train: Count
     test_in_train: Count
+    test_in_validation: Count = 0
+    distinct_train: Count = 0
+    """Training images that equal no other image of any split: those that can be audited."""
 
 
 class DataResult(Result):
@@ -101,6 +108,11 @@ class DataResult(Result):
     test: Count
     class_counts: list[int]
     duplicates: Duplicates
+    remarked: list[str] = []
+    """What makes figures less than they seem: shared, empty or missing images."""
+
+    def remarks(self) -> list[str]:
+        return self.remarked
 
     def headline(self) -> str:
         return f"{self.name}: {self.train} / {self.validation} / {self.test} images"

@@ -232,6 +232,28 @@ def file_stamps(path: Path) -> list[list[str | int]]:
     return [[str(file.path), file.size, file.mtime_ns] for file in list_files(path)]
 
 
+def _local_files(folder: Path) -> Iterator[Path]:
+    """All below `folder`, also behind links to folders, but for links that lead back to a folder they lie in."""
+    above = {str(folder): {_identity(folder)}}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = above.pop(root)
+        entered = []
+        for name in folders:
+            if (identity := _identity(Path(root, name))) not in here:
+                above[os.path.join(root, name)] = here | {identity}
+                entered.append(name)
+        folders[:] = entered
+        yield from (Path(root, name) for name in files)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder with all that is in it, if it is there. A link stays, and what is in the folder it leads to goes.
 
