@@ -137,6 +137,8 @@ class ClassifierResult(Result):
     """Of a student: `on_device`, `ray_data` or `parquet`."""
     synthesis: dict[str, Any] | None = None
     """Of a student of a generator: the generation parameters that it was trained with."""
+    privacy: dict[str, Any] | None = None
+    """Of a private method: what it released and the guarantee of this part alone (see kr_ray.dp.plan.privacy_record)."""
 
     def headline(self) -> str:
         return f"test accuracy {self.test_accuracy:.4f}"
