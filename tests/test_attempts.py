@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -294,6 +295,27 @@ def test_a_damaged_training_state_is_begun_anew(tmp_path: Path) -> None:
     assert load_state(path) == {"step": torch.tensor(3)}
 
 
+def test_what_ray_train_would_refuse_of_a_killed_attempt_is_removed(tmp_path: Path) -> None:
+    from kr_ray.cluster.train import drop_damaged
+
+    folder, snapshot = tmp_path / "tiny_teacher", tmp_path / "tiny_teacher" / "checkpoint_manager_snapshot.json"
+    drop_damaged(folder)  # the first attempt
+    sound = {"ray_version": "2", "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}], "current_report_index": 1}
+
+    def leave(text: str) -> None:
+        (folder / "checkpoint_1").mkdir(parents=True, exist_ok=True)
+        snapshot.write_text(text)
+        drop_damaged(folder)
+
+    for whole in (sound, sound | {"checkpoint_results": []}):
+        leave(json.dumps(whole))
+        assert snapshot.exists() and (folder / "checkpoint_1").exists()
+    of_another = json.dumps(sound | {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_2"}]})
+    for text in ("", "null", "[]", "{}", '{"checkpoint_results": [1]}', json.dumps(sound)[:-5], of_another):
+        leave(text)
+        assert not folder.exists()
+
+
 def test_one_damaged_status_hides_no_run(run: RunDirectory) -> None:
     with run:
         pass
@@ -310,6 +332,20 @@ def test_one_damaged_status_hides_no_run(run: RunDirectory) -> None:
 
 
 # --- files behind links ------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_cannot_be_looked_at_hides_no_run(run: RunDirectory) -> None:
+    with run:
+        pass
+    other = run.path.parent / "other"
+    (other / ".lock").mkdir(parents=True)
+    write_json(other / "status.json", {"state": "running", "updated": 1.0})
+    assert [(status["name"], status["state"]) for status in list_runs(run.path.parent)] == [
+        ("demo", "finished"),
+        ("other", "running"),
+    ]
+    with pytest.raises(ArtifactError, match=r"\.lock` must be a file that can be locked.*remove it"), RunDirectory(other):
+        pass
 
 
 def test_files_behind_links_are_listed_and_loops_are_not_followed(tmp_path: Path) -> None:

@@ -139,3 +139,30 @@ def test_the_arms_train_in_a_run_of_their_own_on_top_of_each_other(storage: Path
         f"generator/{checkpoint}",
         "generator/checkpoints/epoch_0001.png",  # of the arm `kr`, in the place of the audited run's checkpoint, which has none
     }
+
+
+def test_an_export_that_fails_leaves_the_exported_set(tmp_path: Path) -> None:
+    from kr_ray.cluster.stream import export_parquet
+
+    class Made:
+        """What Ray Data would write, or not."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def stream(self, *arguments: Any) -> Made:
+            return self
+
+        def write_parquet(self, path: str, **options: Any) -> None:
+            Path(path).mkdir()
+            (Path(path) / "part.parquet").write_text(self.text)
+            if not self.text:
+                raise RuntimeError("no room left")
+
+    folder = tmp_path / "synthetic"
+    export_parquet(Made("first"), folder, None)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no room"):
+        export_parquet(Made(""), folder, None)  # type: ignore[arg-type]
+    assert (folder / "part.parquet").read_text() == "first"
+    export_parquet(Made("second"), folder, None)  # type: ignore[arg-type]
+    assert (folder / "part.parquet").read_text() == "second" and list(tmp_path.iterdir()) == [folder]

@@ -364,7 +364,7 @@ def test_sparse_sections_render() -> None:
     report["tuning"] |= {"history": [], "importance": None, "default_cas": None, "delta_cas": None, "images_seen": None}
     report["audit"]["kr"] |= {"teacher": None, "attack_models": []}
     report["audit"]["kr"]["student"] |= {"roc": None, "per_class": []}
-    report["checkpoints"] = [{"epoch": 5, "val_cas": None}]
+    report["checkpoints"] = [{"epoch": 5, "val_cas": 0.0}]
     page = _page(report, ReportData())
     assert not page.open and "not attacked" in page.text
 
@@ -424,11 +424,11 @@ def test_a_confirmed_choice_says_what_decided(winner: int, outcome: str) -> None
 def test_checkpoints_within_an_error_of_the_best_are_counted() -> None:
     report = fake_report()
     report["data"]["validation"] = 900
-    report["checkpoints"] = [{"epoch": k, "val_cas": cas} for k, cas in enumerate((0.9, 0.895, 0.889, 0.5, None))]
+    report["checkpoints"] = [{"epoch": k, "val_cas": cas} for k, cas in enumerate((0.9, 0.895, 0.889, 0.5, 0.0))]
     said = words.checkpoints_apart(validate_report(report))
     assert said == (
         "One standard error of the best CAS, on 900 validation images and with one seed, is 1.00 points; "
-        "1 of the other 3 checkpoints lie within it."
+        "1 of the other 4 checkpoints lie within it."
     )
 
 

@@ -85,7 +85,7 @@ def run_workers(
             torch.cuda.set_device(get_device())  # workers of one node see each other's devices
         loop()
 
-    _drop_damaged(folder / title)
+    drop_damaged(folder / title)
     least, most = workers
     TorchTrainer(
         prepared_loop,
@@ -103,10 +103,19 @@ def run_workers(
     ).fit()
 
 
-def _drop_damaged(folder: Path) -> None:
-    """Train finds its checkpoints through this file, and cannot do with a damaged one: then begin anew."""
+def drop_damaged(folder: Path) -> None:
+    """Remove what Train keeps in `folder` if it would only refuse it, so that the training begins anew.
+
+    It finds its checkpoints through one file, and ends where that is damaged or names what is not there.
+    """
     snapshot = folder / "checkpoint_manager_snapshot.json"
-    if snapshot.exists() and not read_own_json(snapshot):
+    kept = read_own_json(snapshot).get("checkpoint_results")
+    names = (
+        [row.get("checkpoint_dir_name") if isinstance(row, dict) else None for row in kept]
+        if isinstance(kept, list)
+        else [None]
+    )
+    if snapshot.exists() and not all(isinstance(name, str) and (folder / name).exists() for name in names):
         logging.getLogger(__name__).warning("%s is damaged: the training begins anew", snapshot)
         remove_tree(folder)
 

@@ -79,14 +79,14 @@ class DpMerfSection(PrivacySection):
     """DP-MERF (Harder et al. 2021): the mean random Fourier features of each class, released once with
     noise."""
 
-    random_features: int = Field(10_000, ge=2, multiple_of=2)
+    random_features: int = Field(2_000, ge=2, multiple_of=2)
     kernel_variance: float | None = Field(None, gt=0)
     """Of the Gaussian kernel on pixels in [0, 1]. Null: 127 per 784 values (the authors' for Fashion-MNIST),
     in proportion."""
     prior_share: float = Field(0.1, gt=0, lt=1)
     """Of the privacy (as precision of the noise) that the class histogram takes; the features take the
     rest."""
-    steps: int = Field(3000, ge=1)
+    steps: int = Field(600, ge=1)
     """Of the generator's training, which sees the released numbers alone."""
     batch_size: int = Field(100, ge=1)
     learning_rate: float = Field(1e-2, gt=0)

@@ -17,6 +17,8 @@ from kr_ray.runs.results import Duplicates
 
 NEARLY_BLACK = 10
 """Of 255: an image without a brighter pixel shows a person nothing, as do images in [0, 1] that were cast to uint8."""
+MOST_COPIED = 0.5
+"""Bound of `data.max_copied_share`: the audit needs test images that nothing was trained on."""
 SHOWN_CLASSES = 10
 
 WHAT_COUNTS_THEM = {
@@ -58,10 +60,12 @@ def check_copies(splits: Splits, counts: Duplicates, most: float) -> None:
         if _copies(counts, split, other) > most * len(part) + 1e-9  # 0.29 x 100 is a little less than 29
     ]
     if wrong:
+        few = all(_copies(counts, split, other) <= MOST_COPIED * len(part) for split, other, part in _pairs(splits))
         raise DataError(
             f"`share of a split's images that another split holds too <= {most:g}` must hold, or no accuracy and no audit "
             f"means anything, but got: {'; '.join(wrong)}{_of_which_constant(splits)}; remove the copies from one of the "
-            "splits (compare the files' bytes), split the data anew, or raise data.max_copied_share (at most 0.5)"
+            "splits (compare the files' bytes), or split the data anew"
+            f"{f', or raise data.max_copied_share (at most {MOST_COPIED:g})' if few else ''}"
         )
 
 

@@ -23,7 +23,7 @@ from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
 from kr_ray.classifiers.ticks import TickedTraining, Ticks
 from kr_ray.classifiers.training import ClassifierTraining, Schedule
-from kr_ray.compute.devices import autocast, mixed_dtype, pick_device
+from kr_ray.compute.devices import Precision, autocast, mixed_dtype, pick_device
 from kr_ray.compute.parallel import worker_count
 from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import ClassifierConfig, ConfigError
@@ -153,6 +153,10 @@ class DpSgdTraining(ClassifierTraining):
         targets = smoothed_one_hot(real.labels, model.num_classes, recipe.label_smoothing)
         super().__init__(model, FixedSet(real.images, targets), private, schedule, seed, device)
         self.plan, self.key = plan, key
+        # fp16 needs a gradient scaler, and scaled gradients cannot be clipped to a bound; ghost clipping would take its
+        # norms in bfloat16, so that an image could exceed the bound by 0.4 %.
+        half_is_unsound = section.grad_sample_mode == "ghost" or mixed_dtype(device) == torch.float16
+        self._precision: Precision = "full" if half_is_unsound else recipe.precision
         self._copies = section.augmentation_multiplicity
         self._piece = max(1, section.max_physical_batch_size // self._copies)
         self._private = gradients.PrivateGradients(
@@ -197,9 +201,7 @@ class DpSgdTraining(ClassifierTraining):
         return pieces
 
     def _logits(self, images: Tensor) -> Tensor:
-        # fp16 needs a gradient scaler, and scaled gradients cannot be clipped to a bound.
-        precision = "full" if mixed_dtype(self.device) == torch.float16 else self.recipe.precision
-        with autocast(self.device, precision):
+        with autocast(self.device, self._precision):
             return self.model(images).float()
 
     def _noise(self, shape: torch.Size, parameter: int) -> Tensor:

@@ -112,7 +112,7 @@ def labels(synthesis: Mapping[str, Any]) -> str:
 
 def checkpoints_apart(report: Report) -> str:
     """How much of the checkpoints' order is noise: how many lie within a standard error of the best."""
-    swept = [row.val_cas for row in report.checkpoints or [] if row.val_cas is not None]
+    swept = [row.val_cas for row in report.checkpoints or []]
     if len(swept) < 2 or not report.data.validation:
         return ""
     best = max(swept)

@@ -222,7 +222,8 @@ class RunDirectory:
         """Merge `fields` into status.json and stamp it."""
         path = self / "status.json"
         stamp = {"host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()}
-        _write_progress(path, read_own_json(path) | stamp | fields)
+        old = read_own_json(path)
+        _write_progress(path, (old if _is_status(old) else {}) | stamp | fields)
 
     # --- finished stages ---
 
@@ -292,7 +293,8 @@ class RunDirectory:
         if folder == home:
             remove_tree(beside(home))
             if not self._done(home):
-                _clear(home / DONE_FILE)
+                done = home / DONE_FILE
+                remove_tree(done) if done.is_dir() else done.unlink(missing_ok=True)
         self._attempts[stage] = folder
         return folder
 
@@ -352,14 +354,6 @@ def _seal(done: Mapping[str, Any]) -> str:
     return fingerprint(json.loads(json.dumps(content)))
 
 
-def _clear(path: Path) -> None:
-    """Remove a file, or a folder in its place."""
-    if path.is_dir():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _write_progress(path: Path, value: dict[str, Any]) -> None:
     if not isinstance(path, RemotePath) and path.is_dir():
         remove_tree(path)
@@ -388,9 +382,17 @@ def run_status(run: Path, stale_s: float = 0.0) -> dict[str, Any]:
             "error": f"{path} is damaged or not kr's; the run's own command writes it anew",
         }
     stale = time.time() - status["updated"] >= stale_s
-    if status["state"] == "running" and stale and not is_locked(run / ".lock"):
+    if status["state"] == "running" and stale and not _is_held(run):
         status["state"] = "killed"
     return status
+
+
+def _is_held(run: Path) -> bool:
+    """Whether somebody works in the run, or nobody can tell: its lock may be another user's, or no file."""
+    try:
+        return is_locked(run / ".lock")
+    except OSError:
+        return True
 
 
 def _is_status(status: Mapping[str, Any]) -> bool:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # a command on local files must not wait for Arrow
 
 REMOTE_SCHEMES = ("s3", "gs")
 READ_ATTEMPTS = 10
-REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 10, 0.2
+REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 50, 0.2
+"""For so long a folder is emptied again while somebody writes in it: a worker outlives its killed driver by seconds."""
 GS_RETRY_LIMIT = datetime.timedelta(minutes=1)
 """For so long a failing store is asked again; S3's requests have a number of attempts, which take about as long."""
 
@@ -272,7 +273,6 @@ def remove_tree(path: Path) -> None:
         except FileNotFoundError:  # it was not there, or somebody else removes in it too
             pass
         except OSError as error:
-            # A worker whose driver was killed lives on for a moment and may still write.
             if error.errno != errno.ENOTEMPTY or attempt == REMOVAL_ATTEMPTS - 1:
                 raise LocationError(
                     f"`{path}` must be a folder that can be removed, but got {error}; remove it yourself, or give this user "

@@ -7,6 +7,7 @@ nothing more.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from pathlib import Path
@@ -113,11 +114,9 @@ class MerfTraining:
         return (released.square().sum(1) - 2 * (released * generated).sum(1) + pairs).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """A copy: further training does not change it."""
+        modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"step": self.step} | copy.deepcopy(modules)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]

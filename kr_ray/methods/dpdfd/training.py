@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,7 +98,7 @@ class Distillation:
         self.student.eval()
         images = self.generator.draw(section.batch_size, random)
         features = self.student.features(images)
-        logits = self.student.head(features)
+        logits = self.student(images)
         loss = generator_loss(logits, features, section.cross_entropy, section.alpha, section.beta)
         if targets is not None:
             loss = loss + F.cross_entropy(logits, targets.to(self.device))
@@ -193,8 +194,9 @@ def _train_sound(
         )
     training = SoundTraining(folder, core, plan, key, queries)
     for index in range(len(history), section.rounds):
+        started = time.perf_counter()
         training.round(index)
-        history.append({"tick": index, "share": (index + 1) / section.rounds, "val_accuracy": _validate(core, splits)})
+        history.append(_row(core, splits, index, section.rounds, started))
         save({"history": history, "core": core.state_dict()}, history[-1])
     return history
 
@@ -228,9 +230,10 @@ def _train_paper(
     )
     teacher = load_classifier(teacher_file(folder, 0), core.device)
     for tick in range(len(history), PAPER_TICKS):
+        started = time.perf_counter()
         for step in range(section.steps * tick // PAPER_TICKS, section.steps * (tick + 1) // PAPER_TICKS):
             _paper_step(core, teacher, plan, key, step)
-        history.append({"tick": tick, "share": (tick + 1) / PAPER_TICKS, "val_accuracy": _validate(core, splits)})
+        history.append(_row(core, splits, tick, PAPER_TICKS, started))
         save({"history": history, "core": core.state_dict()}, history[-1])
     return history
 
@@ -292,8 +295,19 @@ def train_dpdfd(
         raise ConfigError("`queries` must go with `accounting: sound`, but got paper; algorithm 1 asks about its own images")
     else:
         history = _train_paper(folder, splits, core, plan, recipe, state, save)
-    logits = core.outputs(splits.test.images)
-    found = ClassifierResult(
+    found = _result(core, splits, history, privacy_of(plan, section, bool(section.insecure_noise_key)))
+    result = found.model_dump(mode="json")
+    save_classifier(folder / WEIGHTS_FILE, core.student)
+    save_data_free_generator(folder / "generator.safetensors", core.generator, core.shape)
+    write_json(folder / RESULT_FILE, result)
+    forget_key(folder)
+    return Released(result, plan.event)
+
+
+def _result(core: Distillation, splits: Splits, history: list[Row], privacy: Row) -> ClassifierResult:
+    """What any classifier's training finds; the test images are looked at here and nowhere else."""
+    logits, section = core.outputs(splits.test.images), core.section
+    return ClassifierResult(
         test_accuracy=accuracy(logits, splits.test.labels),
         test_loss=F.cross_entropy(logits, splits.test.labels).item(),
         val_accuracy=history[-1]["val_accuracy"],
@@ -303,17 +317,15 @@ def train_dpdfd(
         batch_size=section.batch_size,
         learning_rate=section.student_learning_rate,
         parameters=sum(parameter.numel() for parameter in core.student.parameters()),
-        seconds=sum(row.get("seconds", 0.0) for row in history),
-        curve=[ClassifierPoint.model_validate({"epoch": index + 1} | row) for index, row in enumerate(history)],
-        privacy=privacy_of(plan, section, bool(section.insecure_noise_key)),
+        seconds=sum(row["seconds"] for row in history),
+        curve=[ClassifierPoint.model_validate(row) for row in history],
+        privacy=privacy,
     )
-    result = found.model_dump(mode="json")
-    save_classifier(folder / WEIGHTS_FILE, core.student)
-    save_data_free_generator(folder / "generator.safetensors", core.generator, core.shape)
-    write_json(folder / RESULT_FILE, result)
-    forget_key(folder)
-    return Released(result, plan.event)
 
 
-def _validate(core: Distillation, splits: Splits) -> float:
-    return accuracy(core.outputs(splits.validation.images), splits.validation.labels)
+def _row(core: Distillation, splits: Splits, tick: int, ticks: int, started: float) -> Row:
+    """Of one tick: how far it is, and the accuracy on validation images (an "epoch" is a tick here)."""
+    accurate = accuracy(core.outputs(splits.validation.images), splits.validation.labels)
+    share = (tick + 1) / ticks
+    row: Row = {"tick": tick, "share": share, "epoch": tick + 1, "step": round(core.section.steps * share)}
+    return row | {"val_accuracy": accurate, "seconds": time.perf_counter() - started}
