@@ -10,8 +10,9 @@ import math
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from kr_ray.config_limits import too_large
 from kr_ray.storage import check_location
 
 Location = Annotated[str, AfterValidator(check_location)]
@@ -23,9 +24,16 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent type conversion."""
+    """Base of all sections: immutable, no unknown keys, no silent type conversion, no number beyond all reason."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_limits(cls, value: Any, info: ValidationInfo) -> Any:
+        if wrong := too_large(str(info.field_name), value if isinstance(value, tuple) else (value,)):
+            raise ValueError(wrong)
+        return value
 
 
 class DataConfig(Section):
@@ -44,7 +52,7 @@ class DataConfig(Section):
     """Share split off for validation where a set has no official one (digits, folder)."""
     test_share: float = Field(0.15, gt=0, lt=0.5)
     """Share split off for testing where a set has no official one (digits, folder)."""
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0)
     max_train_images: int = Field(0, ge=0)
     """Seeded, stratified subset of the training split, for small machines; 0 = all."""
     max_validation_images: int = Field(0, ge=0)
@@ -279,7 +287,7 @@ class CopiesConfig(Section):
     """Generated for the comparison, and at most so many test images as its yardstick."""
     quantile: float = Field(0.01, gt=0, lt=0.5)
     """A generated image is a near-copy if it is as near to a training image as the nearest such share of the test images is."""
-    encoder: str = ""
+    encoder: Location = ""
     """TorchScript or ONNX file of the feature space; empty: the teacher's penultimate layer. A TorchScript file is a program that
     is run: give only files you trust."""
     encoder_size: int = Field(0, ge=0)
@@ -407,7 +415,8 @@ class TrackingConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    """Of the run and its folder."""
     seed: int = Field(0, ge=0)
     storage: Location = "runs"
     """Where all runs are kept, each in a folder of its name: a path that all nodes see, or a URI of an object store."""
