@@ -67,10 +67,13 @@ def _audit_scores(parsed: argparse.Namespace) -> int:
     from rich import print as rich_print
 
     from kr_ray.artifacts import write_json
+    from kr_ray.foreign.files import check_output
     from kr_ray.privacy.audit_scores import ScoreError
     from kr_ray.privacy.score_files import audit_score_file
     from kr_ray.report.score_table import NOTES, score_table
 
+    if parsed.json is not None:
+        check_output(parsed.json, [parsed.scores], "--json", ConfigError)
     try:
         result = audit_score_file(parsed.scores, seed=0)
     except ScoreError as error:

@@ -126,6 +126,8 @@ class Pipeline(StageRunner):
         return ready and self.run.result(stage, self._stamp(stage, sections, after)) is not None
 
     def _run(self, stage: str) -> Result:
+        if stage == "student" and self.config.student.from_parquet and not self._stands(stage):
+            self._check_parquet_set()
         self.results[stage] = self._run_stage(stage, *self._plan(stage))
         return self.results[stage]
 
@@ -225,6 +227,13 @@ class Pipeline(StageRunner):
             start = partial(student_training, run, spec, c.classifier, student_images(c.cluster, f"{c.name}_student"))
         self._train(lambda state, save: train_final_student(folder, start, state, save), folder)
         return dict(read_json(folder / "result.json")) | source
+
+    def _check_parquet_set(self) -> None:
+        """Refuse a wrong set here: before a finished student is removed, and not in workers that would try again."""
+        from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+        from kr_ray.training.parquet_set import read_parquet_set
+
+        read_parquet_set(storage_path(self.config.student.from_parquet), load_stored_splits(self.run / str(SPLITS_FILE)))
 
     def _student_inputs(self) -> tuple[list[Any], list[str]]:
         c = self.config

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import yaml
 from pydantic import BaseModel
 
 from kr_ray.artifacts import RunDirectory, atomic_write, fingerprint
 from kr_ray.config import Config, ConfigError
+from kr_ray.foreign.yaml_core import write_yaml
 from kr_ray.progress import StageProgress, look_at_stage
 from kr_ray.storage import RemotePath, storage_path
 
@@ -53,7 +53,7 @@ class StageRunner:
         self._open = ExitStack()
         self._open.enter_context(self.run)
         with atomic_write(self.run / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+            temporary.write_text(write_yaml(self.config.model_dump(mode="json")))
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -12,15 +12,17 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from kr_ray.artifacts import load_state, save_state
+from kr_ray.artifacts import ArtifactError, load_state, read_record, save_state, write_json
 from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.cluster.tasks import REFUSALS
 from kr_ray.config import Resources
 from kr_ray.parallel import worker_rank
 from kr_ray.progress import report_progress
 from kr_ray.training.resumable import Row, Save, State
 
 STATE_FILE = "state.pt"
+REFUSAL_FILE = "refused.json"
 
 Work = Callable[[State | None, Save], None]
 """Trains from a state (None: from the start) and hands every new state to `save`."""
@@ -62,16 +64,25 @@ def run_workers(
 
     Raises:
         ray.train.TrainingFailedError: it failed more than `max_retries` times.
+        ArtifactError, ConfigError, DataError: `loop` raised it, of whatever worker; one alone is not tried again.
     """
+    refusal = folder / REFUSAL_FILE
 
     def prepared_loop() -> None:
         torch.set_num_threads(max(1, int(resources.cpu)))
         if resources.gpu:
             torch.cuda.set_device(get_device())  # workers of one node see each other's devices
-        loop()
+        try:
+            loop()
+        except REFUSALS as error:
+            kind = next(kind for kind in REFUSALS if isinstance(error, kind))
+            write_json(refusal, {"kind": kind.__name__, "message": str(error)})
+            if most > 1:  # the others may wait for this one: an error ends them all
+                raise
 
     least, most = workers
-    TorchTrainer(
+    refusal.unlink(missing_ok=True)
+    trainer = TorchTrainer(
         prepared_loop,
         scaling_config=ScalingConfig(
             num_workers=most if least == most else workers,
@@ -84,7 +95,28 @@ def run_workers(
             failure_config=FailureConfig(max_failures=max_retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError:
+        _raise_refusal(refusal)
+        raise
+    if most == 1:
+        _raise_refusal(refusal)
+    refusal.unlink(missing_ok=True)
+
+
+def _raise_refusal(file: Path) -> None:
+    """Raise in the driver what a worker found out about a person's or a damaged file; Train would try such work again in vain.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: as in the worker.
+    """
+    if file.exists():
+        found = read_record(file, kind=str, message=str)
+        file.unlink()
+        kind = next((kind for kind in REFUSALS if kind.__name__ == found["kind"]), ArtifactError)
+        raise kind(found["message"]) from None
 
 
 def _report(folder: Path, state: dict[str, Any], row: Row, publisher: Publisher | None) -> None:

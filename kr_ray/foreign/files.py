@@ -167,7 +167,12 @@ def contents_of(path: Path) -> Contents:
 
 @contextmanager
 def decoding(
-    path: Path, must: str, kinds: Sequence[str], error: type[Exception], remedy: str = "write or copy it again"
+    path: Path,
+    must: str,
+    kinds: Sequence[str],
+    error: type[Exception],
+    remedy: str = FETCH,
+    also: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Run a library on the file at `path`; whatever it raises becomes `error`, in one message of our own.
 
@@ -176,17 +181,19 @@ def decoding(
         kinds: keys of `Contents` that the library reads. Of such a file it is told what is damaged, of another what
             it is instead.
         remedy: where the contents do not name a better one.
+        also: errors of the library that are none of `READ_ERRORS`.
 
     Raises:
         error: no regular file there, or the library refused it.
     """
     check_file(path, must, error)
+    refused: tuple[type[Exception], ...] = (*READ_ERRORS, *also)
     try:
         with _quiet():
             yield
     except error:
         raise
-    except READ_ERRORS as cause:
+    except refused as cause:
         raise error(f"`{shown(path)}` {must}, but got {_refusal(path, kinds, cause, remedy)}") from cause
 
 
@@ -230,7 +237,7 @@ def reason(cause: BaseException) -> str:
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if isinstance(cause, KeyError) or UNSAFE_ADVICE.search(text):
         return ""
-    line = shown(line)
+    line = shown(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line))
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}..."
 
 
