@@ -262,12 +262,11 @@ def read_text(path: Path, must: str, error: type[Exception], largest: int) -> st
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
-        found = f"{contents.words}" if contents.kind != "other" else "bytes that are not UTF-8"
         line = raw[: cause.start].count(b"\n") + 1
-        raise error(
-            f"`{shown(path)}` {must}, but got {found} (byte 0x{raw[cause.start]:02x} in line {line}); "
-            "save it as UTF-8, or correct the path"
-        ) from cause
+        found = f"{contents.words}; correct the path"
+        if contents.kind == "other":
+            found = f"bytes that are not UTF-8 (0x{raw[cause.start]:02x} in line {line}); save it as UTF-8, or correct the path"
+        raise error(f"`{shown(path)}` {must}, but got {found}") from cause
     if len(raw) > largest:
         raise error(f"`{shown(path)}` {must}, but got more than {largest:,} bytes; correct the path")
     return text

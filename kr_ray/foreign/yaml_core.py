@@ -88,7 +88,8 @@ def _compose(text: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise YamlError(f"{where}{error.problem or error.context}; correct it, or put text in quotes") from error
+        said = f"{error.context}, {error.problem}" if str(error.problem).startswith("but ") else error.problem or error.context
+        raise YamlError(f"{where}{said}; correct it, or put text in quotes") from error
     except yaml.reader.ReaderError as error:
         found = f"character 0x{error.character:02x}" if isinstance(error.character, int) else "a byte"
         raise YamlError(f"{found} at position {error.position} may not stand in YAML; remove it") from error

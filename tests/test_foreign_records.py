@@ -1,0 +1,82 @@
+"""A run's own files, damaged: those that only show progress never stop it, the others are named with their remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kr_ray.artifacts import ArtifactError, RunDirectory, load_state, read_json, read_record, write_json
+from kr_ray.progress import look_at_stage, report_progress
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
+
+
+DAMAGED = (b"", b"null", b"[]", b"{", bytes(50), b"\xff\xfe", b'{"fingerprint": 3}', b'{"fingerprint": "x"}', LFS)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_progress_file_never_blocks_a_run(content: bytes, tmp_path: Path) -> None:
+    report_progress(tmp_path, "good", 0.5, "loss 1.0")
+    (tmp_path / "progress" / "bad.json").write_bytes(content)
+    (tmp_path / "trials.json").write_bytes(content)
+    (tmp_path / "status.json").write_bytes(content)
+    looked = look_at_stage(tmp_path, 2, 10.0)
+    assert (looked.share, looked.note, looked.running) == (0.25, "loss 1.0", None)
+    run = RunDirectory(tmp_path)
+    with run:
+        run.set_status(state="running")
+    assert read_json(tmp_path / "status.json")["state"] == "finished"
+
+
+def test_reports_with_impossible_figures_are_not_summed_up(tmp_path: Path) -> None:
+    for number, share in enumerate((0.5, 2.0, -1.0, float("nan"), float("inf"), True)):
+        path = tmp_path / "progress" / f"{number}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"share": share, "note": ""}))
+    (tmp_path / "progress" / "cas.json").write_text('{"share": 1.0, "note": "", "cas": "high"}')
+    looked = look_at_stage(tmp_path, 4, 10.0)
+    assert looked.share == (0.5 + 1.0) / 4  # JSON's true is Python's 1
+    assert looked.best_cas is None
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_named_with_its_remedy(content: bytes, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.begin("teacher", "one")
+    for name, use in (
+        ("done.json", lambda: run.result("teacher", "one")),
+        ("started.json", lambda: run.spent_s("teacher")),
+    ):
+        (tmp_path / "teacher" / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match=rf"teacher/{name} must .*; delete it and run the same command again"):
+            use()
+
+
+def test_a_folder_in_a_records_or_locks_place_is_named(tmp_path: Path) -> None:
+    for name in ("teacher/done.json", ".lock"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"done\.json must be a file, but is a folder; remove it"):
+        RunDirectory(tmp_path).result("teacher", "one")
+    with pytest.raises(ArtifactError, match=r"\.lock must be a file, but is a folder; remove it"), RunDirectory(tmp_path):
+        pass
+
+
+def test_a_damaged_training_state_is_named_with_its_remedy(tmp_path: Path) -> None:
+    for content in (bytes(4096), b"", b"PK\x03\x04 nothing", LFS):
+        (tmp_path / "state.pt").write_bytes(content)
+        with pytest.raises(
+            ArtifactError, match=r"state\.pt` must be a training state.*delete the stage's folder|copy it again|git lfs"
+        ) as caught:
+            load_state(tmp_path / "state.pt")
+        assert "torch.load" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_records_hold_what_they_must(tmp_path: Path) -> None:
+    write_json(tmp_path / "r.json", {"fingerprint": "x", "result": {}})
+    assert read_record(tmp_path / "r.json", fingerprint=str, result=dict) == {"fingerprint": "x", "result": {}}
+    with pytest.raises(ArtifactError, match="must hold spent_s"):
+        read_record(tmp_path / "r.json", spent_s=float)
+    with pytest.raises(FileNotFoundError):
+        read_record(tmp_path / "none.json")
