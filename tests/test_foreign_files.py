@@ -130,7 +130,7 @@ def test_output_is_refused_where_it_would_replace_the_input_or_cannot_be(tmp_pat
         (scores, "another file than what is read"),
         (tmp_path / "link.npz", "another file than what is read"),
         (tmp_path, "a folder"),
-        (tmp_path / "none" / "x.json", "make the folder first"),
+        (scores / "x.json", "below a file"),
         (Path("/dev/null"), "a device"),
     ):
         with pytest.raises(ConfigError, match=f"`--json`.*{said}"):

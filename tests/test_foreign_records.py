@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from kr_ray.artifacts import ArtifactError, RunDirectory, load_state, read_json, read_record, write_json
+from kr_ray.artifacts import ArtifactError, RunDirectory, load_state, read_json, read_record, save_tensors, write_json
+from kr_ray.locks import RemoteLock
+from kr_ray.privacy.audit_scores import SampleScores
+from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.progress import look_at_stage, report_progress
+from kr_ray.synthesis.sampling import Sampler
+from kr_ray.training.audit_runs import RunScores
+from kr_ray.training.resumable import load_classifier
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
 
@@ -71,6 +80,42 @@ def test_a_damaged_training_state_is_named_with_its_remedy(tmp_path: Path) -> No
         ) as caught:
             load_state(tmp_path / "state.pt")
         assert "torch.load" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def foreign_arrays(path: Path) -> None:
+    np.savez(path, logits=np.zeros((2, 2), np.float32), stamp=np.array("other"))
+
+
+def test_damaged_arrays_and_weights_of_a_run_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: SampleScores.load(path),
+        lambda: ShadowScores.load(path),
+        lambda: RunScores.load(path, "stamp"),
+    )
+    for content in (b"", bytes(100), b"PK\x03\x04 nothing", LFS):
+        path.write_bytes(content)
+        for read in readers:
+            with pytest.raises(ArtifactError, match=r"x\.npz` must be a complete \.npz file, but got"):
+                read()
+    foreign_arrays(path)
+    with pytest.raises(ArtifactError, match="shadow model, but holds something else; delete it"):
+        ShadowScores.load(path)
+    with pytest.raises(ArtifactError, match="audit's run, but holds something else; delete it"):
+        np.savez(path, stamp=np.array("stamp"))
+        RunScores.load(path, "stamp")
+    weights = tmp_path / "w.safetensors"
+    save_tensors(weights, {"a": torch.zeros(2)}, {"width": 4})
+    for load in (lambda: load_classifier(weights, torch.device("cpu")), lambda: Sampler.load(weights, torch.device("cpu"))):
+        with pytest.raises(ArtifactError, match=r"w\.safetensors must hold a \w+, but holds something else; delete it"):
+            load()
+
+
+def test_a_damaged_lock_in_a_store_is_held_until_its_lease_is_over(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_bytes(b"{half")
+    lock = RemoteLock(tmp_path / "lock")  # of a store's path only reading is needed here
+    assert lock._read() == lock._read() != {}  # unchanged, so that it is free once `LEASE_S` has gone by
+    assert lock._holder() != lock._owner
 
 
 def test_records_hold_what_they_must(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kr_ray.foreign.files import check_file
 from kr_ray.foreign.npz import listed, read_arrays
 
 
@@ -24,6 +25,7 @@ def verify_md5(path: Path, md5: str) -> None:
     Raises:
         DataError: the file is damaged, truncated or another one; it is left as it is.
     """
+    check_file(path, "must be readable", DataError, "delete it")
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -27,7 +27,7 @@ them). They share no base but Exception, which would also hide an interrupt of o
 
 HEAD_BYTES = 4096
 LONGEST_REASON = 120
-LONGEST_NAME = 160
+LONGEST_NAME = 240
 UNSAFE_ADVICE = re.compile(r"pickle|unsafe|trust|weights_only|allow_|secur", re.IGNORECASE)
 
 
@@ -94,6 +94,8 @@ class Contents:
 
 
 FETCH = "write or copy it again"
+MAKE_ANEW = "delete it and run the same command again"
+"""The remedy for a damaged file that a run itself wrote."""
 SIGNATURES: tuple[tuple[bytes, Contents], ...] = (
     (b"version https://git-lfs", Contents("lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`")),
     (b"PK\x03\x04", Contents("zip", "a zip archive")),
@@ -281,11 +283,11 @@ def check_output(path: Path, inputs: Sequence[Path], option: str, error: type[Ex
         option: what the person called it, such as "--json".
 
     Raises:
-        error: `path` is a folder, a device or one of `inputs`, or its folder is not there.
+        error: `path` is a folder, a device or one of `inputs`, or lies below a file.
     """
     if found := what_lies_at(path).replace("nothing there", ""):
         raise error(f"`{option}` must name a file, but got {found}: {shown(path)}; give a file name")
-    if not path.absolute().parent.is_dir():
-        raise error(f"`{option}` must lie in a folder that is there, but got {shown(path)}; make the folder first")
+    if not next(folder for folder in path.absolute().parents if folder.exists()).is_dir():
+        raise error(f"`{option}` must lie in a folder, but got {shown(path)}, which is below a file; give another name")
     if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
         raise error(f"`{option}` must be another file than what is read, but got {shown(path)}; give another name")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.foreign.files import contents_of, decoding, shown
+from kr_ray.foreign.files import FETCH, contents_of, decoding, shown
 
 MUST = "must be a complete .npz file"
 UNNAMED = "one array without a name"
@@ -18,16 +18,16 @@ LISTED_NAMES = 12
 
 
 def read_arrays(
-    path: Path, error: type[Exception], keys: Collection[str] | None = None
+    path: Path, error: type[Exception], keys: Collection[str] | None = None, remedy: str = FETCH
 ) -> tuple[list[str], dict[str, NDArray[Any]]]:
     """Names of all arrays, and those named by `keys` (all if None).
 
-    A file with a single array (.npy) is given as one array of the name `UNNAMED`.
+    `remedy` is given where the file's contents do not name a better one. A file with a single array (.npy) is given as one array of the name `UNNAMED`.
 
     Raises:
         error: no such file, not a (complete) .npz, or Python objects instead of numbers.
     """
-    with decoding(path, MUST, ("zip", "npy"), error):
+    with decoding(path, MUST, ("zip", "npy"), error, remedy):
         if contents_of(path).kind == "npy":
             return [UNNAMED], {}
         with path.open("rb") as opened, zipfile.ZipFile(opened) as members:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from kr_ray.artifacts import load_tensors, save_tensors
+from kr_ray.artifacts import ArtifactError, load_tensors, save_tensors
 from kr_ray.config import GeneratorConfig
 from kr_ray.devices import autocast
 from kr_ray.graphs import Captured, compiled
@@ -66,10 +66,15 @@ class Sampler:
             kr_ray.artifacts.ArtifactError: the file is missing or broken.
         """
         tensors, metadata = load_tensors(path)
-        config = GeneratorConfig.model_validate(metadata["config"], strict=False)
-        generator = Generator(config, metadata["num_classes"], metadata["channels"])
-        generator.load_folded_weights(tensors)
-        return cls(generator, metadata["epoch"], device, images)
+        try:
+            config = GeneratorConfig.model_validate(metadata["config"], strict=False)
+            generator, epoch = Generator(config, metadata["num_classes"], metadata["channels"]), int(metadata["epoch"])
+            generator.load_folded_weights(tensors)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{path} must hold a generator, but holds something else; delete it and run the stage again"
+            ) from error
+        return cls(generator, epoch, device, images)
 
     def set_latent_std(self, latent_std: float, seed: int, prior: Tensor, batches: int, batch_size: int) -> None:
         """Sample at `latent_std` from now on: estimate the batch-norm statistics there.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kr_ray.artifacts import load_tensors, save_tensors
+from kr_ray.artifacts import ArtifactError, load_tensors, save_tensors
 from kr_ray.data.images import LabelledImages
 from kr_ray.models.resnet import ResNet14
 from kr_ray.parallel import from_first
@@ -147,6 +147,11 @@ def load_classifier(path: Path, device: torch.device) -> ResNet14:
         ArtifactError: the file is missing or broken.
     """
     tensors, metadata = load_tensors(path)
-    model = ResNet14(**metadata)
-    model.load_state_dict(tensors)
+    try:
+        model = ResNet14(**metadata)
+        model.load_state_dict(tensors)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} must hold a classifier, but holds something else; delete it and run the stage again"
+        ) from error
     return model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
