@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +68,19 @@ def run_workers(
         ArtifactError, ConfigError, DataError: `loop` raised it, of whatever worker; one alone is not tried again.
     """
     refusal = folder / REFUSAL_FILE
+    least, most = workers
 
     def prepared_loop() -> None:
         torch.set_num_threads(max(1, int(resources.cpu)))
         if resources.gpu:
             torch.cuda.set_device(get_device())  # workers of one node see each other's devices
-        try:
+        with _keeping_refusals(refusal, alone=most == 1):
             loop()
-        except REFUSALS as error:
-            kind = next(kind for kind in REFUSALS if isinstance(error, kind))
-            write_json(refusal, {"kind": kind.__name__, "message": str(error)})
-            if most > 1:  # the others may wait for this one: an error ends them all
-                raise
 
-    least, most = workers
     refusal.unlink(missing_ok=True)
     trainer = TorchTrainer(
         prepared_loop,
-        scaling_config=ScalingConfig(
-            num_workers=most if least == most else workers,
-            use_gpu=resources.gpu > 0,
-            resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
-        ),
+        scaling_config=_scaling(resources, least, most),
         run_config=RunConfig(
             name=title,
             **ray_storage(folder),
@@ -104,6 +96,29 @@ def run_workers(
     if most == 1:
         _raise_refusal(refusal)
     refusal.unlink(missing_ok=True)
+
+
+def _scaling(resources: Resources, least: int, most: int) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=resources.gpu > 0,
+        resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
+    )
+
+
+@contextmanager
+def _keeping_refusals(file: Path, *, alone: bool) -> Iterator[None]:
+    """Write down for the driver what this worker refuses, and end without an error, which Train would take for one to retry.
+
+    Of several workers others may wait for this one: there an error ends them all, and the retries are Train's.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        kind = next(kind for kind in REFUSALS if isinstance(error, kind))
+        write_json(file, {"kind": kind.__name__, "message": str(error)})
+        if not alone:
+            raise
 
 
 def _raise_refusal(file: Path) -> None:
