@@ -31,7 +31,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _within_limits(cls, value: Any, info: ValidationInfo) -> Any:
-        if wrong := too_large(str(info.field_name), value if isinstance(value, tuple) else (value,)):
+        if wrong := too_large(str(info.field_name), value):
             raise ValueError(wrong)
         return value
 

@@ -5,7 +5,7 @@ A mistyped number is refused before any work and not after the stages that prece
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 LARGEST_COUNT = 10**9
 LARGEST_REAL = 1e9
@@ -31,12 +31,15 @@ LARGEST: dict[str, float] = {
 """By the key's own name, which means the same in every section; counts and real numbers that are not here have one limit each."""
 
 
-def too_large(name: str, values: Iterable[object]) -> str:
-    """A message about those of the key's values that no run could use; empty if there are none."""
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        largest = LARGEST.get(name, LARGEST_COUNT if isinstance(value, int) else LARGEST_REAL)
-        if not abs(value) <= largest:  # NaN too
-            return f"`{name} <= {largest:,.15g}` must hold, but got {name}={str(value)[:40]}; use a smaller number"
-    return ""
+def too_large(name: str, value: object) -> str:
+    """A message about what no run could use of a key's value, or of the numbers in its lists and mappings; empty if all is well."""
+    if isinstance(value, Mapping):
+        return next(filter(None, (too_large(str(key).rpartition(".")[2], part) for key, part in value.items())), "")
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, (too_large(name, part) for part in value)), "")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    largest = LARGEST.get(name, LARGEST_COUNT if isinstance(value, int) else LARGEST_REAL)
+    if abs(value) <= largest:
+        return ""
+    return f"`{name} <= {largest:,.15g}` must hold, but got {name}={str(value)[:40]}; use a smaller number"
