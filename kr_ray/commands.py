@@ -67,13 +67,10 @@ def _audit_scores(parsed: argparse.Namespace) -> int:
     from rich import print as rich_print
 
     from kr_ray.artifacts import write_json
-    from kr_ray.foreign.files import check_output
     from kr_ray.privacy.audit_scores import ScoreError
     from kr_ray.privacy.score_files import audit_score_file
     from kr_ray.report.score_table import NOTES, score_table
 
-    if parsed.json is not None:
-        check_output(parsed.json, [parsed.scores], "--json", ConfigError)
     try:
         result = audit_score_file(parsed.scores, seed=0)
     except ScoreError as error:
@@ -206,7 +203,6 @@ def bench(parsed: argparse.Namespace) -> int:
     from kr_ray.artifacts import atomic_write, write_json
     from kr_ray.bench.run import SUITES, run_bench
     from kr_ray.bench.table import markdown_table, print_table
-    from kr_ray.foreign.files import check_output
 
     names = [suite.name for suite in SUITES]
     if parsed.list:
@@ -216,9 +212,6 @@ def bench(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"`--suite` must be one of {', '.join(names)}, but got {', '.join(unknown)}; --list names them")
     if parsed.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu")
-    for option, file in (("--out", parsed.out), ("--markdown", parsed.markdown)):
-        if file is not None:
-            check_output(file, [], option, ConfigError)
     document = run_bench(
         parsed.suite,
         parsed.rounds,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kr_ray.artifacts import ArtifactError, read_record, write_json
+from kr_ray.artifacts import read_json, write_json
 from kr_ray.storage import list_files
 
 TRIALS_FILE = "trials.json"
@@ -40,11 +40,18 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
 
 def _report(file: Path) -> dict[str, Any]:
     """A unit's report, without figures that are no numbers; empty if it is damaged."""
+    report = _mapping(file)
+    share, whole = report.get("share"), all(_is_figure(report.get(key)) for key in FIGURES)
+    fits = isinstance(share, (int, float)) and 0 <= share <= 1 and isinstance(report.get("note"), str)
+    return report if fits and whole else {}
+
+
+def _mapping(file: Path) -> dict[str, Any]:
     try:
-        report = read_record(file, share=(int, float), note=str)
-    except ArtifactError:
+        found = read_json(file)
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return {}
-    return report if 0 <= report["share"] <= 1 and all(_is_figure(report.get(key)) for key in FIGURES) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_figure(value: Any) -> bool:
@@ -53,11 +60,7 @@ def _is_figure(value: Any) -> bool:
 
 def _trials(folder: Path) -> dict[str, int]:
     """Counts of running and paused trials, as far as somebody has counted them."""
-    file = folder / TRIALS_FILE
-    try:
-        counts = read_record(file) if file.exists() else {}
-    except ArtifactError:
-        return {}
+    counts = _mapping(folder / TRIALS_FILE)
     return {key: count for key in ("running", "paused") if type(count := counts.get(key)) is int}
 
 

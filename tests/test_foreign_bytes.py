@@ -7,7 +7,6 @@ the slow suite.
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kr_ray.artifacts import ArtifactError, load_state, load_tensors, read_json, read_record, save_state, save_tensors
+from kr_ray.artifacts import ArtifactError, load_tensors, save_tensors
 from kr_ray.config import ConfigError
 from kr_ray.config_file import load_config
 from kr_ray.data.checks import DataError
@@ -129,7 +128,6 @@ class Reader:
     errors: tuple[type[Exception], ...]
 
 
-PLAIN_STATE = {"step": 3, "model": {"w": torch.arange(4.0)}, "name": "x"}
 READERS = {
     "configuration": Reader(load_config, lambda _: write_yaml(tiny_settings()).encode(), (ConfigError,)),
     "npz of images": Reader(npz_pools, lambda _: _images(), (DataError,)),
@@ -148,11 +146,6 @@ READERS = {
     "tensors": Reader(
         load_tensors, lambda folder: _bytes_of(lambda path: save_tensors(path, {"a": torch.arange(9)}), folder), (ArtifactError,)
     ),
-    "training state": Reader(load_state, lambda folder: _bytes_of(lambda path: save_state(path, PLAIN_STATE), folder), (ArtifactError,)),
-    "record of a run": Reader(
-        lambda path: read_record(path, fingerprint=str, result=dict), lambda _: b'{"fingerprint": "ab", "result": {"x": [1, 2.5]}}', (ArtifactError,)
-    ),
-    "json of a run": Reader(read_json, lambda _: json.dumps({"a": [1, None, "x"]}).encode(), (ArtifactError,)),
     "progress": Reader(_report, lambda _: b'{"share": 0.5, "note": "loss 1.0", "cas": 0.7, "running": 1}', ()),
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ from kr_ray.config_file import load_config
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.user_data import read_image
-from kr_ray.foreign.files import check_output, contents_of, recognise, shown, what_lies_at
+from kr_ray.foreign.files import contents_of, recognise, shown, what_lies_at
 from kr_ray.foreign.yaml_core import write_yaml
 from kr_ray.privacy.score_files import audit_score_file
 from kr_ray.training.export import PredictError, export_student, predict_files
@@ -120,22 +120,6 @@ def test_a_files_first_bytes_say_what_it_is(tmp_path: Path) -> None:
     assert recognise(Path("/bin/ls").read_bytes()[:4096]).kind == "program"
     assert recognise("name: x".encode("utf-16")).kind == "utf16"
     assert recognise(bytes(range(1, 200))).kind == "other"
-
-
-def test_output_is_refused_where_it_would_replace_the_input_or_cannot_be(tmp_path: Path) -> None:
-    scores = tmp_path / "s.npz"
-    scores.write_bytes(b"x")
-    (tmp_path / "link.npz").symlink_to(scores)
-    for output, said in (
-        (scores, "another file than what is read"),
-        (tmp_path / "link.npz", "another file than what is read"),
-        (tmp_path, "a folder"),
-        (scores / "x.json", "below a file"),
-        (Path("/dev/null"), "a device"),
-    ):
-        with pytest.raises(ConfigError, match=f"`--json`.*{said}"):
-            check_output(output, [scores], "--json", ConfigError)
-    check_output(tmp_path / "new.json", [scores], "--json", ConfigError)
 
 
 # --- images ------------------------------------------------------------------------------------------------------------

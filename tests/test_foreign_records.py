@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from kr_ray.artifacts import ArtifactError, RunDirectory, load_state, read_json, read_record, save_tensors, write_json
+from kr_ray.artifacts import ArtifactError, save_tensors
 from kr_ray.locks import RemoteLock
 from kr_ray.privacy.audit_scores import SampleScores
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.progress import look_at_stage, report_progress
 from kr_ray.synthesis.sampling import Sampler
-from kr_ray.training.audit_runs import RunScores
 from kr_ray.training.resumable import load_classifier
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
@@ -30,13 +29,8 @@ def test_a_damaged_progress_file_never_blocks_a_run(content: bytes, tmp_path: Pa
     report_progress(tmp_path, "good", 0.5, "loss 1.0")
     (tmp_path / "progress" / "bad.json").write_bytes(content)
     (tmp_path / "trials.json").write_bytes(content)
-    (tmp_path / "status.json").write_bytes(content)
     looked = look_at_stage(tmp_path, 2, 10.0)
     assert (looked.share, looked.note, looked.running) == (0.25, "loss 1.0", None)
-    run = RunDirectory(tmp_path)
-    with run:
-        run.set_status(state="running")
-    assert read_json(tmp_path / "status.json")["state"] == "finished"
 
 
 def test_reports_with_impossible_figures_are_not_summed_up(tmp_path: Path) -> None:
@@ -50,38 +44,6 @@ def test_reports_with_impossible_figures_are_not_summed_up(tmp_path: Path) -> No
     assert looked.best_cas is None
 
 
-@pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_record_is_named_with_its_remedy(content: bytes, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    run.begin("teacher", "one")
-    for name, use in (
-        ("done.json", lambda: run.result("teacher", "one")),
-        ("started.json", lambda: run.spent_s("teacher")),
-    ):
-        (tmp_path / "teacher" / name).write_bytes(content)
-        with pytest.raises(ArtifactError, match=rf"teacher/{name} must .*; delete it and run the same command again"):
-            use()
-
-
-def test_a_folder_in_a_records_or_locks_place_is_named(tmp_path: Path) -> None:
-    for name in ("teacher/done.json", ".lock"):
-        (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(ArtifactError, match=r"done\.json must be a file, but is a folder; remove it"):
-        RunDirectory(tmp_path).result("teacher", "one")
-    with pytest.raises(ArtifactError, match=r"\.lock must be a file, but is a folder; remove it"), RunDirectory(tmp_path):
-        pass
-
-
-def test_a_damaged_training_state_is_named_with_its_remedy(tmp_path: Path) -> None:
-    for content in (bytes(4096), b"", b"PK\x03\x04 nothing", LFS):
-        (tmp_path / "state.pt").write_bytes(content)
-        with pytest.raises(
-            ArtifactError, match=r"state\.pt` must be a training state.*delete the stage's folder|copy it again|git lfs"
-        ) as caught:
-            load_state(tmp_path / "state.pt")
-        assert "torch.load" not in str(caught.value) and "weights_only" not in str(caught.value)
-
-
 def foreign_arrays(path: Path) -> None:
     np.savez(path, logits=np.zeros((2, 2), np.float32), stamp=np.array("other"))
 
@@ -91,7 +53,6 @@ def test_damaged_arrays_and_weights_of_a_run_are_named(tmp_path: Path) -> None:
     readers: tuple[Callable[[], object], ...] = (
         lambda: SampleScores.load(path),
         lambda: ShadowScores.load(path),
-        lambda: RunScores.load(path, "stamp"),
     )
     for content in (b"", bytes(100), b"PK\x03\x04 nothing", LFS):
         path.write_bytes(content)
@@ -101,9 +62,6 @@ def test_damaged_arrays_and_weights_of_a_run_are_named(tmp_path: Path) -> None:
     foreign_arrays(path)
     with pytest.raises(ArtifactError, match="shadow model, but holds something else; delete it"):
         ShadowScores.load(path)
-    with pytest.raises(ArtifactError, match="audit's run, but holds something else; delete it"):
-        np.savez(path, stamp=np.array("stamp"))
-        RunScores.load(path, "stamp")
     weights = tmp_path / "w.safetensors"
     save_tensors(weights, {"a": torch.zeros(2)}, {"width": 4})
     for load in (lambda: load_classifier(weights, torch.device("cpu")), lambda: Sampler.load(weights, torch.device("cpu"))):
@@ -116,12 +74,3 @@ def test_a_damaged_lock_in_a_store_is_held_until_its_lease_is_over(tmp_path: Pat
     lock = RemoteLock(tmp_path / "lock")  # of a store's path only reading is needed here
     assert lock._read() == lock._read() != {}  # unchanged, so that it is free once `LEASE_S` has gone by
     assert lock._holder() != lock._owner
-
-
-def test_records_hold_what_they_must(tmp_path: Path) -> None:
-    write_json(tmp_path / "r.json", {"fingerprint": "x", "result": {}})
-    assert read_record(tmp_path / "r.json", fingerprint=str, result=dict) == {"fingerprint": "x", "result": {}}
-    with pytest.raises(ArtifactError, match="must hold spent_s"):
-        read_record(tmp_path / "r.json", spent_s=float)
-    with pytest.raises(FileNotFoundError):
-        read_record(tmp_path / "none.json")

@@ -13,7 +13,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from kr_ray.artifacts import ArtifactError, load_state, read_record, save_state, write_json
+from kr_ray.artifacts import ArtifactError, load_state, read_json, save_state, write_json
 from kr_ray.cluster.metrics import Publisher
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.tasks import REFUSALS
@@ -128,7 +128,7 @@ def _raise_refusal(file: Path) -> None:
         ArtifactError, ConfigError, DataError: as in the worker.
     """
     if file.exists():
-        found = read_record(file, kind=str, message=str)
+        found = read_json(file)
         file.unlink()
         kind = next((kind for kind in REFUSALS if kind.__name__ == found["kind"]), ArtifactError)
         raise kind(found["message"]) from None

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from kr_ray.artifacts import ArtifactError, read_record, write_json
+from kr_ray.artifacts import ArtifactError, read_json, write_json
 from kr_ray.cluster.tasks import run_tasks
 from kr_ray.config import Config, ConfigError
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
@@ -44,11 +44,11 @@ def plan_audit(run: Path, folder: Path, config: Config, spec: StudentSpec, diges
 def _held_out(run: Path, folder: Path, config: Config, digest: str) -> NDArray[np.float64]:
     path = folder / "held_out_losses.json"
     stamp = [digest, config.seed, config.classifier.model_dump(), config.teacher.model_dump()]
-    if not path.exists() or read_record(path, stamp=list, losses=list)["stamp"] != stamp:
+    if not path.exists() or read_json(path)["stamp"] != stamp:
         work = [(run, config, repeat) for repeat in range(HELD_OUT_REPEATS)]
         losses = run_tasks("held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries)
         write_json(path, {"stamp": stamp, "losses": np.mean(losses, axis=0).tolist()})
-    return np.array(read_record(path, losses=list)["losses"])
+    return np.array(read_json(path)["losses"])
 
 
 def _check_batches(config: Config, images: int, design: AuditDesign) -> None:

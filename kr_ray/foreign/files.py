@@ -272,22 +272,3 @@ def read_text(path: Path, must: str, error: type[Exception], largest: int) -> st
     if len(raw) > largest:
         raise error(f"`{shown(path)}` {must}, but got more than {largest:,} bytes; correct the path")
     return text
-
-
-def check_output(path: Path, inputs: Sequence[Path], option: str, error: type[Exception]) -> None:
-    """Refuse, before any work, to write over what is read, or where no file can be.
-
-    Args:
-        path: of the file to be written.
-        inputs: files that are read.
-        option: what the person called it, such as "--json".
-
-    Raises:
-        error: `path` is a folder, a device or one of `inputs`, or lies below a file.
-    """
-    if found := what_lies_at(path).replace("nothing there", ""):
-        raise error(f"`{option}` must name a file, but got {found}: {shown(path)}; give a file name")
-    if not next(folder for folder in path.absolute().parents if folder.exists()).is_dir():
-        raise error(f"`{option}` must lie in a folder, but got {shown(path)}, which is below a file; give another name")
-    if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
-        raise error(f"`{option}` must be another file than what is read, but got {shown(path)}; give another name")

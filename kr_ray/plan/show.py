@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kr_ray.artifacts import ArtifactError, read_record
+from kr_ray.artifacts import read_json
 from kr_ray.config import Config
 from kr_ray.plan.estimate import (
     PEAK_TFLOPS,
@@ -69,11 +69,10 @@ def _beside(measured_s: float | None, estimated_s: float) -> str:
 
 def _measured_s(config: Config, stage: str) -> float | None:
     try:
-        done = read_record(storage_path(config.storage) / config.name / stage / "done.json", result=dict)
-    except (OSError, ArtifactError):
+        done = read_json(storage_path(config.storage) / config.name / stage / "done.json")
+    except OSError:
         return None
-    seconds = done["result"].get("wall_s")
-    return float(seconds) if isinstance(seconds, (int, float)) else None
+    return float(done["result"]["wall_s"])
 
 
 def _size(count: int) -> str:
