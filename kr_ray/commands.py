@@ -82,7 +82,7 @@ def _audit_worst_case(parsed: argparse.Namespace) -> int:
 def _audit_scores(parsed: argparse.Namespace) -> int:
     from kr_ray.privacy.score_files import audit_score_file
     from kr_ray.privacy.scores import ScoreError
-    from kr_ray.report.score_table import NOTES, score_table
+    from kr_ray.report.score_table import notes, score_table
     from kr_ray.runs.artifacts import write_json
 
     _check_output("--json", parsed.json, {"--scores": parsed.scores})
@@ -91,7 +91,7 @@ def _audit_scores(parsed: argparse.Namespace) -> int:
     except ScoreError as error:
         raise ConfigError(str(error)) from error
     plain_console().print(score_table(result))
-    print(NOTES)
+    print(notes(result))
     if parsed.json is not None:
         write_json(parsed.json, result)
         print(f"written to {parsed.json}")

@@ -417,8 +417,10 @@ class Pipeline(StageRunner):
 
     def _worst_case_inputs(self) -> list[Any]:
         """What decides the arms' numbers beside the stages they build on."""
+        from kr_ray.privacy.scores import ATTACKS_VERSION
+
         c, keys = self.config, self._audited()
-        sections: list[Any] = [c.seed, c.classifier, c.teacher, keys]
+        sections: list[Any] = [c.seed, c.classifier, c.teacher, keys, ATTACKS_VERSION]
         if set(keys["arms"]) - {"teacher"}:
             spec = self.final_spec()
             sections += [spec.checkpoint_epoch, spec.synthesis, spec.epochs]

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from kr_ray.cli import main
-from kr_ray.privacy.attacks import HEADLINE, attack_groups, figures
+from kr_ray.privacy.attacks import HEADLINE, attack_groups, figures, judged_pairs
 from kr_ray.privacy.score_files import audit_score_file
 from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
 from kr_ray.runs.artifacts import ArtifactError
@@ -167,6 +167,27 @@ ALL = {name: values for name, values in arrays().items() if name != "true_labels
             "`reference` must hold the 6 models",
         ),
         (
+            ALL | {"reference_logits": LOGITS[:, :9, 0], "reference_labels": np.full(9, 7)},
+            "`0 <= reference_labels < 3` must hold, but got 7 to 7; `reference_logits` has 3 classes",
+        ),
+        (
+            ALL | {"reference_logits": LOGITS[:, :9, 0], "reference_labels": np.zeros(8, dtype=int)},
+            "`reference_labels` must be int64 [9], but got int64 (8,); one per sample of `reference_logits`",
+        ),
+        (
+            ALL | {"reference_logits": LOGITS[:, :9, 0].repeat(2, axis=-1), "reference_labels": np.zeros(9, dtype=int)},
+            "`reference_logits` must have the 3 classes of `logits`, but got 6",
+        ),
+        (
+            ALL | {"reference_logits": np.full((MODELS, 9, 3), np.nan), "reference_labels": np.zeros(9, dtype=int)},
+            "`reference_logits` must be finite, but 162 of 162",
+        ),
+        (
+            MANY | {"scores": LOGITS[:, :, 0, 0].astype(np.float64) * 1e300},
+            "`|scores| <= 1e+100` must hold with several models, but got",
+        ),
+        (ALL | {"logits": LOGITS[:, :, 0].astype(np.float64) * 1e300}, "at most 3.4e+38 in size, but got"),
+        (
             ALL | {"member": np.array([None] * 3)},
             "must hold arrays of numbers, but got Python objects, which are never unpickled, in member",
         ),
@@ -217,6 +238,100 @@ def test_damaged_or_missing_files_end_with_code_2(
     path.write_bytes(damage(path.read_bytes()))
     assert main(["audit", "--scores", str(path)]) == 2
     assert capsys.readouterr().err.startswith(f"kr: `{path}` must be")
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-30, 1.0, 1e30, 1e99])
+def test_finite_scores_of_any_size_give_the_same_figures(size: float, tmp_path: Path) -> None:
+    """LiRA and ranks do not mind a factor; numpy's warnings are errors here."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(MODELS, SAMPLES)) + 2 * MEMBER
+    np.savez(tmp_path / "plain.npz", scores=scores, member=MEMBER)
+    np.savez(tmp_path / "sized.npz", scores=scores * size, member=MEMBER)
+    with np.errstate(all="raise", under="ignore"):
+        plain, sized = (audit_score_file(tmp_path / f"{name}.npz", seed=0)["attacks"] for name in ("plain", "sized"))
+    for name, groups in plain.items():
+        assert sized[name]["all"]["auc"] == pytest.approx(groups["all"]["auc"], abs=2e-3), name
+
+
+def test_one_model_s_scores_may_be_of_any_finite_size(tmp_path: Path) -> None:
+    largest = np.finfo(np.float64).max
+    inside, outside = np.array([largest, 1.0, 2.0, 5e-324]), np.array([-largest, 0.0, -1.0])
+    np.savez(tmp_path / "huge.npz", member_scores=inside, non_member_scores=outside)
+    with np.errstate(all="raise"):
+        found = audit_score_file(tmp_path / "huge.npz", seed=0)
+    assert found["attacks"]["global_threshold"]["all"]["auc"] == 1.0
+
+
+def test_scores_of_the_wrong_sign_are_told_with_the_turned_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    losses = {"member_scores": -np.log(rng.beta(9, 1, 2000)), "non_member_scores": -np.log(rng.beta(3, 2, 2000))}
+    np.savez(tmp_path / "losses.npz", **losses)
+    np.savez(tmp_path / "scores.npz", **{name: -values for name, values in losses.items()})
+    right = audit_score_file(tmp_path / "scores.npz", seed=0)
+    figure = right["attacks"]["global_threshold"]["all"]
+    assert right["remarks"] == [] and figure["auc"] > 0.9
+    (remark,) = audit_score_file(tmp_path / "losses.npz", seed=0)["remarks"]
+    assert f"AUC {1 - figure['auc']:.4f} lies below 0.5" in remark
+    assert f"AUC {figure['auc']:.4f}, epsilon >= {figure['epsilon']['clopper_pearson']:.2f}" in remark
+    assert main(["audit", "--scores", str(tmp_path / "losses.npz")]) == 0
+    assert remark in capsys.readouterr().out
+
+
+def test_many_models_losses_are_told_where_levels_hide_them_from_the_threshold(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=(MODELS, SAMPLES)) + 30 * rng.normal(size=SAMPLES) - 3 * MEMBER
+    np.savez(tmp_path / "x.npz", scores=losses, member=MEMBER)
+    np.savez(tmp_path / "y.npz", scores=-losses, member=MEMBER)
+    told, quiet = (audit_score_file(tmp_path / name, seed=0) for name in ("x.npz", "y.npz"))
+    (remark,) = [remark for remark in told["remarks"] if "offline" in remark]
+    turned = quiet["attacks"]["lira_offline_fixed"]["all"]["auc"]
+    assert remark.startswith("lira_offline_fixed, all: AUC 0.") and f"give AUC {turned:.4f}" in remark
+    assert quiet["remarks"] == []
+
+
+def test_equal_scores_are_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", member_scores=np.ones(40), non_member_scores=np.ones(50))
+    found = audit_score_file(tmp_path / "x.npz", seed=0)
+    assert "all 90 scores are equal" in found["remarks"][0]
+    figure = found["attacks"]["global_threshold"]["all"]
+    assert figure["auc_low"] < 0.5 == figure["auc"] < figure["auc_high"]
+
+
+def test_pairs_that_membership_settles_are_left_out_and_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    member = np.argsort(rng.random((6, 200)), axis=0) < rng.choice([2, 3, 4], size=200)
+    np.savez(tmp_path / "x.npz", scores=rng.normal(size=(6, 200)), member=member)
+    found = audit_score_file(tmp_path / "x.npz", seed=0)
+    judged = judged_pairs(member)
+    assert f"{(~judged).sum()} of 1200 pairs" in found["remarks"][0]
+    assert found["attacks"]["lira_online_fixed"]["all"]["n_members"] == (judged & member).sum()
+
+
+def test_what_is_proven_is_said_for_one_attack_and_for_all_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    member = np.argsort(rng.random((8, 300)), axis=0) < 4
+    np.savez(tmp_path / "x [a].npz", scores=rng.normal(size=(8, 300)) + 3 * member, member=member)
+    assert main(["audit", "--scores", str(tmp_path / "x [a].npz"), "--json", str(tmp_path / "out.json")]) == 0
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
+    proven = found["proven"]
+    bounds = [row["all"]["epsilon"] for row in found["attacks"].values()]
+    assert found["headline"] == "lira_online_fixed" and proven["rows"] == 5
+    assert 1.0 < proven["epsilon"] < max(max(row["clopper_pearson"], row["one_run"]) for row in bounds)
+    assert f"epsilon >= {proven['epsilon']:.2f} ({proven['attack']}, all)" in shown
+    assert "here lira_online_fixed" in shown and "[a].npz" in shown
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.npz"])
+def test_other_formats_are_named_as_such(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text("model,sample,score,member\n0,0,1.5,1\n")
+    assert main(["audit", "--scores", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert "must be a score file (.npz or .parquet), but got" in error and "pickle" not in error and "unsafe" not in error
+
+
+def test_a_parquet_file_s_name_may_end_in_capitals(tmp_path: Path) -> None:
+    parquet.write_table(long_table(LOGITS[:, :, 0, 0].astype(np.float64), MEMBER), tmp_path / "x.PARQUET")
+    assert audit_score_file(tmp_path / "x.PARQUET", seed=0)["form"] == "many models"
 
 
 def test_configuration_and_scores_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

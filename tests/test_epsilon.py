@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from kr_ray.privacy.epsilon import clopper_pearson_epsilon, epsilon_bounds, one_run_epsilon, one_run_p_value
+from kr_ray.privacy.epsilon import (
+    clopper_pearson_epsilon,
+    epsilon_bounds,
+    one_run_epsilon,
+    one_run_p_value,
+    simultaneous_epsilon,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +91,38 @@ def test_bounds_that_cannot_be_computed_are_null() -> None:
     assert few["one_run"] is None and few["clopper_pearson"] is None
     uneven = epsilon_bounds(np.random.default_rng(0).random((1, 1000)), (np.arange(1000) < 100)[None], seed=0)
     assert uneven["one_run"] is None and uneven["clopper_pearson"] == 0.0
+
+
+def test_the_largest_bound_of_many_attacks_is_corrected_for_their_number() -> None:
+    rng = np.random.default_rng(0)
+    scores, member = randomised_response(rng, 1, 4000, 3.0)
+    noise = [(rng.random((1, 4000)), member, np.ones_like(member)) for _ in range(9)]
+    alone = epsilon_bounds(scores, member, seed=0)
+    found = simultaneous_epsilon([*noise, (scores, member, np.ones_like(member))], seed=0)
+    assert (found["attack"], found["rows"]) == (9, 10)
+    each = epsilon_bounds(scores, member, seed=0, confidence=1 - 0.05 / 20)
+    assert found["epsilon"] == max(each["clopper_pearson"], each["one_run"])
+    assert 2.0 < found["epsilon"] < max(alone["clopper_pearson"], alone["one_run"]) < 3.0
+
+
+def test_of_many_attacks_that_know_nothing_one_often_has_a_bound_and_the_corrected_one_has_none() -> None:
+    rng = np.random.default_rng(0)
+    single = corrected = 0
+    for audit in range(60):
+        member = rng.random((1, 200)) < 0.5
+        attacks = [(rng.normal(size=(1, 200)), member, np.ones_like(member)) for _ in range(20)]
+        found = [epsilon_bounds(scores, member, audit) for scores, _, _ in attacks]
+        single += any((bounds["clopper_pearson"] or 0) > 0 or (bounds["one_run"] or 0) > 0 for bounds in found)
+        corrected += (simultaneous_epsilon(attacks, audit)["epsilon"] or 0) > 0
+    assert single > 10 and corrected <= 3 + 3 * math.sqrt(60 * 0.05 * 0.95)
+
+
+def test_pairs_that_are_not_judged_do_not_count() -> None:
+    rng = np.random.default_rng(0)
+    scores, member = randomised_response(rng, 4, 800, 2.0)
+    judged = np.arange(800) % 2 == np.zeros((4, 1), dtype=int)
+    misled = np.where(judged, scores, 1 - member)
+    bounds = epsilon_bounds(misled, member, seed=0, judged=judged)
+    assert bounds["clopper_pearson"] > 1.0 and bounds["one_run"] > 1.0
+    unjudged = epsilon_bounds(misled, member, seed=0)
+    assert unjudged["clopper_pearson"] < bounds["clopper_pearson"] and unjudged["one_run"] == 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config
+from recorder import Recorder, assert_bit_equal
 from test_models import generator_config
 from torch import Tensor
 from torch.nn import functional
@@ -20,12 +20,10 @@ from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.generators.biggan.training import GanTraining, discriminator_loss, generator_loss
-from kr_ray.generators.checkpoints import CheckpointedTraining, train_generator
+from kr_ray.generators.checkpoints import train_generator
 from kr_ray.generators.ema import ExponentialAverage, half_life_in_images
-from kr_ray.generators.interface import Checkpoint
 from kr_ray.generators.registry import generator_of
 from kr_ray.methods.teacher import train_teacher
-from kr_ray.runs.figures import CollapsePoint
 
 CPU = torch.device("cpu")
 
@@ -43,53 +41,10 @@ def tiny_images(count: int = 29) -> LabelledImages:
     return LabelledImages((noise + 180 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
-class Recorder:
-    def __init__(self, stop_at: int = 0) -> None:
-        self.stop_at = stop_at
-        self.checkpoints: list[Checkpoint] = []
-        self.collapse: list[CollapsePoint] = []
-        self.states: dict[int, bytes] = {}
-        self.rows: list[dict[str, float]] = []
-
-    def keep(self, checkpoint: Checkpoint) -> bool:
-        self.checkpoints.append(checkpoint)
-        return checkpoint.epoch == self.stop_at
-
-    def has_collapsed(self) -> bool:
-        return False
-
-    def save(self, state: dict[str, Any], row: dict[str, float]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.states[state["training"]["epoch"]] = buffer.getvalue()
-
-    def whole_state(self, epoch: int) -> dict[str, Any]:
-        loaded: dict[str, Any] = torch.load(io.BytesIO(self.states[epoch]), weights_only=True)
-        return loaded
-
-    def state(self, epoch: int) -> dict[str, Any]:
-        """Of both networks."""
-        gan: dict[str, Any] = self.whole_state(epoch)["training"]
-        return gan
-
-    def run(self, config: BigGanConfig, resume: dict[str, Any] | None = None, states_every: int | None = None) -> Recorder:
-        training = GanTraining(tiny_images(), 2, config, 7, CPU)
-        checkpointed = CheckpointedTraining(training, config, self, resume, states_every)
-        checkpointed.finish(self.save)
-        self.rows = checkpointed.curve
-        return self
-
-
-def assert_bit_equal(one: Any, two: Any, path: str = "") -> None:
-    assert type(one) is type(two), path
-    if isinstance(one, dict):
-        assert one.keys() == two.keys(), path
-        for key in one:
-            assert_bit_equal(one[key], two[key], f"{path}.{key}")
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, two), path
-    else:
-        assert one == two, path
+def run(
+    config: BigGanConfig, resume: dict[str, Any] | None = None, states_every: int | None = None, stop_at: int = 0
+) -> Recorder:
+    return Recorder(stop_at).finish(GanTraining(tiny_images(), 2, config, 7, CPU), config, resume, states_every)
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------
@@ -99,8 +54,8 @@ def assert_bit_equal(one: Any, two: Any, path: str = "") -> None:
 def test_resumed_training_equals_a_straight_one(preset: str) -> None:
     # 29 images in batches of 8 are 3 D steps per epoch: 2 per G step leaves a remainder that crosses epochs.
     config = small_gan(preset=preset, d_steps=2, horizontal_flip=True)
-    straight = Recorder().run(config)
-    resumed = Recorder().run(config, resume=straight.whole_state(2))
+    straight = run(config)
+    resumed = run(config, resume=straight.whole_state(2))
     assert [c.epoch for c in straight.checkpoints] == [1, 2, 3, 4]
     assert [c.epoch for c in resumed.checkpoints] == [3, 4]
     assert_bit_equal(straight.state(4), resumed.state(4))
@@ -108,7 +63,7 @@ def test_resumed_training_equals_a_straight_one(preset: str) -> None:
 
 
 def test_state_of_an_epoch_differs_from_the_next() -> None:
-    states = Recorder().run(small_gan(epochs=2))
+    states = run(small_gan(epochs=2))
     assert not torch.equal(states.state(1)["generator"]["linear.weight"], states.state(2)["generator"]["linear.weight"])
     assert states.state(2)["optimizer_d"][0]["step"].item() == 6
 
@@ -123,7 +78,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_g_steps_follow_d_steps_across_epochs() -> None:
-    recorder = Recorder().run(small_gan(d_steps=4, epochs=4))
+    recorder = run(small_gan(d_steps=4, epochs=4))
     steps = [
         state["optimizer_g"][0]["step"].item() if state["optimizer_g"] else 0 for state in map(recorder.state, range(1, 5))
     ]
@@ -132,14 +87,14 @@ def test_g_steps_follow_d_steps_across_epochs() -> None:
 
 
 def test_callbacks_keep_their_rhythm() -> None:
-    recorder = Recorder().run(small_gan(checkpoint_every=2, epochs=5), states_every=3)
+    recorder = run(small_gan(checkpoint_every=2, epochs=5), states_every=3)
     assert [c.epoch for c in recorder.checkpoints] == [2, 4]
     assert list(recorder.states) == [3, 5]
     assert [row["epoch"] for row in recorder.rows] == [1, 2, 3, 4, 5]
 
 
 def test_a_checkpoint_callback_can_stop_the_training() -> None:
-    recorder = Recorder(stop_at=2).run(small_gan(epochs=9), states_every=9)
+    recorder = run(small_gan(epochs=9), states_every=9, stop_at=2)
     assert len(recorder.rows) == 2
     assert list(recorder.states) == [2]
 

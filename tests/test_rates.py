@@ -81,6 +81,18 @@ def test_auc_equals_scikit_learn_with_ties() -> None:
     )
 
 
+def test_equal_scores_have_an_interval_that_says_how_little_is_known() -> None:
+    """So many pairs that all tie: a share of up to 1 - 0.025 ** (1 / n) of others might not."""
+    area, low, high = auc_interval(pairs_of(np.ones(40), np.ones(50)))
+    assert area == 0.5 and low == pytest.approx(0.5 * 0.025 ** (1 / 40)) and high == pytest.approx(1 - low)
+
+
+def test_complete_separation_of_clustered_pairs_counts_samples_not_pairs() -> None:
+    member = np.arange(8)[:, None] % 2 == np.arange(6) % 2
+    area, low, _ = auc_interval(pair_scores(member.astype(float), member))
+    assert area == 1.0 and low == pytest.approx(0.025 ** (1 / 6))
+
+
 def test_complete_separation_still_has_an_interval() -> None:
     area, low, high = auc_interval(pairs_of([3.0, 4, 5], [0.0, 1, 2]))
     assert (area, high) == (1.0, 1.0) and low == pytest.approx(0.025 ** (1 / 3))
@@ -134,11 +146,18 @@ def test_coverage_at_the_sizes_of_an_audit(count: int, shift: float, fpr: float)
     assert 0.93 <= shown <= 0.97
 
 
-def clustered(rng: np.random.Generator) -> Pairs:
-    """16 models, 200 samples whose level and vulnerability differ: N(0.3 u_s, 1) outside, shifted by N(2, 1)_s inside."""
-    member = np.argsort(rng.random((16, 200)), axis=0) < 8
-    level, shift = 0.3 * rng.normal(size=200), 2 + rng.normal(size=200)
-    return pair_scores(rng.normal(size=(16, 200)) + level + shift * member, member)
+def clustered(rng: np.random.Generator, samples: int = 200) -> Pairs:
+    """16 models, samples whose level and vulnerability differ: N(0.3 u_s, 1) outside, shifted by N(2, 1)_s inside."""
+    member = np.argsort(rng.random((16, samples)), axis=0) < 8
+    level, shift = 0.3 * rng.normal(size=samples), 2 + rng.normal(size=samples)
+    return pair_scores(rng.normal(size=(16, samples)) + level + shift * member, member)
+
+
+@pytest.mark.parametrize("canaries", [20, 40])
+def test_auc_interval_covers_the_truth_with_few_clustered_canaries(canaries: int) -> None:
+    """With the normal quantile in place of Student's t: 92.7 % of 1,500 audits with 20 canaries."""
+    area = float(stats.norm.cdf(2 / np.sqrt(1.09 + 2.09)))
+    assert 0.935 <= coverage(area, lambda rng: auc_interval(clustered(rng, canaries))[1:], audits=2000) <= 0.97
 
 
 @pytest.mark.slow

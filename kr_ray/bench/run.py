@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kr_ray.bench import attacks, captured, generation, orchestration, startup, training
+from kr_ray.bench import attacks, captured, diffusion, generation, orchestration, startup, training
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, device_rates
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import CPU, GPU, Sizes
@@ -41,6 +41,7 @@ SUITES = (
     Suite("optimiser", training.optimiser),
     Suite("generator", generation.generator_iteration),
     Suite("generation", generation.generation_and_labelling),
+    Suite("diffusion", diffusion.training_and_sampling),
     Suite("student", generation.gkd_student),
     Suite("sweep", orchestration.students_side_by_side, needs_ray=True),
     Suite("start-up", startup.start_up, needs_ray=True),

@@ -9,6 +9,7 @@ from kr_ray.config.base import ConfigError, Location, Resources, Section
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
+from kr_ray.config.edm import EdmConfig, EdmSampling
 from kr_ray.config.generators import BigGanConfig, BigGanSampling, CollapseConfig, GeneratorSection, SamplingSection
 from kr_ray.config.methods import (
     CheckpointsConfig,
@@ -36,6 +37,8 @@ __all__ = [
     "ConfigError",
     "CopiesConfig",
     "DataConfig",
+    "EdmConfig",
+    "EdmSampling",
     "FixedGeneratorSection",
     "GeneratorSection",
     "KnowledgeRecyclingSection",

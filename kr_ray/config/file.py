@@ -12,8 +12,9 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from kr_ray.config.base import ConfigError, Section
-from kr_ray.config.generators import GENERATORS, GeneratorSection
-from kr_ray.config.methods import METHODS, MethodSection
+from kr_ray.config.generators import GeneratorSection
+from kr_ray.config.kinds import GENERATORS, METHODS
+from kr_ray.config.methods import MethodSection
 from kr_ray.config.plugins import plugin_sections
 from kr_ray.config.renamed import RENAMED
 from kr_ray.config.run import Config, RunKeys, cross_section_mistakes

@@ -84,8 +84,8 @@ class GeneratorSection(Section):
         """What tuning varies unless it is told."""
         return {"regeneration_rate": (1, 10), "cardinality_scale": (1, 10)}
 
-    def fits(self, image_size: int) -> list[str]:
-        """What is wrong with images of this side; none by default."""
+    def fits(self, image_size: int, sampling: SamplingSection | None = None) -> list[str]:
+        """What is wrong with images of this side, or with drawing as `sampling` says; nothing by default."""
         return []
 
     @classmethod
@@ -183,7 +183,7 @@ class BigGanConfig(GeneratorSection):
     def space(cls) -> dict[str, tuple[float, float]]:
         return {"latent_std": (1.0, 2.5)} | super().space()
 
-    def fits(self, image_size: int) -> list[str]:
+    def fits(self, image_size: int, sampling: SamplingSection | None = None) -> list[str]:
         wrong = []
         if self.image_size != image_size:
             wrong.append(
@@ -207,7 +207,3 @@ class BigGanConfig(GeneratorSection):
 
 def _powers_of_two(low: int, high: int) -> list[int]:
     return [2**k for k in range(int(math.log2(low)), int(math.log2(max(high, 1))) + 1)]
-
-
-GENERATORS: dict[str, type[GeneratorSection]] = {"biggan_deep": BigGanConfig}
-"""The sections of the project's own kinds; see kr_ray.generators.registry."""

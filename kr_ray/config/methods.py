@@ -133,7 +133,7 @@ class MethodSection(Section):
     """Base of the ways of making a classifier that `students` names; a kind's own section adds its keys."""
 
     kind: str
-    """Which way: a key of `kr_ray.config.methods.METHODS`, or one that a module named in `plugins` brings."""
+    """Which way: a key of `kr_ray.config.kinds.METHODS`, or one that a module named in `plugins` brings."""
 
 
 class TeacherSection(MethodSection):
@@ -165,15 +165,6 @@ class ParquetSection(MethodSection):
     """A labelled set that `kr export` wrote, a file or folder."""
     epochs: int = Field(500, ge=1)
     """Passes over it."""
-
-
-METHODS: dict[str, type[MethodSection]] = {
-    "teacher": TeacherSection,
-    "knowledge_recycling": KnowledgeRecyclingSection,
-    "fixed_generator": FixedGeneratorSection,
-    "parquet": ParquetSection,
-}
-"""The sections of the project's own kinds; see kr_ray.methods.registry."""
 
 
 class StudentConfig(Section):

@@ -72,7 +72,8 @@ def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
     wrong = []
     generator, data = sections.get("generator"), sections.get("data")
     if generator and data:
-        wrong += generator.fits(data.image_size)
+        synthesis = sections.get("synthesis")
+        wrong += generator.fits(data.image_size, synthesis.sampling if synthesis else None)
     if generator and generator.checkpoint_every > generator.epochs:
         wrong.append(
             "`generator.checkpoint_every <= generator.epochs` must hold, but got "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol, assert_never, cast, runtime_checkable
 
-from kr_ray.config import BigGanConfig, GeneratorSection
+from kr_ray.config import BigGanConfig, EdmConfig, GeneratorSection
 from kr_ray.generators.biggan.member import BigGan
+from kr_ray.generators.edm.member import Edm
 from kr_ray.generators.interface import Generator
 
-BuiltIn = BigGanConfig
+BuiltIn = BigGanConfig | EdmConfig
 """The union of the project's own sections: one that has no line in `generator_of` is a type error."""
 
 
@@ -27,5 +28,7 @@ def generator_of(section: GeneratorSection) -> Generator:
     match built_in:
         case BigGanConfig():
             return BigGan(built_in)
+        case EdmConfig():
+            return Edm(built_in)
         case _:
             assert_never(built_in)

@@ -1,17 +1,20 @@
 """The worst-case audit of one arm: all attacks on the scores of many runs, and what they find.
 
-Pure functions of arrays. Every attack pools all (run, sample) pairs, each run attacked with the help of the others only.
+Pure functions of arrays. Every attack pools all (run, sample) pairs, each run attacked with the help of the others only, and of
+those only in ways that do not give away the audit's own design (see `leave_one_out` and `matched_shadow_scores`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
-from kr_ray.privacy.lira import hinge, lira_scores, logit_scaled
+from kr_ray.privacy.leave_one_out import leave_one_out
+from kr_ray.privacy.lira import compared_sides, hinge, lira_scores, logit_scaled
 from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
 from kr_ray.privacy.rmia import rmia_scores
 from kr_ray.privacy.scores import BoolArray, FloatArray, ReferenceScores, SampleScores, ScoreError
@@ -63,29 +66,44 @@ def audit_arm(
 
 def true_label_figures(samples: SampleScores, seed: int, delta: float = DELTA) -> dict[str, Any] | None:
     """Figures of the headline attack scoring the true label; None where no given label is wrong."""
+    scores = true_label_scores(samples)
+    return None if scores is None else figures(scores, samples.member, seed, delta)
+
+
+def true_label_scores(samples: SampleScores) -> FloatArray | None:
+    """Scores of the headline attack on the true label, float64 [models, samples]; None where no given label is wrong."""
     if (samples.labels == samples.true_labels).all():
         return None
     statistic = logit_scaled(samples.logits, samples.true_labels)
-    scores = lira_scores(statistic, samples.member, online=True, per_sample_variance=False)
-    return figures(scores, samples.member, seed, delta)
+    return lira_scores(statistic, samples.member, online=True, per_sample_variance=False)
 
 
 def attack_groups(
     groups: Mapping[str, SampleScores], reference: ReferenceScores | None, seed: int, delta: float = DELTA
 ) -> dict[str, dict[str, Any]]:
     """Figures of every attack on every group: name of the attack -> name of the group -> `figures`."""
+    return {
+        name: {group: figures(values, groups[group].member, seed, delta) for group, values in by_group.items()}
+        for name, by_group in group_scores(groups, reference, seed).items()
+    }
+
+
+def group_scores(
+    groups: Mapping[str, SampleScores], reference: ReferenceScores | None, seed: int
+) -> dict[str, dict[str, FloatArray]]:
+    """Scores of every attack on every group: name of the attack -> name of the group -> float64 [models, samples]."""
     runs = {group: len(samples.logits) for group, samples in groups.items()}
     if len(set(runs.values())) > 1:
         raise ScoreError(f"the groups must hold the same runs, but got {runs}; score every group in every run")
+    if reference is not None:
+        for samples in groups.values():
+            reference.check_fits(samples)
     scores: dict[str, dict[str, FloatArray]] = {}
     for group, samples in groups.items():
         for name, values in attack_scores(samples, reference).items():
             scores.setdefault(name, {})[group] = values
     scores["shokri_matched"] = matched_shadow_scores(groups, seed)
-    return {
-        name: {group: figures(values, groups[group].member, seed, delta) for group, values in by_group.items()}
-        for name, by_group in scores.items()
-    }
+    return scores
 
 
 def attack_scores(samples: SampleScores, reference: ReferenceScores | None) -> dict[str, FloatArray]:
@@ -106,13 +124,19 @@ def attack_scores(samples: SampleScores, reference: ReferenceScores | None) -> d
 
 def lira_variants(statistic: FloatArray, member: BoolArray) -> dict[str, FloatArray]:
     """lira_{online, offline}_{fixed, per_sample} of one statistic [models, samples, queries]."""
+    sides = compared_sides(statistic, member)
     return {
-        f"lira_{'online' if online else 'offline'}_{'per_sample' if per_sample else 'fixed'}": lira_scores(
-            statistic, member, online=online, per_sample_variance=per_sample
+        f"lira_{'online' if online else 'offline'}_{'per_sample' if per_sample else 'fixed'}": sides.scores(
+            online=online, per_sample_variance=per_sample
         )
         for online in (True, False)
         for per_sample in (False, True)
     }
+
+
+def judged_pairs(member: BoolArray) -> BoolArray:
+    """The pairs of a run and a sample whose figures count: of a single model all, else see `leave_one_out`."""
+    return leave_one_out(member).judged if len(member) > 1 else np.ones_like(member)
 
 
 def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DELTA) -> dict[str, Any]:
@@ -128,15 +152,16 @@ def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DEL
         saying why, where there are too few non-members. auc, auc_low, auc_high; balanced_accuracy (null where a half of the samples
         has one class only); epsilon; n_members, n_non_members (pairs), finest_fpr; roc {fpr, tpr}.
     """
-    pairs = pair_scores(scores, member)
+    judged = judged_pairs(member)
+    pairs = pair_scores(scores, member, judged)
     area, low, high = auc_interval(pairs)
     return {
         **tpr_figures(pairs, seed),
         "auc": area,
         "auc_low": low,
         "auc_high": high,
-        "balanced_accuracy": balanced_accuracy(scores, member, seed),
-        "epsilon": epsilon_bounds(scores, member, seed, delta),
+        "balanced_accuracy": balanced_accuracy(scores, member, seed, judged),
+        "epsilon": epsilon_bounds(scores, member, seed, delta, judged=judged),
         "n_members": len(pairs.members),
         "n_non_members": len(pairs.non_members),
         "finest_fpr": 1 / len(pairs.non_members),
@@ -147,24 +172,28 @@ def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DEL
 def matched_shadow_scores(groups: Mapping[str, SampleScores], seed: int) -> dict[str, FloatArray]:
     """Shokri et al.'s attack with pipeline-matched shadows: the other runs are the shadow models; [models, samples] per group.
 
-    The runs are halved at random. Attacks fitted on (at most four) runs of one half attack every run of the other, and the
-    reverse, so that no run helps to attack itself at the price of two fits; their log-odds are calibrated, hence pooled. The
-    shadows' rows are (at most 500 of) the samples of each group, on query 0, by given label. A class that lacks members or
-    non-members there scores zero, "no evidence".
+    Runs and samples are halved at random. Attacks fitted on (at most four) runs of one half attack every run of the other, and the
+    reverse, so that no run helps to attack itself; and they attack the samples that they were not fitted on. For where every
+    sample is in half of the runs, an attack that recognises a sample knows from the runs that it was fitted on where it is missing.
+    That takes four fits; their log-odds are calibrated, hence pooled. The shadows' rows are (at most 250 of each half of) the samples
+    of each group, on query 0, by given label. A class that lacks members or non-members there scores zero, "no evidence".
     """
     models = len(next(iter(groups.values())).logits)
     rng = np.random.default_rng([seed, 2])
     order = rng.permutation(models)
-    halves = order[: models // 2], order[models // 2 :]
-    rows = {name: rng.permutation(len(group.labels))[:MATCHED_SAMPLES] for name, group in groups.items()}
+    runs = order[: models // 2], order[models // 2 :]
+    rows = {name: np.array_split(rng.permutation(len(group.labels)), 2) for name, group in groups.items()}
+    classes = np.unique(np.concatenate([group.labels for group in groups.values()])).tolist()
     result = {name: np.zeros(group.member.shape) for name, group in groups.items()}
-    for fitted_on, attacked in (halves, halves[::-1]):
-        shadows = [_shadow(groups, rows, int(run)) for run in fitted_on[:MATCHED_RUNS]]
-        classes = np.unique(np.concatenate([group.labels for group in groups.values()])).tolist()
-        attack = Attack({index: fit_class_attack(shadows, index, seed, holdout=0.5) for index in classes})
+    for (shadows, attacked), part in product((runs, runs[::-1]), (0, 1)):
+        fitted_on = {name: halves[part][: MATCHED_SAMPLES // 2] for name, halves in rows.items()}
+        scores = [_shadow(groups, fitted_on, int(run)) for run in shadows[:MATCHED_RUNS]]
+        attack = Attack({index: fit_class_attack(scores, index, seed, holdout=0.5) for index in classes})
         for name, group in groups.items():
-            logits = np.concatenate(group.logits[attacked, :, 0])
-            result[name][attacked] = attack.scores(logits, np.tile(group.labels, len(attacked))).reshape(len(attacked), -1)
+            others = rows[name][1 - part]
+            logits = np.concatenate(group.logits[np.ix_(attacked, others, [0])][:, :, 0])
+            found = attack.scores(logits, np.tile(group.labels[others], len(attacked)))
+            result[name][np.ix_(attacked, others)] = found.reshape(len(attacked), -1)
     return result
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
+from kr_ray.privacy.leave_one_out import LeaveOneOut, leave_one_out
 from kr_ray.privacy.lira import logit_scaled
-from kr_ray.privacy.scores import FloatArray, ReferenceScores, SampleScores, ScoreError
+from kr_ray.privacy.scores import FloatArray, ReferenceScores, SampleScores
 
 GAMMA = 2.0
 """The paper's setting for image models (its ablation finds the attack insensitive to it)."""
@@ -32,38 +33,40 @@ def rmia_scores(
     reference image z: its mean over all other models is p_out(z), corrected likewise offline, taken as it is online. The score
     of several queries is the mean of their scores.
 
+    The averages of x are over the models that `leave_one_out` compares, as many for members as for non-members. Over all others
+    the offline average would be of one model fewer, and its inverse larger in the mean, where the attacked model is a non-member.
+
     Args:
         samples: the audit samples, scored on `labels`.
-        reference: images that no model saw; the same models in the same order.
+        reference: images that no model saw; the same models in the same order, the same classes.
         gamma: > 0.
         offline_a: in [0, 1].
 
     Raises:
-        ScoreError: another number of models.
+        ScoreError: another number of models or classes.
         ValueError: gamma or offline_a out of range.
     """
-    if len(reference.logits) != len(samples.logits):
-        raise ScoreError(
-            f"`reference` must hold the {len(samples.logits)} models of `samples`, but got {len(reference.logits)}; score all models"
-        )
+    reference.check_fits(samples)
     if not (gamma > 0 and 0 <= offline_a <= 1):
         raise ValueError(f"`gamma > 0, 0 <= offline_a <= 1` must hold, but got {gamma}, {offline_a}; use {GAMMA}, {OFFLINE_A}")
     p_x = special.expit(logit_scaled(samples.logits, samples.labels))
     p_z = special.expit(logit_scaled(reference.logits[:, :, None], reference.labels))[..., 0]
-    inside = samples.member[..., None].astype(np.float64)
-    mean_x, mean_z = _others_mean(p_x, 1 - inside), _others_mean(p_z, np.ones_like(p_z))
+    design = leave_one_out(samples.member)
+    mean_in, mean_out = _side_means(p_x, design)
+    mean_z = np.stack([p_z[design.strangers(model)].mean(axis=0) for model in range(len(p_z))])
     if online:
-        mean_x = (mean_x + _others_mean(p_x, inside)) / 2
+        mean_x = (mean_in + mean_out) / 2
     else:
-        mean_x, mean_z = (((1 + offline_a) * mean + 1 - offline_a) / 2 for mean in (mean_x, mean_z))
+        mean_x, mean_z = (((1 + offline_a) * mean + 1 - offline_a) / 2 for mean in (mean_out, mean_z))
     ratio_x, ratio_z = p_x / np.maximum(mean_x, TINY), np.sort(p_z / np.maximum(mean_z, TINY), axis=1)
     ranks = [np.searchsorted(z, x / gamma, side="right") for x, z in zip(ratio_x, ratio_z, strict=True)]
     return np.stack(ranks).mean(axis=-1) / p_z.shape[1]
 
 
-def _others_mean(values: FloatArray, weight: FloatArray) -> FloatArray:
-    """Mean over the models of weight 1 other than the attacked one; values lie in [0, 1], so that sums can be downdated."""
-    weighted = weight * values
-    total, count = weighted.sum(axis=0), weight.sum(axis=0)
-    mean: FloatArray = np.maximum(total - weighted, 0.0) / (count - weight)
-    return mean
+def _side_means(values: FloatArray, design: LeaveOneOut) -> FloatArray:
+    """Mean over the compared models with and over those without each sample: float64 [2, models, samples, queries]."""
+    means = np.empty((2, *values.shape))
+    for model in range(len(values)):
+        for side, weight in enumerate(design.sides(model)):
+            means[side, model] = np.einsum("ms,msq->sq", weight, values) / weight.sum(axis=0)[:, None]
+    return means

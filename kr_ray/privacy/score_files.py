@@ -19,7 +19,8 @@ optionally `canary`; with one model it is read as the first form, with more as t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ from numpy.typing import NDArray
 from kr_ray.foreign.files import check_file, contents_of, shown
 from kr_ray.foreign.npz import listed, read_arrays
 from kr_ray.foreign.parquet import read_table
-from kr_ray.privacy.attacks import HEADLINE, attack_groups, figures, lira_variants, true_label_figures
+from kr_ray.privacy.attacks import HEADLINE, figures, group_scores, judged_pairs, lira_variants, true_label_scores
+from kr_ray.privacy.epsilon import simultaneous_epsilon
+from kr_ray.privacy.metrics import CHANCE_AUC
+from kr_ray.privacy.rates import auc_interval, pair_scores
 from kr_ray.privacy.scores import (
+    MIN_MODELS,
     BoolArray,
     FloatArray,
     IndexArray,
@@ -49,79 +54,202 @@ NPZ_FORMS = {
     "logits": ({"logits", "labels", "member"}, {"true_labels", "canary", "reference_logits", "reference_labels"}),
 }
 """Form -> keys that must be there, keys that may be."""
+DIRECTED = ("global_threshold", "lira_offline_fixed")
+"""Attacks on plain scores that find nothing where the sign is wrong; a likelihood ratio of both sides does not mind."""
+SIGN_CONFIDENCE = 0.99
+"""Of the interval that must lie below 0.5 before scores are said to have the wrong sign."""
 COLUMNS = ("model", "sample", "score", "member")
 MUST = "must be a score file (.npz or .parquet)"
 TABLE_REMEDY = "save the table as Parquet: pandas.read_csv(FILE).to_parquet('scores.parquet')"
+
+
+LARGEST = 1e100
+"""Scores of several models are squared and summed by LiRA; larger ones leave double precision."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A file's scores under every attack.
+
+    Attributes:
+        headline: the attack that counts as chosen before its figures were seen.
+        member: by group, bool [models, samples].
+        scores: attack -> group -> float64 [models, samples], higher = member.
+        negated: the same attacks on the file's scores with the other sign, where it holds plain scores.
+    """
+
+    headline: str
+    member: Mapping[str, BoolArray]
+    scores: Mapping[str, Mapping[str, FloatArray]]
+    negated: Callable[[], Scored] | None = None
 
 
 def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
     """Attack the models of a score file; plain JSON values.
 
     Returns:
-        file; form: "one model", "many models" or "logits"; models; attacks: name -> group ("all", or "population" and "canary")
-        -> `worst_case.figures`.
+        file; form: "one model", "many models" or "logits"; models; headline: the attack chosen beforehand; attacks: name -> group
+        ("all", or "population" and "canary") -> `worst_case.figures`; proven: the largest bound of all attacks and groups together
+        (`epsilon.simultaneous_epsilon`) with its attack and group; remarks: sentences on what a reader must know.
 
     Raises:
         ScoreError: no such file, unreadable, wrong keys, or scores that cannot be audited.
     """
     try:
         form, arrays = _read_file(path)
-        models, attacks = {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
+        scored = {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
     except ScoreError as error:
         name = shown(path)
         raise error if name in str(error) else ScoreError(f"{name}: {error}") from error
-    return {"file": str(path), "form": form, "models": models, "attacks": attacks}
+    rows = [(name, group) for name, groups in scored.scores.items() for group in groups]
+    judged = {group: judged_pairs(member) for group, member in scored.member.items()}
+    proven = simultaneous_epsilon(
+        [(scored.scores[name][group], scored.member[group], judged[group]) for name, group in rows], seed
+    )
+    if proven["attack"] is not None:
+        proven["attack"], proven["group"] = rows[proven["attack"]]
+    return {
+        "file": str(path),
+        "form": form,
+        "models": len(next(iter(scored.member.values()))),
+        "headline": scored.headline,
+        "attacks": {
+            name: {group: figures(values, scored.member[group], seed) for group, values in groups.items()}
+            for name, groups in scored.scores.items()
+        },
+        "proven": proven,
+        "remarks": [*_equal_scores(scored), *_turned_scores(scored, seed), *_unjudged_pairs(judged)],
+    }
+
+
+# --- what a reader must know -----------------------------------------------------------------------------------------
+
+
+def _equal_scores(scored: Scored) -> Iterator[str]:
+    for name, groups in scored.scores.items():
+        for group, values in groups.items():
+            if values.min() == values.max():
+                yield (
+                    f"{name}, {group}: all {values.size} scores are equal, so this attack says nothing; check the scores, or how many "
+                    "digits they were saved with"
+                )
+
+
+def _turned_scores(scored: Scored, seed: int) -> Iterator[str]:
+    """Attacks that rank members lower, as they do on losses."""
+    if scored.negated is None:
+        return
+    turned: Scored | None = None
+    for name in (name for name in DIRECTED if name in scored.scores):
+        for group, values in scored.scores[name].items():
+            member = scored.member[group]
+            area, _, high = auc_interval(pair_scores(values, member, judged_pairs(member)), SIGN_CONFIDENCE)
+            if high >= CHANCE_AUC:
+                continue
+            turned = turned or scored.negated()
+            found = figures(turned.scores[name][group], member, seed)
+            bound = found["epsilon"]["clopper_pearson"]
+            yield (
+                f"{name}, {group}: AUC {area:.4f} lies below 0.5: members score lower than non-members, as they do where scores are "
+                f'losses. Higher must mean "more likely a member": negated, these scores give AUC {found["auc"]:.4f}'
+                f"{'' if bound is None else f', epsilon >= {bound:.2f}'}. Save them negated"
+            )
+
+
+def _unjudged_pairs(judged: Mapping[str, BoolArray]) -> Iterator[str]:
+    for group, pairs in judged.items():
+        if not pairs.all():
+            yield (
+                f"{group}: {int((~pairs).sum())} of {pairs.size} pairs of a model and a sample are left out, for the other models' "
+                f"membership settles theirs (every sample is in >= {MIN_MODELS} models and out of >= {MIN_MODELS})"
+            )
 
 
 # --- the three forms -------------------------------------------------------------------------------------------------
 
 
-def _one_model(arrays: Arrays, seed: int) -> tuple[int, dict[str, Any]]:
+def _one_model(arrays: Arrays, seed: int) -> Scored:
     parts = [_numbers(arrays, name, 1) for name in ("member_scores", "non_member_scores")]
     for name, values in zip(("member_scores", "non_member_scores"), parts, strict=True):
         if not values.size:
             raise ScoreError(f"`{name}` must hold at least one score, but is empty; both members and non-members are needed")
+    member = {"all": (np.arange(sum(map(len, parts))) < len(parts[0]))[None]}
+
+    def scored(scores: FloatArray) -> Scored:
+        return Scored("global_threshold", member, {"global_threshold": {"all": scores}})
+
     scores = np.concatenate(parts)[None]
-    member = (np.arange(scores.size) < len(parts[0]))[None]
-    return 1, {"global_threshold": {"all": figures(scores, member, seed)}}
+    return replace(scored(scores), negated=lambda: scored(-scores))
 
 
-def _many_models(arrays: Arrays, seed: int) -> tuple[int, dict[str, Any]]:
+def _many_models(arrays: Arrays, seed: int) -> Scored:
     scores = _numbers(arrays, "scores", 2)
     member = _flags(arrays, "member")
     check_member(member, *scores.shape)
-    attacks: dict[str, Any] = {}
-    for group, rows in _groups(arrays, scores.shape[1]).items():
-        part, inside = scores[:, rows], member[:, rows]
-        for name, values in {"global_threshold": part, **lira_variants(part[..., None], inside)}.items():
-            attacks.setdefault(name, {})[group] = figures(values, inside, seed)
-    return len(scores), attacks
+    _check_size(scores)
+    groups = _groups(arrays, scores.shape[1])
+    inside = {group: member[:, rows] for group, rows in groups.items()}
+
+    def scored(scores: FloatArray) -> Scored:
+        attacks: dict[str, dict[str, FloatArray]] = {}
+        for group, rows in groups.items():
+            lira = lira_variants(_of_one_size(scores[:, rows])[..., None], inside[group])
+            for name, values in {"global_threshold": scores[:, rows], **lira}.items():
+                attacks.setdefault(name, {})[group] = values
+        return Scored("lira_online_fixed", inside, attacks)
+
+    return replace(scored(scores), negated=lambda: scored(-scores))
 
 
-def _logits(arrays: Arrays, seed: int) -> tuple[int, dict[str, Any]]:
-    logits = arrays["logits"][:, :, None] if arrays["logits"].ndim == 3 else arrays["logits"]
-    labels, member = _integers(arrays, "labels"), _flags(arrays, "member")
-    true_labels = _integers(arrays, "true_labels") if "true_labels" in arrays else labels
-    everything = SampleScores(_single(logits, "logits"), labels, true_labels, member)
+def _check_size(scores: FloatArray) -> None:
+    model, sample = np.unravel_index(int(np.abs(scores).argmax()), scores.shape)
+    if abs(scores[model, sample]) > LARGEST:
+        raise ScoreError(
+            f"`|scores| <= {LARGEST:g}` must hold with several models, but got {scores[model, sample]:g} (model {model}, sample "
+            f"{sample}); divide all scores by one number, or replace what stands for infinity there"
+        )
+
+
+def _of_one_size(scores: FloatArray) -> FloatArray:
+    """The scores at a standard deviation of 1, or as they are where all are equal: LiRA's floor of a variance is absolute."""
+    largest = float(np.abs(scores).max())
+    if largest == 0:
+        return scores
+    relative = scores / largest
+    deviation = float(relative.std())
+    return relative / deviation if deviation > 0 else relative
+
+
+def _logits(arrays: Arrays, seed: int) -> Scored:
+    everything, reference = _samples(arrays), _reference(arrays)
+    labels, true_labels = everything.labels, everything.true_labels
     groups = {
-        group: SampleScores(everything.logits[:, rows], labels[rows], true_labels[rows], member[:, rows])
+        group: SampleScores(everything.logits[:, rows], labels[rows], true_labels[rows], everything.member[:, rows])
         for group, rows in _groups(arrays, len(labels)).items()
     }
-    has_reference = [name in arrays for name in ("reference_logits", "reference_labels")]
-    if any(has_reference) != all(has_reference):
+    scores: dict[str, dict[str, FloatArray]] = dict(group_scores(groups, reference, seed))
+    true = {group: true_label_scores(samples) for group, samples in groups.items()}
+    if mislabeled := {group: found for group, found in true.items() if found is not None}:
+        scores[f"{HEADLINE}_true_label"] = mislabeled
+    return Scored(HEADLINE, {group: samples.member for group, samples in groups.items()}, scores)
+
+
+def _samples(arrays: Arrays) -> SampleScores:
+    logits = arrays["logits"][:, :, None] if arrays["logits"].ndim == 3 else arrays["logits"]
+    labels = _integers(arrays, "labels")
+    true_labels = _integers(arrays, "true_labels") if "true_labels" in arrays else labels
+    return SampleScores(_single(logits, "logits"), labels, true_labels, _flags(arrays, "member"))
+
+
+def _reference(arrays: Arrays) -> ReferenceScores | None:
+    there = [name in arrays for name in ("reference_logits", "reference_labels")]
+    if any(there) != all(there):
         raise ScoreError(
             "`reference_logits` and `reference_labels` must come together, but one is missing; add it, or leave out both"
         )
-    reference = None
-    if all(has_reference):
-        reference = ReferenceScores(
-            _single(arrays["reference_logits"], "reference_logits"), _integers(arrays, "reference_labels")
-        )
-    attacks = attack_groups(groups, reference, seed)
-    true = {group: true_label_figures(samples, seed) for group, samples in groups.items()}
-    if mislabeled := {group: found for group, found in true.items() if found is not None}:
-        attacks[f"{HEADLINE}_true_label"] = mislabeled
-    return len(logits), attacks
+    if not all(there):
+        return None
+    return ReferenceScores(_single(arrays["reference_logits"], "reference_logits"), _integers(arrays, "reference_labels"))
 
 
 def _groups(arrays: Arrays, samples: int) -> dict[str, IndexArray]:
@@ -140,15 +268,23 @@ def _numbers(arrays: Arrays, name: str, dimensions: int) -> FloatArray:
     if values.dtype.kind not in "fiu" or values.ndim != dimensions:
         shape = "[M]" if dimensions == 1 else "[models, samples]"
         raise ScoreError(f"`{name}` must be numbers, {shape}, but got {values.dtype} {values.shape}; reshape or convert it")
-    check_finite(name, values)
-    return values.astype(np.float64)
+    with np.errstate(over="ignore"):  # long doubles become infinite, and are refused as such
+        double = values.astype(np.float64)
+    check_finite(name, double)
+    return double
 
 
 def _single(values: NDArray[Any], name: str) -> NDArray[np.float32]:
     if values.dtype.kind not in "fiu":
         raise ScoreError(f"`{name}` must be numbers, but got {values.dtype}; convert before")
-    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
-        return values.astype(np.float32)
+    check_finite(name, values)
+    largest = float(np.abs(values).max(initial=0))
+    if largest > (most := float(np.finfo(np.float32).max)):
+        raise ScoreError(
+            f"`{name}` must be finite in single precision, at most {most:.2g} in size, but got {largest:.2g}; "
+            "divide all of them by one number"
+        )
+    return values.astype(np.float32)
 
 
 def _integers(arrays: Arrays, name: str) -> IndexArray:

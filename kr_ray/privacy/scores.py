@@ -22,6 +22,10 @@ LogitArray = NDArray[np.float32]
 IndexArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+ATTACKS_VERSION = 2
+"""Of the attacks' figures. A worst-case audit of another version is attacked again from its stored scores; nothing is trained again.
+2: the other runs are as many on either side (`leave_one_out`), matched shadows attack other samples than they were fitted on, an
+AUC's interval is Student's, a one-run bound takes the end of a two-sided interval."""
 MIN_MODELS = 2
 """A sample needs this many models on either side: one is attacked, at least one is left to compare it with."""
 
@@ -68,7 +72,8 @@ class SampleScores(_Arrays):
         labels: the label given in training, int64 [samples], in [0, classes); for a mislabeled canary the wrong one.
         true_labels: int64 [samples], in [0, classes).
         member: True where the sample was in the model's training set, bool [models, samples]. In a designed audit each sample
-            is a member in exactly half of the models; at least two models with it and two without are needed.
+            is a member in exactly half of the models (see `leave_one_out` for why that may not matter to an attack); at least
+            two models with it and two without are needed.
 
     Raises:
         ScoreError: shapes, types or values do not fit.
@@ -80,10 +85,10 @@ class SampleScores(_Arrays):
     member: BoolArray
 
     def __post_init__(self) -> None:
-        check_logits(self.logits, 4, "float32 [models, samples, queries, classes]")
+        check_logits("logits", self.logits, "float32 [models, samples, queries, classes]")
         models, samples, _, classes = self.logits.shape
-        check_labels("labels", self.labels, samples, classes)
-        check_labels("true_labels", self.true_labels, samples, classes)
+        check_labels("labels", self.labels, (samples, classes), "logits")
+        check_labels("true_labels", self.true_labels, (samples, classes), "logits")
         check_member(self.member, models, samples)
 
 
@@ -96,23 +101,37 @@ class ReferenceScores(_Arrays):
         labels: true classes, int64 [reference], in [0, classes).
 
     Raises:
-        ScoreError: shapes, types or values do not fit.
+        ScoreError: shapes, types or values do not fit; the arrays are called `reference_logits` and `reference_labels`, as in files.
     """
 
     logits: LogitArray
     labels: IndexArray
 
     def __post_init__(self) -> None:
-        check_logits(self.logits, 3, "float32 [models, reference, classes]")
-        check_labels("labels", self.labels, self.logits.shape[1], self.logits.shape[2])
+        check_logits("reference_logits", self.logits, "float32 [models, reference, classes]")
+        check_labels("reference_labels", self.labels, self.logits.shape[1:], "reference_logits")
+
+    def check_fits(self, samples: SampleScores) -> None:
+        """Raises ScoreError unless the same models answered in the same classes."""
+        models, classes = len(samples.logits), samples.logits.shape[-1]
+        if len(self.logits) != models:
+            raise ScoreError(
+                f"`reference` must hold the {models} models of `samples`, but got {len(self.logits)}; score all models"
+            )
+        if self.logits.shape[-1] != classes:
+            raise ScoreError(
+                f"`reference_logits` must have the {classes} classes of `logits`, but got {self.logits.shape[-1]}; "
+                "save both from the same models"
+            )
 
 
-def check_logits(logits: NDArray[Any], dimensions: int, shape: str) -> None:
-    if logits.dtype != np.float32 or logits.ndim != dimensions or 0 in logits.shape:
-        raise ScoreError(f"`logits` must be {shape}, none of them empty, but got {logits.dtype} {logits.shape}; convert before")
+def check_logits(name: str, logits: NDArray[Any], shape: str) -> None:
+    """Float32 of the dimensions that `shape` names, none of them empty, two classes or more, finite."""
+    if logits.dtype != np.float32 or logits.ndim != shape.count(",") + 1 or 0 in logits.shape:
+        raise ScoreError(f"`{name}` must be {shape}, none of them empty, but got {logits.dtype} {logits.shape}; convert before")
     if logits.shape[-1] < 2:
-        raise ScoreError(f"`classes >= 2` must hold, but `logits` is {logits.shape}; give one logit per class, classes last")
-    check_finite("logits", logits)
+        raise ScoreError(f"`classes >= 2` must hold, but `{name}` is {logits.shape}; give one logit per class, classes last")
+    check_finite(name, logits)
 
 
 def check_finite(name: str, values: NDArray[Any]) -> None:
@@ -122,14 +141,14 @@ def check_finite(name: str, values: NDArray[Any]) -> None:
         )
 
 
-def check_labels(name: str, labels: NDArray[Any], samples: int, classes: int) -> None:
+def check_labels(name: str, labels: NDArray[Any], shape: tuple[int, ...], of: str) -> None:
+    """Int64, one per sample of the logits called `of`, in their classes; `shape` is their [samples, classes]."""
+    samples, classes = shape
     if labels.dtype != np.int64 or labels.shape != (samples,):
-        raise ScoreError(
-            f"`{name}` must be int64 [{samples}], but got {labels.dtype} {labels.shape}; one per sample of `logits`"
-        )
+        raise ScoreError(f"`{name}` must be int64 [{samples}], but got {labels.dtype} {labels.shape}; one per sample of `{of}`")
     if not 0 <= labels.min() <= labels.max() < classes:
         raise ScoreError(
-            f"`0 <= {name} < {classes}` must hold, but got {labels.min()} to {labels.max()}; `logits` has {classes} classes"
+            f"`0 <= {name} < {classes}` must hold, but got {labels.min()} to {labels.max()}; `{of}` has {classes} classes"
         )
 
 

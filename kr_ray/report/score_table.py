@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Column, Table
 
 from kr_ray.privacy.epsilon import DELTA
 
 NOTES = f"""Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the estimated threshold included.
-TP, FP: members and non-members above the threshold. Epsilon: proven lower bounds at 95 % (pooled / from one run), delta {DELTA:g}.
+TP, FP: members and non-members above the threshold. Epsilon: lower bounds at 95 % each (pooled / from one run), delta {DELTA:g}.
 A low figure is no guarantee: a stronger attack may find more. Only differential privacy bounds what any attack can find."""
+
+
+def notes(result: dict[str, Any]) -> str:
+    """What to read under the table: what is proven, and what must be known of these scores."""
+    proven, rows = result["proven"], result["proven"]["rows"]
+    lines = [NOTES, *(f"Note: {remark}." for remark in result["remarks"])]
+    if rows > 1:
+        largest = "none can be computed" if proven["epsilon"] is None else f"epsilon >= {proven['epsilon']:.2f}"
+        where = f" ({proven['attack']}, {proven['group']})" if proven["epsilon"] else ""
+        lines.append(
+            f"Proven: a row's bounds hold if its attack was chosen before its figures were seen, here {result['headline']}. "
+            f"The largest of all {rows} rows is no bound at 95 %; corrected for that (Bonferroni): {largest}{where}."
+        )
+    return "\n".join(lines)
 
 
 def score_table(result: dict[str, Any]) -> Table:
@@ -25,7 +40,7 @@ def score_table(result: dict[str, Any]) -> Table:
         "epsilon >=",
         "pairs in / out",
     )
-    table.title = f"{result['file']}: {result['models']} model{'s' * (result['models'] > 1)}"
+    table.title = f"{escape(result['file'])}: {result['models']} model{'s' * (result['models'] > 1)}"
     for name, groups in result["attacks"].items():
         for group, found in groups.items():
             epsilon = found["epsilon"]

@@ -1,0 +1,24 @@
+"""The sections of the project's own kinds, by the names that a configuration uses."""
+
+from __future__ import annotations
+
+from kr_ray.config.edm import EdmConfig
+from kr_ray.config.generators import BigGanConfig, GeneratorSection
+from kr_ray.config.methods import (
+    FixedGeneratorSection,
+    KnowledgeRecyclingSection,
+    MethodSection,
+    ParquetSection,
+    TeacherSection,
+)
+
+GENERATORS: dict[str, type[GeneratorSection]] = {"biggan_deep": BigGanConfig, "edm": EdmConfig}
+"""See kr_ray.generators.registry."""
+
+METHODS: dict[str, type[MethodSection]] = {
+    "teacher": TeacherSection,
+    "knowledge_recycling": KnowledgeRecyclingSection,
+    "fixed_generator": FixedGeneratorSection,
+    "parquet": ParquetSection,
+}
+"""See kr_ray.methods.registry."""
