@@ -104,7 +104,14 @@ def _parser() -> argparse.ArgumentParser:
         "compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", commands.compare_labels
     )
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
-    compare.add_argument("--checkpoints", choices=["best", "all"], default="best")
+    compare.add_argument("--checkpoints", choices=["best", "all", "last"], default="best")
+    compare.add_argument(
+        "--views",
+        nargs="*",
+        metavar="KEY=VALUE,...",
+        help="compare what the teacher answers to instead: final students with these keys of the section "
+        "synthesis, such as view=seen,temperature=2, beside teachers of as many steps (default: every lever alone)",
+    )
     searches = add(
         "compare-search", "halving over the checkpoints against the exhaustive sweep: cost and loss", commands.compare_search
     )

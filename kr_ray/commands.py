@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kr_ray.config import ConfigError
+from kr_ray.config import Config, ConfigError
 from kr_ray.config.file import load_config
 from kr_ray.display import Display, plain_console, print_summary
 from kr_ray.runs.storage import local_copy, storage_path
@@ -102,6 +102,10 @@ def compare_labels(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.seeds < 1:
         raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
+    if parsed.views is not None:
+        return _compare_views(parsed, config)
+    if parsed.checkpoints == "last":
+        raise ConfigError("`--checkpoints last` belongs to --views, but there are none; use best or all")
     from rich.table import Table
 
     from kr_ray import studies
@@ -113,6 +117,34 @@ def compare_labels(parsed: argparse.Namespace) -> int:
     table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
     for row in comparison.summary():
         table.add_row(row.labelling, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n))
+    console = plain_console()
+    console.print(table)
+    console.print(f"written to {file.resolve()}", soft_wrap=True)
+    return 0
+
+
+def _compare_views(parsed: argparse.Namespace, config: Config) -> int:
+    from rich.table import Column, Table
+
+    from kr_ray import studies
+    from kr_ray.pipeline import Pipeline
+
+    if parsed.checkpoints == "all":
+        raise ConfigError("`--views` compares students of one checkpoint, but got --checkpoints all; use best or last")
+    with Display() as display, Pipeline(config, display) as pipeline:
+        rows = studies.compare_views(pipeline, parsed.views, parsed.seeds, last=parsed.checkpoints == "last")
+        file = pipeline.run / "compare_views" / "done.json"
+    table = Table(
+        Column("labels", overflow="fold"), "test", "sd", "n", "gap", "95 %", "CPU s", "asked",
+        title=f"{config.name}: what the teacher answers to",
+        caption="gap: points to the teacher of as many steps; asked: images that the teacher answered",
+    )  # fmt: skip
+    for row in rows:
+        half = "–" if row.gap_half_width is None else f"{100 * row.gap_half_width:.2f}"
+        table.add_row(
+            row.variant, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n), f"{100 * row.gap:+.2f}",
+            half, f"{row.cpu_seconds:.0f}", f"{row.teacher_queries:.0f}",
+        )  # fmt: skip
     console = plain_console()
     console.print(table)
     console.print(f"written to {file.resolve()}", soft_wrap=True)

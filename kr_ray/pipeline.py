@@ -102,7 +102,7 @@ class Pipeline(StageRunner):
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.checkpoints],
             ),
             Stage(
-                key=TUNING, after=("checkpoints",), work=self._tuning, units=lambda: c.tuning.trials,
+                key=TUNING, after=("checkpoints",), work=self._tuning, units=lambda: c.tuning.trials + c.tuning.confirmed_students,
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.tuning],
             ),
             self._exported_student() if exported else Stage(
@@ -252,13 +252,15 @@ class Pipeline(StageRunner):
 
     def _checkpoints(self, folder: Path) -> SweepResult:
         """Section 3.4: a student per checkpoint, the best validation CAS wins."""
+        from kr_ray.cluster.confirm import cas_error
         from kr_ray.cluster.sweep import best_checkpoint, sweep_checkpoints
 
         swept: list[SweptCheckpoint] = sweep_checkpoints(
             self.run.path, folder, self.results[GENERATOR].checkpoints, self.config
         )
         best = best_checkpoint(swept)
-        return SweepResult(checkpoints=swept, best_epoch=best.epoch, best_cas=best.val_cas)
+        error = cas_error(best.val_cas, self.results[DATA].validation)
+        return SweepResult(checkpoints=swept, best_epoch=best.epoch, best_cas=best.val_cas, standard_error=error)
 
     def _sweep_students(self) -> int:
         from kr_ray.cluster.sweep import sweep_rounds
@@ -270,7 +272,8 @@ class Pipeline(StageRunner):
         """Section 3.5: TPE and Hyperband over the generation parameters."""
         from kr_ray.cluster.sweep import tune_generation
 
-        return tune_generation(self.run.path, folder, self.results[CHECKPOINTS], self.config)
+        images = self.results[DATA].validation
+        return tune_generation(self.run.path, folder, self.results[CHECKPOINTS], self.config, images)
 
     def _student(self, folder: Path) -> StudentResult:
         """The student that is handed on: best checkpoint, tuned parameters."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ConfigError
 from kr_ray.pipeline import Pipeline
+from kr_ray.runs.comparisons import ViewComparison, ViewSummary
 from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key, Result
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.stages import Stage
@@ -90,6 +93,32 @@ def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> Lab
     return pipeline.run_stage(Stage(key=Key(name, LabelComparison), after=("checkpoints",), inputs=lambda: inputs, work=work))
 
 
+def compare_views(pipeline: Pipeline, names: Sequence[str], seeds: int, last: bool) -> list[ViewSummary]:
+    """Final students of this run's generator whose teacher answers in other ways, beside teachers of as many steps.
+
+    Args:
+        names: the variants (see cluster.compare.view_variants); none: those of `VIEWS`.
+        seeds: students per variant, and teachers.
+        last: of the last checkpoint, which no view has chosen, instead of the sweep's best.
+    """
+    from kr_ray.cluster.compare import EQUAL_TEACHER, VIEWS, compare_views, view_variants
+    from kr_ray.report.gaps import gap_rows
+
+    c, name = pipeline.config, "compare_views"
+    variants = view_variants(names or VIEWS, c.synthesis)
+    pipeline.run_until("generator" if last else "checkpoints")
+    results = pipeline.results
+    checkpoint = results[GENERATOR].checkpoints[-1] if last else results[CHECKPOINTS].best_epoch
+
+    def work(folder: Path) -> ViewComparison:
+        seeded = _seeds(pipeline, name, seeds)
+        return ViewComparison(rows=compare_views(pipeline.run.path, folder, checkpoint, variants, seeded, c))
+
+    inputs = [c.seed, c.classifier, c.synthesis, c.student.epochs, checkpoint, list(variants), seeds]
+    stage = Stage(key=Key(name, ViewComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work)
+    return gap_rows(pipeline.run_stage(stage).rows, EQUAL_TEACHER)
+
+
 def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
     """Halving over the checkpoints of this run's generator against the exhaustive sweep, for several seeds of the students."""
     from kr_ray.cluster.compare import compare_search
@@ -126,6 +155,8 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     model, table = folder / "student.onnx", folder / "synthetic"
     difference = export_student(run / "student" / WEIGHTS_FILE, model, data.class_names, data.image_size)
     spec = pipeline.final_spec()
+    # The labeller of view: seen, the teacher, does not travel with the images: they get its answers to them.
+    spec = replace(spec, synthesis=spec.synthesis.model_copy(update={"view": "clean"}))
     images = images or spec.synthesis.cardinality_scale * data.train
     metadata: dict[str, Any] = {"run": c.name, "class_names": data.class_names, "seed": c.seed, "images": images}
     shape = (data.channels, data.image_size, data.image_size)

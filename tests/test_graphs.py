@@ -22,6 +22,7 @@ from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.generators.biggan.sampling import BigGanSampler
 from kr_ray.generators.biggan.training import GanTraining
+from kr_ray.synthesis.labelling import seen_labeller
 
 CPU = torch.device("cpu")
 PLAIN = {"capture": False, "compile": "never"}
@@ -81,7 +82,8 @@ def test_replays_follow_their_arguments_and_results_are_kept_apart() -> None:
     assert counter.get_total_flops() == 6 * 16
 
 
-def trained_classifier(keys: dict[str, Any], steps: int, interrupted_at: int | None = None) -> ResNet14:
+def trained_classifier(keys: dict[str, Any], steps: int, interrupted_at: int | None = None, seen: bool = False) -> ResNet14:
+    """With `seen`, another classifier answers what it sees."""
     device = torch.device("cuda")
     recipe = ClassifierConfig(width=8, batch_size=32, precision="full", learning_rate=0.05)
     pixels = torch.randint(256, (160, 3, 16, 16), generator=seeded_generator("graphs"), dtype=torch.uint8)
@@ -89,9 +91,10 @@ def trained_classifier(keys: dict[str, Any], steps: int, interrupted_at: int | N
 
     def new() -> ClassifierTraining:
         data = FixedSet(images.images, smoothed_one_hot(images.labels, 4, 0.1))
-        return ClassifierTraining(
-            new_classifier(4, 3, recipe, 0), data, recipe, Schedule.of_steps(recipe, 160, 32, steps), 0, device
-        )
+        schedule = Schedule.of_steps(recipe, 160, 32, steps)
+        teacher = new_classifier(4, 3, recipe, 1).requires_grad_(False).eval().to(device)
+        labeller = seen_labeller(graphs.compiled(teacher, device, 1, 1), 2.0, device) if seen else None
+        return ClassifierTraining(new_classifier(4, 3, recipe, 0), data, recipe, schedule, 0, device, labeller)
 
     with graphs.policy(**keys):
         training = new()
@@ -117,6 +120,16 @@ def test_a_classifier_trained_by_replays_is_the_same(keys: dict[str, Any], inter
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     expected = trained_classifier(PLAIN, 12)
     assert_networks_close(trained_classifier(keys, 12, interrupted_at), expected, 2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keys", [CAPTURED, COMPILED])
+def test_a_student_whose_teacher_answers_by_replays_is_the_same(keys: dict[str, Any]) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    expected = trained_classifier(PLAIN, 12, seen=True)
+    assert_networks_close(trained_classifier(keys, 12, seen=True), expected, 2e-3)
+    unlike = trained_classifier(PLAIN, 12)
+    assert any((own - other).abs().max() > 1e-2 for own, other in zip(expected.parameters(), unlike.parameters(), strict=True))
 
 
 @pytest.mark.gpu

@@ -156,6 +156,18 @@ def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> No
         assert strategy in output
     comparison = read_json(finished[1] / "compare_labels" / "done.json")["result"]
     assert len(comparison["rows"]) == 8
+    views = kr("compare-labels", finished[0], "--views", "view=seen", "view=clean,temperature=2", "--seeds", "2").stdout
+    assert "view=seen" in views and "equal-compute teacher" in views
+    compared = read_json(finished[1] / "compare_views" / "done.json")["result"]["rows"]
+    steps = {row["steps"] for row in compared}
+    assert len(compared) == 6 and len(steps) == 1
+    assert {row["variant"]: row["work"].get("teacher_queries") for row in compared} == {
+        "equal-compute teacher": None,
+        "view=seen": compared[0]["work"]["images_trained"],
+        "view=clean,temperature=2": 3 * 160,
+    }
+    refused = kr("compare-labels", finished[0], "--views", "view=sen", check=False)
+    assert refused.returncode == 2 and "'clean' or 'seen'" in refused.stderr
     kr("export", finished[0], "--images", "32")
     image = next((finished[1] / "generator" / "checkpoints").glob("*.png"))
     predicted = kr("predict", str(image), "--model", str(finished[1] / "export" / "student.onnx")).stdout.split("\t")

@@ -55,6 +55,20 @@ def paper(**sections: object) -> Config:
     return tiny_config(classifier={"min_steps": 0, "batch_size": 16, "width": 4}, **sections)
 
 
+def test_seen_labels_cost_a_query_per_image_trained_on() -> None:
+    for stage in ("checkpoints", "tuning", "student"):
+        clean, seen = (of(paper(synthesis={"view": view, "regeneration_rate": 4}), stage) for view in ("clean", "seen"))
+        assert seen.looked_at - clean.looked_at == clean.trained == seen.trained > 0
+    assert of(paper(synthesis={"view": "seen"}), "equal_compute_teacher") == of(paper(), "equal_compute_teacher")
+
+
+def test_confirming_trains_the_finalists_and_the_defaults_for_every_seed() -> None:
+    plain, confirmed = (of(paper(tuning={"confirm": seeds, "finalists": 2}), "tuning") for seeds in (0, 3))
+    assert confirmed.units - plain.units == 9
+    one = of(paper(tuning={"trials": 1, "rungs": 1}), "tuning").trained
+    assert confirmed.trained - plain.trained == 9 * one
+
+
 def test_an_exhaustive_sweep_is_a_student_per_checkpoint() -> None:
     config = paper(
         generator={"epochs": 12, "checkpoint_every": 3}, checkpoints={"epochs": 10}, synthesis={"regeneration_rate": 4}

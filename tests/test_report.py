@@ -378,6 +378,61 @@ def test_a_search_that_found_nothing_better_is_said_so() -> None:
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_every_row_names_its_work_and_the_students_labels_are_described() -> None:
+    report = fake_report()
+    teacher = {"cpu_seconds": 75.4, "gpu_seconds": 0.0, "images_trained": 6_000_000}
+    report["teacher"] |= {"work": teacher}
+    report["teacher"]["equal_compute"] |= {"work": teacher | {"cpu_seconds": 7384.0}}
+    report["student"] |= {
+        "work": teacher | {"gpu_seconds": 90.0, "images_generated": 597_950, "teacher_queries": 59_795_000},
+        "labels": words.labels({"labelling": "gkd", "view": "seen", "temperature": 2.0}),
+    }
+    page = _page(report)
+    for said in (
+        "1 min 15 s CPU6,000,000 images trained on",
+        "2 h 3 min CPU6,000,000",
+        "1 min 15 s CPU, 1 min 30 s GPU6,000,000 images trained on, 597,950 generated, 59,795,000 asked of the teacher",
+        "answers to exactly what the student saw at each step, at temperature 2",
+    ):
+        assert said in page.text, said
+
+
+def test_labels_in_words() -> None:
+    assert words.labels({"labelling": "gkd"}) == "labelled by the teacher's answers to the clean generated images"
+    assert words.labels({"labelling": "hard", "view": "clean"}) == "labelled by the strategy hard"
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize(("winner", "outcome"), [(7, "so it was chosen"), (-1, "so the default parameters stay")])
+def test_a_confirmed_choice_says_what_decided(winner: int, outcome: str) -> None:
+    report = fake_report()
+    params = {"latent_std": 1.0, "regeneration_rate": 2, "cardinality_scale": 1}
+    row = params | {"val_cas": [0.9, 0.92, 0.91], "mean": 0.91, "sd": 0.01}
+    confirmed = {"trial": 7, "gain": 0.012, "standard_error": 0.008, "winner": winner}
+    report["tuning"] |= {
+        "delta_error": 0.009,
+        "confirmed": confirmed | {"rows": [row | {"trial": trial} for trial in (7, 3, -1)]},
+    }
+    text = _page(report).text
+    assert (
+        f"with 3 fresh seeds each, the best of 2 finalists (trial 7) gains +1.20 ± 0.80 points over the defaults, {outcome}"
+        in text
+    )
+    assert "± 0.9" in text and "1,712 validation images, at most" in text
+
+
+def test_checkpoints_within_an_error_of_the_best_are_counted() -> None:
+    report = fake_report()
+    report["data"]["validation"] = 900
+    report["checkpoints"] = [{"epoch": k, "val_cas": cas} for k, cas in enumerate((0.9, 0.895, 0.889, 0.5, None))]
+    said = words.checkpoints_apart(validate_report(report))
+    assert said == (
+        "One standard error of the best CAS, on 900 validation images and with one seed, is 1.00 points; "
+        "1 of the other 3 checkpoints lie within it."
+    )
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_hostile_names_stay_text() -> None:
     report = fake_report()
     report["run"] = "<script>alert(1)</script>"

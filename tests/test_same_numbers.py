@@ -24,15 +24,17 @@ from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
 from kr_ray.classifiers.training import AUGMENTED_AT_ONCE, ClassifierTraining, Schedule
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config.file import load_config
-from kr_ray.data.augment import crop_and_flip, mixup, trivial_augment
+from kr_ray.data.augment import crop_and_flip, mixup, to_float, trivial_augment
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.generators.biggan.spectral_norm import SpectralLayer
 from kr_ray.generators.biggan.training import GanTraining
+from kr_ray.synthesis.labelling import seen_labeller
 
 CPU = torch.device("cpu")
 CONFIG = load_config(REPOSITORY / "configs" / "quickstart.yaml", ["classifier.precision=full"])
 SEED = 0
+TEMPERATURE = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +58,10 @@ def double_classifier(splits: Splits) -> nn.Module:
     return model
 
 
-def plain_losses(model: nn.Module, data: FixedSet, schedule: Schedule, epochs: int) -> list[float]:
-    """Train `model` and return its mean loss per epoch."""
+def plain_losses(
+    model: nn.Module, data: FixedSet, schedule: Schedule, epochs: int, asked: nn.Module | None = None
+) -> list[float]:
+    """Train `model` and return its mean loss per epoch; its targets are the answers of `asked` to what it sees, if given."""
     recipe, size = CONFIG.classifier, schedule.batch_size
     optimizer = torch.optim.SGD(
         model.parameters(), 1.0, recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay, foreach=False, fused=False
@@ -75,6 +79,8 @@ def plain_losses(model: nn.Module, data: FixedSet, schedule: Schedule, epochs: i
             step, first = epoch * schedule.steps_per_epoch + position, position % batches_per_draw * size
             pixels = augmented[first : first + size].float() / 127.5 - 1
             pixels, targets = mixup(pixels, data.targets[index], recipe.mixup_alpha, seeded_generator(SEED, "mixup", step))
+            if asked is not None:
+                targets = (asked(pixels).float() / TEMPERATURE).softmax(1).detach()
             loss = functional.cross_entropy(model(pixels).float(), targets)
             optimizer.param_groups[0]["lr"] = schedule.rate(step)
             optimizer.zero_grad()
@@ -96,6 +102,22 @@ def test_a_teacher_has_the_plain_loops_losses(digits: Splits) -> None:
     found = [product.train_until(epoch * schedule.steps_per_epoch) for epoch in (1, 2)]
     assert found == pytest.approx(plain_losses(double_classifier(digits), data, schedule, 2), abs=1e-5)
     assert found[1] < found[0] - 0.1
+
+
+def test_a_student_of_seen_labels_has_the_plain_loops_losses(digits: Splits) -> None:
+    """A teacher of half an epoch, sharpened, answers what its student sees for a whole one."""
+    data = FixedSet(digits.train.images, smoothed_one_hot(digits.train.labels, digits.num_classes, 0.1))
+    schedule = Schedule.fit(CONFIG.classifier, len(data), 10)
+    asked = double_classifier(digits)
+    taught = ClassifierTraining(asked, data, CONFIG.classifier, schedule, SEED + 1, CPU)
+    taught.train_until(schedule.steps_per_epoch // 2)
+    asked.eval().requires_grad_(False)
+    unlabelled = FixedSet(data.images, torch.empty(len(data), 0))
+    labeller = seen_labeller(asked, TEMPERATURE, CPU)
+    assert labeller(to_float(data.images[:100])).max(1).values.mean() > 0.3  # it has opinions
+    product = ClassifierTraining(double_classifier(digits), unlabelled, CONFIG.classifier, schedule, SEED, CPU, labeller)
+    found = [product.train_until(schedule.steps_per_epoch)]
+    assert found == pytest.approx(plain_losses(double_classifier(digits), data, schedule, 1, asked), abs=1e-5)
 
 
 # --- generator -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kr_ray.classifiers.networks import load_classifier, save_classifier
 from kr_ray.classifiers.resnet import ResNet14
-from kr_ray.classifiers.ticks import Ticks
+from kr_ray.classifiers.ticks import TickedTraining, Ticks
 from kr_ray.cluster.runtime import ray_session
 from kr_ray.cluster.stream import Makers, export_parquet, student_images
 from kr_ray.cluster.train import train_on_cluster
@@ -128,6 +128,14 @@ def test_a_stream_brings_what_the_device_makes(
     assert equal(epochs_seen(opened(run, student_images(streamed(makers), "test"), what), range(EPOCHS)), here)
 
 
+def test_a_stream_brings_images_without_labels_where_the_teacher_answers_what_is_seen(cluster: None, run: Path) -> None:
+    what = spec(scale=30, view="seen")
+    here, clean = (epochs_seen(opened(run, on_device, of), range(EPOCHS)) for of in (what, spec(scale=30)))
+    assert all(targets.shape == (1200, 0) for _, targets in here)
+    assert all(torch.equal(own[0], other[0]) for own, other in zip(here, clean, strict=True))
+    assert equal(epochs_seen(opened(run, student_images(streamed(2), "test"), what), range(EPOCHS)), here)
+
+
 def test_a_resumed_student_starts_the_stream_where_it_is(cluster: None, run: Path) -> None:
     late = range(3, EPOCHS)
     here = epochs_seen(opened(run, on_device, spec()), late)
@@ -140,31 +148,58 @@ def test_a_generator_without_an_accepted_image_is_named_through_the_stream(clust
         data.epoch(0)
 
 
-def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("view", ["clean", "seen"])
+def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tmp_path: Path, view: str) -> None:
     """Two trials hold both CPUs; their makers must not wait for one."""
-    histories = []
+    histories, what = [], spec(view=view)
     for name, where in (("here", ClusterConfig()), ("stream", streamed())):
         folders = [tmp_path / name / "trials" / str(seed) for seed in range(2)]
         works = [
-            StudentWork(run, folder, replace(spec(), seed=seed), RECIPE, TICKS, where) for seed, folder in enumerate(folders)
+            StudentWork(run, folder, replace(what, seed=seed), RECIPE, TICKS, where) for seed, folder in enumerate(folders)
         ]
         train_students(works, tmp_path / name, where)
         histories.append([[(row["train_loss"], row["val_accuracy"]) for row in work.history()] for work in works])
     assert histories[0] == histories[1]
-    alone = start_student(run, replace(spec(), seed=0), RECIPE, TICKS, None)
+    alone = start_student(run, replace(what, seed=0), RECIPE, TICKS, None)
     alone.finish(lambda state, row: None)
     assert histories[0][0] == [(row["train_loss"], row["val_accuracy"]) for row in alone.history]
 
 
+@pytest.mark.parametrize("view", ["clean", "seen"])
+def test_a_students_work_is_counted_whoever_makes_its_images(cluster: None, run: Path, view: str) -> None:
+    """Images and queries exactly; seconds by what must hold of them."""
+    found = {}
+    for name, where in (("here", on_device), ("stream", student_images(streamed(), "test"))):
+        training, splits = student_training(run, spec(view=view), RECIPE, where)
+        student = TickedTraining(training, splits.validation, TICKS)
+        student.finish(lambda state, row: None)
+        found[name] = student.result(splits.test).work
+        student.close()
+        assert found[name].cpu_seconds == pytest.approx(sum(row["cpu_seconds"] for row in student.history))
+    schedule = training.schedule
+    trained, generated = schedule.steps * schedule.batch_size, 3 * 160  # regenerated every second of 6 epochs
+    asked = trained if view == "seen" else generated
+    for work in found.values():
+        assert (work.images_trained, work.images_generated, work.teacher_queries) == (trained, generated, asked)
+        assert work.cpu_seconds > 0 and work.gpu_seconds == 0
+    data = opened(run, student_images(streamed(), "test"), spec(view=view))
+    assert data.take_makers_s() == 0
+    data.epoch(0)
+    assert 0 < data.take_makers_s() < 60
+    assert data.take_makers_s() == 0
+    data.close()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("view", ["clean", "seen"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path, workers: int) -> None:
-    weights = []
+def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path, workers: int, view: str) -> None:
+    weights, what = [], spec(view=view)
     for name, where in (("here", ClusterConfig()), ("stream", streamed())):
         images = student_images(where, "test")
 
         def work(state: Any, save: Any, images: OpenSet = images, folder: Path = tmp_path / name) -> None:
-            train_student(folder, *student_training(run, spec(), RECIPE, images), state, save)
+            train_student(folder, *student_training(run, what, RECIPE, images), state, save)
 
         train_on_cluster(work, tmp_path / name, Resources(cpu=1), 0, (workers, workers))
         weights.append(load_classifier(tmp_path / name / "weights.safetensors", CPU).state_dict())

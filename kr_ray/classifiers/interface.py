@@ -19,6 +19,8 @@ class Classifier(nn.Module):
     """
 
     network: ClassVar[NetworkName]
+    head: nn.Linear
+    """From features to logits."""
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def new_classifier(num_classes: int, channels: int, recipe: ClassifierConfig, se
     """The recipe's network; its initial weights depend on nothing but `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return build(recipe.network, num_classes, channels, width=recipe.width)
+        return build(recipe.network, num_classes, channels, width=recipe.width, norm=recipe.norm)
 
 
 def save_classifier(path: Path, model: Classifier) -> None:

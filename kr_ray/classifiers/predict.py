@@ -28,8 +28,13 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def teacher_probabilities(teacher: nn.Module, images: Tensor) -> Tensor:
-    """The teacher's softmax at temperature 1 on clean uint8 images [N, C, H, W]: float32 [N, K]."""
-    with autocast(images.device, "mixed"):
-        logits = teacher(to_float(images).contiguous(memory_format=torch.channels_last))
-    return logits.float().softmax(1)
+def teacher_probabilities(teacher: nn.Module, images: Tensor, temperature: float = 1.0) -> Tensor:
+    """The teacher's softmax on clean uint8 images [N, C, H, W]: float32 [N, K]."""
+    return softened(teacher, to_float(images), temperature)
+
+
+def softened(teacher: nn.Module, inputs: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature), float32 [N, K], of float images [N, C, H, W] as augment.to_float gives them."""
+    with autocast(inputs.device, "mixed"):
+        logits = teacher(inputs.contiguous(memory_format=torch.channels_last))
+    return (logits.float() / temperature).softmax(1)

@@ -17,11 +17,18 @@ class TrainingSet(Protocol):
         ...
 
     def epoch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Images uint8 [N, C, H, W] and target probabilities float32 [N, K] of epoch `index`, on the training device."""
+        """Images uint8 [N, C, H, W] and target probabilities float32 [N, K] of an epoch, on the training device.
+
+        Targets are [N, 0] where a labeller gives them.
+        """
         ...
 
     def figures(self, epoch: int) -> dict[str, float]:
         """What a training's history says of the set by the end of `epoch`: nothing of a fixed one."""
+        ...
+
+    def take_makers_s(self) -> float:
+        """CPU seconds that other processes spent on what came from them since the last call."""
         ...
 
     def close(self) -> None:
@@ -44,6 +51,9 @@ class FixedSet:
 
     def figures(self, epoch: int) -> dict[str, float]:
         return {}
+
+    def take_makers_s(self) -> float:
+        return 0.0
 
     def close(self) -> None:
         pass

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kr_ray.classifiers.predict import accuracy, confusion_matrix, predict_logits
 from kr_ray.classifiers.training import ClassifierTraining
-from kr_ray.compute.parallel import from_first
+from kr_ray.compute.parallel import average, from_first, worker_count
 from kr_ray.data.images import LabelledImages
-from kr_ray.runs.figures import ClassifierPoint
+from kr_ray.runs.figures import ClassifierPoint, Work
 from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import Row, Save, State
 
@@ -39,8 +40,9 @@ class Ticks:
 class TickedTraining:
     """A training that advances tick by tick and goes on from the state of any tick.
 
-    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds, images_per_second; where
-    validated, val_accuracy; of a student, regeneration and images_generated.
+    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds,
+    images_per_second, cpu_seconds and gpu_seconds (see `work_done`); where validated, val_accuracy; of a student,
+    regeneration, images_generated and teacher_queries.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class TickedTraining:
 
     def advance(self) -> Row:
         """Train to the end of the next tick."""
-        started, tick, training = time.perf_counter(), len(self.history), self.training
+        started, used, tick, training = time.perf_counter(), time.process_time(), len(self.history), self.training
         seen = training.images_seen
         loss = training.train_until(self.ticks.step(tick, training.schedule.steps))
         row: Row = {
@@ -69,14 +71,24 @@ class TickedTraining:
             "images_seen": training.images_seen,
         }
         row |= training.data.figures(max(math.ceil(row["epoch"]), 1) - 1)
+        if "images_generated" in row:
+            row["teacher_queries"] = row["images_seen"] if training.labeller else row["images_generated"]
         if not math.isnan(loss):  # a tick of a very short schedule may hold no step
             row["train_loss"] = loss
         if self.ticks.validates(tick):
             row["val_accuracy"] = from_first(self._val_accuracy)
         row["seconds"] = time.perf_counter() - started
         row["images_per_second"] = (training.images_seen - seen) / row["seconds"]
+        row |= self._processor_time(time.process_time() - used, row["seconds"])
         self.history.append(row)
         return row
+
+    def _processor_time(self, cpu_s: float, wall_s: float) -> dict[str, float]:
+        """Of all workers, and of the makers whose images came in this tick; a GPU counts as long as it is held."""
+        device = self.training.device
+        total = float(average(torch.tensor(cpu_s, dtype=torch.float64, device=device))) * worker_count()
+        total += self.training.data.take_makers_s()
+        return {"cpu_seconds": total} | ({"gpu_seconds": wall_s * worker_count()} if device.type == "cuda" else {})
 
     def _val_accuracy(self) -> float:
         logits = predict_logits(self.training.model, self.validation.images, self.training.device)
@@ -121,5 +133,14 @@ class TickedTraining:
             learning_rate=training.schedule.learning_rate,
             parameters=sum(parameter.numel() for parameter in training.model.parameters()),
             seconds=sum(row["seconds"] for row in self.history),
+            work=work_done(self.history),
             curve=[ClassifierPoint.model_validate(row) for row in self.history],
         )
+
+
+def work_done(history: Sequence[Row]) -> Work:
+    """What a training took, so that students and teachers are compared at equal work; ticks that a kill made it repeat count once."""
+    last = history[-1]
+    of_student = {key: last[key] for key in ("images_generated", "teacher_queries") if key in last}
+    seconds = {key: sum(row.get(key, 0.0) for row in history) for key in ("cpu_seconds", "gpu_seconds")}
+    return Work.model_validate(seconds | {"images_trained": last["images_seen"]} | of_student)

@@ -1,15 +1,30 @@
-"""Comparisons on one and the same generator: labelling strategies (appendix D), and ways of searching for the best checkpoint."""
+"""Comparisons on one and the same generator: labelling strategies (appendix D), views and temperatures of the
+teacher's answers, and ways of searching for the best checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
+from kr_ray.classifiers.training import Schedule
 from kr_ray.cluster.sweep import SWEEP_TICKS, best_checkpoint, sweep_checkpoints, sweep_cost
+from kr_ray.cluster.tasks import run_tasks
 from kr_ray.cluster.trials import StudentWork, train_students
-from kr_ray.config import Config
-from kr_ray.synthesis.student_set import StudentSpec
+from kr_ray.compute.seeding import derive_seed
+from kr_ray.config import Config, ConfigError, SynthesisConfig
+from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.methods.knowledge_recycling import student_training, train_student
+from kr_ray.methods.teacher import train_teacher
+from kr_ray.runs.artifacts import read_json, write_json
+from kr_ray.runs.comparisons import ViewRow
+from kr_ray.runs.progress import report_progress
+from kr_ray.runs.results import ClassifierResult
+from kr_ray.runs.stages import RESULT_FILE, Row, State
+from kr_ray.synthesis.student_set import StudentSpec, student_schedule
 
 LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
 """Appendix D, from the paper's own strategy to its baseline."""
@@ -21,7 +36,7 @@ def compare_labelling(
     """Appendix D: validation CAS of each labelling strategy, from one and the same generator, per checkpoint and seed."""
     rows, works = [], []
     for strategy in strategies:
-        synthesis = config.synthesis.with_values({"labelling": strategy})
+        synthesis = config.synthesis.labelled_by(strategy)
         for checkpoint in checkpoint_epochs:
             for seed in seeds:
                 spec = StudentSpec(config.generator, checkpoint, synthesis, config.checkpoints.epochs, seed)
@@ -30,6 +45,88 @@ def compare_labelling(
                 rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
     cas = train_students(works, folder, config.cluster)
     return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]
+
+
+VIEWS = (
+    "view=clean",
+    "view=clean,student_mixup=false",
+    "view=seen",
+    "view=seen,student_mixup=false",
+    "view=seen,temperature=0.5",
+    "view=seen,temperature=2",
+)
+"""Each lever of consistent teaching alone and with the view that it belongs to."""
+EQUAL_TEACHER = "equal-compute teacher"
+
+
+def view_variants(names: Sequence[str], synthesis: SynthesisConfig) -> dict[str, SynthesisConfig]:
+    """The generation parameters of each variant, written `key=value,key=value` in keys of `synthesis`.
+
+    Raises:
+        ConfigError: a variant is not written so, or its keys are refused.
+    """
+    return {name: _variant(name, synthesis) for name in names}
+
+
+def _variant(name: str, synthesis: SynthesisConfig) -> SynthesisConfig:
+    pairs = [pair.partition("=") for pair in name.split(",")]
+    if not all(key and equals and value for key, equals, value in pairs):
+        raise ConfigError(f"`--views` must read key=value,key=value, but got {name!r}; try view=seen,temperature=2")
+    try:
+        keys = {key: yaml.safe_load(value) for key, _, value in pairs}
+        return synthesis.with_values(keys)
+    except KeyError as error:
+        raise ConfigError(f"`--views` must hold keys of the section synthesis, but got {error} in {name!r}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"`--views` must hold keys of the section synthesis, but got {name!r}: {wrong}") from error
+
+
+def compare_views(
+    run: Path, folder: Path, checkpoint: int, variants: Mapping[str, SynthesisConfig], seeds: Sequence[int], config: Config
+) -> list[ViewRow]:
+    """Final students of one generator under each variant, and a teacher of as many gradient steps, per seed.
+
+    A student or teacher that is finished stays so when the same comparison is made again. `EQUAL_TEACHER` is a variant too.
+    """
+    tasks: list[tuple[Any, ...]] = [(name, seed) for seed in seeds for name in (EQUAL_TEACHER, *variants)]
+
+    def train(name: str, seed: int) -> ViewRow:
+        own = folder / "trials" / f"{name.replace('=', '_').replace(',', '_').replace(' ', '_')}_seed{seed}"
+        file = own / RESULT_FILE
+        if not file.exists():
+            spec = None if name == EQUAL_TEACHER else _final_spec(checkpoint, variants[name], seed, config)
+            made = _whole_student(run, own, spec, config) if spec else _equal_teacher(run, own, seed, config)
+            write_json(file, made.model_dump(mode="json"))
+        report_progress(folder, own.name, 1.0, own.name)
+        return ViewRow.model_validate(read_json(file) | {"variant": name, "seed": seed})
+
+    return run_tasks("view", train, tasks, config.cluster.trial, config.cluster.max_retries)
+
+
+def _keep_nothing(state: State, row: Row) -> None:
+    """A student of a comparison takes minutes; one that was killed begins again."""
+
+
+def _final_spec(checkpoint: int, synthesis: SynthesisConfig, seed: int, config: Config) -> StudentSpec:
+    return StudentSpec(config.generator, checkpoint, synthesis, config.student.epochs, seed)
+
+
+def _whole_student(run: Path, folder: Path, spec: StudentSpec, config: Config) -> ClassifierResult:
+    made = train_student(folder, *student_training(run, spec, config.classifier), None, _keep_nothing)
+    assert made is not None, "this process is the only worker"
+    return made
+
+
+def _equal_teacher(run: Path, folder: Path, seed: int, config: Config) -> ClassifierResult:
+    """As many gradient steps, of the same batch, as the students at the default cardinality scale."""
+    images = len(load_stored_splits(run / SPLITS_FILE).train)
+    student = student_schedule(config.classifier, config.synthesis, config.student.epochs, images)
+    schedule = Schedule.of_steps(config.classifier, images, min(student.batch_size, images), student.steps)
+    own = derive_seed(seed, "equal")
+    made = train_teacher(run, folder, config.classifier, schedule, seed=own, state=None, save=_keep_nothing)
+    assert made is not None, "this process is the only worker"
+    return made
 
 
 def compare_search(

@@ -9,6 +9,7 @@ While the student trains on one regeneration the next ones are made, as far as t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -109,6 +110,7 @@ class Maker:
     """A generator and a teacher that wait for parts to make."""
 
     def __init__(self, makers: Makers) -> None:
+        self._told_s = time.process_time()
         torch.set_num_threads(makers.cluster.maker.threads)
         splits = load_stored_splits(makers.run / SPLITS_FILE)
         self.set = synthetic_set(
@@ -116,20 +118,26 @@ class Maker:
         )
 
     def __call__(self, batch: Columns) -> Columns:
-        """One part, as rows `regeneration` int64, `image` uint8 [C, H, W], `soft_label` float32 [K].
+        """One part, as rows `regeneration` int64, `image` uint8 [C, H, W], `soft_label` float32 [K], `cpu_s` float64.
 
-        There are none if a filtering strategy has found no image to keep.
+        `cpu_s` sums up to the CPU seconds that the maker has spent since its last part, or its start. With view: seen
+        there is no `soft_label`. There are no rows if a filtering strategy has found no image to keep.
         """
         regeneration = int(batch["regeneration"][0])
         try:
             images, targets = self.set.part(regeneration, int(batch["part"][0]))
         except CollapsedGenerator:
             return {"regeneration": np.zeros(0, np.int64)}
-        return {
+        rows = {
             "regeneration": np.full(len(images), regeneration),
             "image": images.cpu().numpy(),
-            "soft_label": targets.cpu().numpy(),
+            "cpu_s": np.full(len(images), self._cpu_s() / len(images)),
         }
+        return rows | ({"soft_label": targets.cpu().numpy()} if targets.shape[1] else {})
+
+    def _cpu_s(self) -> float:
+        before, self._told_s = self._told_s, time.process_time()
+        return self._told_s - before
 
 
 class TableMaker(Maker):
@@ -169,10 +177,16 @@ class StreamedSet(RegeneratedSet):
     def __init__(self, makers: Makers, splits: Splits, epochs: int, device: torch.device, name: str) -> None:
         super().__init__(makers.images, makers.spec.synthesis)
         self._makers, self._device, self._name = makers, device, name
-        self._image_shape, self._classes = splits.train.images.shape[1:], splits.num_classes
+        self._image_shape = splits.train.images.shape[1:]
+        self._labels = splits.num_classes if self._config.view == "clean" else 0
         self._last = self.regeneration_of(epochs - 1)
         self._blocks: Iterator[dict[str, Tensor]] = iter(())
         self._next = -1
+        self._makers_s = 0.0
+
+    def take_makers_s(self) -> float:
+        taken, self._makers_s = self._makers_s, 0.0
+        return taken
 
     def regeneration(self, index: int) -> tuple[Tensor, Tensor]:
         """The set of one regeneration.
@@ -184,10 +198,11 @@ class StreamedSet(RegeneratedSet):
             images, targets = self._receive(index)
         else:
             images = torch.empty(len(self), *self._image_shape, dtype=torch.uint8, device=self._device)
-            targets = torch.empty(len(self), self._classes, device=self._device)
+            targets = torch.empty(len(self), self._labels, device=self._device)
         if worker_count() > 1:
             dist.broadcast(images, src=0)
-            dist.broadcast(targets, src=0)
+            if self._labels:
+                dist.broadcast(targets, src=0)
         return images, targets
 
     def _receive(self, index: int) -> tuple[Tensor, Tensor]:
@@ -199,15 +214,16 @@ class StreamedSet(RegeneratedSet):
             if not block or block["regeneration"][0] != index:
                 raise CollapsedGenerator(f"the makers kept no image of regeneration {index}")
             images.append(block["image"])
-            targets.append(block["soft_label"])
+            targets.append(block["soft_label"] if self._labels else torch.empty(len(block["image"]), 0))
             received += len(block["image"])
+            self._makers_s += float(block["cpu_s"].sum())
         self._next = index + 1
         return torch.cat(images).to(self._device), torch.cat(targets).to(self._device)
 
     def _start(self, first: int) -> None:
         self.close()
         stream = self._makers.stream(range(first, self._last + 1), self._name, Maker)
-        image_bytes = self._image_shape.numel() + 4 * self._classes + 8
+        image_bytes = self._image_shape.numel() + 4 * self._labels + 16
         room = max(LEAST_ROOM, AHEAD * len(self) * image_bytes)
         stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=room)
         self._blocks = iter(stream.iter_torch_batches(batch_size=None))

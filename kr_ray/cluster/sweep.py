@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.classifiers.ticks import Ticks
+from kr_ray.cluster.confirm import DEFAULTS, confirm, difference_error
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder, trial_resources
@@ -73,7 +74,7 @@ def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config
     }
 
 
-def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config) -> TuningResult:
+def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config, validation_images: int) -> TuningResult:
     """The best generation parameters (`tuning.space`) of the best checkpoint, and what they gain over the defaults."""
     tuning, kinds = config.tuning, config.synthesis.searchable()
     # Passes of real size: the resource is then images seen, and trials of different scale are compared at equal work.
@@ -96,14 +97,20 @@ def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config)
     best = max((o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number))
     best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config)
     defaults = config.synthesis.values(tuning.space)
+    # The defaults are a candidate too: a search that found nothing better must not make the student worse.
+    chosen, confirmed = best.params if best_cas >= default_cas else defaults, None
+    if tuning.confirm:
+        confirmed = confirm(outcomes, shared, tuning.finalists, tuning.confirm, validation_images)
+        chosen = defaults if confirmed.winner == DEFAULTS else outcomes[confirmed.winner].params
     return TuningResult(
         searcher=tuning.searcher,
         trials=len(outcomes),
         best=Best.model_validate(best.params | {"val_cas": best_cas, "trial": best.number}),
         default_cas=default_cas,
         delta_cas=best_cas - default_cas,
-        # The defaults are a candidate too: a search that found nothing better must not make the student worse.
-        chosen=best.params if best_cas >= default_cas else defaults,
+        delta_error=difference_error(best_cas, default_cas, validation_images),
+        confirmed=confirmed,
+        chosen=chosen,
         history=[_trial(outcome) for outcome in outcomes],
         **_images_saved(folder, outcomes, tuning.rungs),
     )

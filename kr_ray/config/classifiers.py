@@ -14,12 +14,14 @@ NetworkName = Literal["resnet14"]
 class ClassifierConfig(Section):
     """The network and the training recipe of Table 4. Teacher, students and shadow models share both (section 3.1)."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"network"})
+    added: ClassVar[frozenset[str]] = frozenset({"network", "norm"})
 
     network: NetworkName = "resnet14"
     """`resnet14`: 6n + 2 layers with n = 2, widths 64/128/256."""
     width: int = Field(64, ge=4)
     """Channels of the first stage."""
+    norm: Literal["batch", "group"] = "batch"
+    """`group` looks at one image alone, as training with differential privacy demands."""
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(0.5, gt=0)
     warmup_epochs: int = Field(10, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kr_ray.config.dp import DpdfdSection, DpSgdSection
 from kr_ray.config.edm import EdmConfig
 from kr_ray.config.generators import BigGanConfig, GeneratorSection
 from kr_ray.config.methods import (
@@ -20,5 +21,7 @@ METHODS: dict[str, type[MethodSection]] = {
     "knowledge_recycling": KnowledgeRecyclingSection,
     "fixed_generator": FixedGeneratorSection,
     "parquet": ParquetSection,
+    "dp_sgd": DpSgdSection,
+    "dpdfd": DpdfdSection,
 }
 """See kr_ray.methods.registry."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from kr_ray.config.base import Location, Section
+from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.generators import BigGanSampling, SamplingSection
 
 
@@ -18,6 +19,8 @@ class TeacherConfig(Section):
 
 class SynthesisConfig(Section):
     """How a synthetic set is drawn and labelled (sections 3.4 and 3.5); tuning varies three of these."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"view", "temperature", "student_mixup"})
 
     labelling: Literal["gkd", "gap_filler", "filter", "hard"] = "gkd"
     class_prior: Literal["real", "uniform"] = "real"
@@ -32,9 +35,37 @@ class SynthesisConfig(Section):
     `real`: passes of real size. Tuning always counts in passes of real size, so that all scales are compared at equal work."""
     confidence_threshold: float = Field(0.9, ge=0, lt=1)
     """`gap_filler`: the least teacher probability of the kept label."""
+    view: Literal["clean", "seen"] = "clean"
+    """What the teacher answers to. `clean` (the paper): the generated image, before augmentation; MixUp then mixes
+    the answers. `seen`: exactly what the student sees at each step, after crop, flip, TrivialAugment and MixUp
+    ("function matching", Beyer et al. 2022, section 3.1). It costs a teacher's forward pass per image and epoch, and
+    the student follows its teacher more closely: audit it (README)."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the teacher's softmax(logits / temperature): below 1 it sharpens the soft labels, above 1 it flattens them."""
+    student_mixup: bool = True
+    """Whether students mix images as `classifier.mixup_alpha` says; the teacher does in any case."""
     batch_size: int = Field(128, ge=2)
     max_draws: int = Field(20, ge=1)
     """Filtering strategies give up after drawing this many times the wanted number of images."""
+
+    @model_validator(mode="after")
+    def _only_gkd_hands_on_answers(self) -> SynthesisConfig:
+        if self.labelling != "gkd" and (self.view, self.temperature) != ("clean", 1.0):
+            raise ValueError(
+                "`labelling: gkd` must hold with `view: seen` or a temperature other than 1, for no other labels are "
+                f"the teacher's answers, but got labelling={self.labelling}, view={self.view}, "
+                f"temperature={self.temperature}; use gkd, or view: clean and temperature: 1"
+            )
+        return self
+
+    def student_recipe(self, recipe: ClassifierConfig) -> ClassifierConfig:
+        """The recipe as students follow it: without MixUp if `student_mixup` is off."""
+        return recipe if self.student_mixup else recipe.model_copy(update={"mixup_alpha": 0.0})
+
+    def labelled_by(self, labelling: str) -> SynthesisConfig:
+        """The same generation under another labelling strategy; what only GKD knows falls back to its default."""
+        only_gkd = {} if labelling == "gkd" else {"view": "clean", "temperature": 1.0}
+        return self.with_values({"labelling": labelling} | only_gkd)
 
     def stamp(self) -> dict[str, Any]:
         """The kind's sampling keys stand among the others, as they did before there were kinds."""
@@ -74,6 +105,8 @@ class CheckpointsConfig(Section):
 class TuningConfig(Section):
     """TPE with Hyperband over the generation parameters (section 3.5)."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"confirm", "finalists"})
+
     trials: int = Field(50, ge=1)
     epochs: int = Field(100, ge=1)
     searcher: Literal["optuna", "hyperopt", "random"] = "optuna"
@@ -93,6 +126,23 @@ class TuningConfig(Section):
     """Hyperband brackets that run side by side; 1 is the strict sequence. More keeps more workers busy (50 trials on 8 slots: 84
     rounds at 1, 47 at 2), but TPE learns later. Part of the search, not of the machine: it must not follow the number of
     workers, or results would."""
+    confirm: int = Field(0, ge=0)
+    """Seeds with which the finalists and the defaults are trained again, 2 or more; the best mean is chosen, but the
+    defaults stay unless they are beaten by more than the standard error of the difference. 0 (the paper): the trials'
+    own scores decide."""
+    finalists: int = Field(2, ge=1)
+    """`confirm`: so many of the best complete trials."""
+
+    @property
+    def confirmed_students(self) -> int:
+        """Students that confirm the choice, at most: the defaults are candidates too."""
+        return (min(self.finalists, self.trials) + 1) * self.confirm
+
+    @model_validator(mode="after")
+    def _confirmed_by_several(self) -> TuningConfig:
+        if self.confirm == 1:
+            raise ValueError("`confirm >= 2` (or 0) must hold, but got confirm=1; one seed shows no spread: use 3")
+        return self
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> TuningConfig:

@@ -87,6 +87,13 @@ def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
                 f"`{name}.batch_size >= cluster.workers` (and trial_workers) must hold, but got "
                 f"batch_size={sections[name].batch_size}, {workers} workers; every worker takes a slice of a batch: use fewer workers"
             )
+    synthesis, student = sections.get("synthesis"), sections.get("student")
+    if synthesis and student and student.from_parquet and synthesis.view == "seen":
+        wrong.append(
+            "`synthesis.view: clean` must hold with student.from_parquet, for an exported set holds the teacher's "
+            "answers to the clean images and not the teacher itself, but got view=seen, "
+            f"from_parquet={student.from_parquet!r}; use view: clean"
+        )
     tuning = sections.get("tuning")
     if tuning and tuning.rungs > tuning.epochs:
         wrong.append(

@@ -26,7 +26,7 @@ from kr_ray.methods.interface import Part, Site
 from kr_ray.methods.teacher import teacher_part
 from kr_ray.runs.results import GeneratorResult, StudentResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
-from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_schedule
+from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_labeller, student_schedule
 
 TICKS = 20
 
@@ -96,11 +96,13 @@ def student_training(
     """A student's training, not yet started, and the real splits (of which only validation and test images may be shown to it)."""
     device = pick_device()
     splits = load_stored_splits(run / SPLITS_FILE)
+    recipe = spec.synthesis.student_recipe(recipe)
     model = new_classifier(splits.num_classes, splits.channels, recipe, derive_seed(spec.seed, "student"))
     schedule = student_schedule(recipe, spec.synthesis, spec.epochs, len(splits.train))
     epochs = -(-schedule.steps // schedule.steps_per_epoch)
     data = open_set(run, spec, recipe, splits, device, epochs)
-    return ClassifierTraining(model, data, recipe, schedule, derive_seed(spec.seed, "data"), device), splits
+    labeller = student_labeller(run, spec, schedule, device)
+    return ClassifierTraining(model, data, recipe, schedule, derive_seed(spec.seed, "data"), device, labeller), splits
 
 
 def start_student(

@@ -12,13 +12,16 @@ from kr_ray.config import (
     ParquetSection,
     TeacherSection,
 )
+from kr_ray.config.dp import DpdfdSection, DpSgdSection
+from kr_ray.methods.dp_sgd import DpSgd
+from kr_ray.methods.dpdfd.member import Dpdfd
 from kr_ray.methods.fixed_generator import FixedGenerator
 from kr_ray.methods.interface import Method
 from kr_ray.methods.knowledge_recycling import KnowledgeRecycling
 from kr_ray.methods.parquet import ParquetStudent
 from kr_ray.methods.teacher import Teacher
 
-BuiltIn = TeacherSection | KnowledgeRecyclingSection | FixedGeneratorSection | ParquetSection
+BuiltIn = TeacherSection | KnowledgeRecyclingSection | FixedGeneratorSection | ParquetSection | DpSgdSection | DpdfdSection
 """The union of the project's own sections: one that has no line in `_described_by` is a type error."""
 
 
@@ -55,5 +58,9 @@ def _described_by(section: MethodSection) -> Method:
             return FixedGenerator()
         case ParquetSection():
             return ParquetStudent(built_in.path, built_in.epochs)
+        case DpSgdSection():
+            return DpSgd(built_in)
+        case DpdfdSection():
+            return Dpdfd(built_in)
         case _:
             assert_never(built_in)

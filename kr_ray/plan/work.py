@@ -99,7 +99,8 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
         student := _student(config, size),
     ]
     if c.student.equal_compute_teacher:
-        stages.append(replace(student, stage="equal_compute_teacher", generated=0))
+        own = student.looked_at - _queries(config, student.trained)
+        stages.append(replace(student, stage="equal_compute_teacher", generated=0, looked_at=own))
     members = round(0.45 * size.validation)
     shadow = Schedule.fit(recipe, members, c.audit.shadow.epochs)
     shadows = c.audit.shadow.models
@@ -145,7 +146,7 @@ def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
         generated += students * _generated(schedule, c.synthesis, images)
         batch = schedule.batch_size
     units = sum(students for _, students in rounds)
-    looked_at = float(units * size.validation)
+    looked_at = float(units * size.validation) + _queries(config, trained)
     waits = tuple((students, float(epochs)) for epochs, students in rounds)
     return StageWork("checkpoints", "trial", units, waits, trained, batch, generated, looked_at=looked_at)
 
@@ -165,12 +166,18 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
             looks += count
             trained += ending * schedule.steps * schedule.batch_size * rung / tuning.rungs
             generated += ending * size.train * _mean_regenerated(config, tuning.epochs * rung / tuning.rungs)
-    generated += tuning.trials * synthesis.sampling.calibration_batches() * synthesis.batch_size
-    looked_at = float(looks * size.validation)
+    again = tuning.confirmed_students
+    trained += again * schedule.steps * schedule.batch_size
+    generated += again * size.train * _mean_regenerated(config, float(tuning.epochs))
+    generated += (tuning.trials + again) * synthesis.sampling.calibration_batches() * synthesis.batch_size
+    looked_at = float((looks + again) * size.validation) + _queries(config, trained)
+    rounds += [(again, float(tuning.rungs))] if again else []
     waits = (
         tuple(rounds) if tuning.brackets_in_flight == 1 else ()
     )  # else one bracket fills the slots that another leaves empty
-    return StageWork("tuning", "trial", tuning.trials, waits, trained, schedule.batch_size, generated, looked_at=looked_at)
+    return StageWork(
+        "tuning", "trial", tuning.trials + again, waits, trained, schedule.batch_size, generated, looked_at=looked_at
+    )
 
 
 def _mean_regenerated(config: Config, epochs: float) -> float:
@@ -188,4 +195,11 @@ def _student(config: Config, size: DataSize) -> StageWork:
     c = config
     schedule = student_schedule(c.classifier, c.synthesis, c.student.epochs, size.train)
     images = size.train * c.synthesis.cardinality_scale
-    return replace(_training("student", schedule, size), generated=_generated(schedule, c.synthesis, images))
+    work = _training("student", schedule, size)
+    looked_at = work.looked_at + _queries(config, work.trained)
+    return replace(work, generated=_generated(schedule, c.synthesis, images), looked_at=looked_at)
+
+
+def _queries(config: Config, trained: float) -> float:
+    """Images that the teacher is asked about beside those it labels as they are generated."""
+    return trained if config.synthesis.view == "seen" else 0.0

@@ -12,9 +12,9 @@ import yaml
 from numpy.typing import NDArray
 
 from kr_ray.report import figures, words, worst_case
-from kr_ray.report.schema import Report, validate_report
+from kr_ray.report.schema import Report, Student, Teacher, validate_report
 from kr_ray.runs.artifacts import atomic_write, write_json
-from kr_ray.runs.figures import KrAudit
+from kr_ray.runs.figures import KrAudit, Work
 
 VISIBLE_CLASSES = 12
 """More classes than this go into a part of the page that opens on demand."""
@@ -66,7 +66,9 @@ def render_page(report: Report, data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": words.percent, "points": words.points, "count": words.count, "duration": words.duration, "date": words.date
+        "percent": words.percent, "points": words.points, "count": words.count, "duration": words.duration, "date": words.date,
+        "work": words.work, "images_of": words.images_of, "confirmed": words.confirmed,
+        "apart": words.checkpoints_apart
     }  # fmt: skip
     source = environment.loader.get_source(environment, "style.css")[0] if environment.loader else ""
     return environment.get_template("template.html").render(
@@ -108,6 +110,7 @@ class ResultRow:
     auc_interval: tuple[float, float] | None = None
     aop: float | None = None
     best: frozenset[str] = frozenset()
+    work: Work | None = None
 
 
 def result_rows(report: Report) -> dict[str, ResultRow]:
@@ -124,6 +127,7 @@ def result_rows(report: Report) -> dict[str, ResultRow]:
                 equal.test_accuracy,
                 interval,
                 equal.steps,
+                work=equal.work,
             )
     if report.student:
         rows["student"] = _row(
@@ -138,13 +142,13 @@ def result_rows(report: Report) -> dict[str, ResultRow]:
 
 def _row(report: Report, which: str, name: str, note: str, accuracy: float, audit: KrAudit | None) -> ResultRow:
     interval = words.wilson_interval(accuracy, report.data.test)
-    steps: int = getattr(report, which).steps
+    model: Teacher | Student = getattr(report, which)
+    row = ResultRow(name, note, accuracy, interval, model.steps, work=model.work)
     attacked = getattr(audit, which) if audit else None
     if audit is None or attacked is None:
-        return ResultRow(name, note, accuracy, interval, steps)
-    return ResultRow(
-        name, note, accuracy, interval, steps, attacked.auc, attacked.auc_raw, words.auc_interval(attacked, audit), attacked.aop
-    )
+        return row
+    found = words.auc_interval(attacked, audit)
+    return replace(row, auc=attacked.auc, auc_raw=attacked.auc_raw, auc_interval=found, aop=attacked.aop)
 
 
 def _better(teacher: ResultRow, student: ResultRow) -> dict[str, str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kr_ray.compute.devices import mixed_dtype, pick_device
 from kr_ray.config import Config
+from kr_ray.report import words
 from kr_ray.report.build import ReportData, write_report
 from kr_ray.report.importance import parameter_importance
 from kr_ray.report.schema import Audit, Data, EqualCompute, FurtherStudent, Generator, Report, Stage, Student, Teacher, Tuning
@@ -83,7 +84,8 @@ def _teacher(results: Results) -> Teacher | None:
         test_accuracy=teacher.test_accuracy,
         val_accuracy=teacher.val_accuracy,
         steps=teacher.steps,
-        equal_compute=EqualCompute(test_accuracy=equal.test_accuracy, steps=equal.steps) if equal else None,
+        equal_compute=EqualCompute(test_accuracy=equal.test_accuracy, steps=equal.steps, work=equal.work) if equal else None,
+        work=teacher.work,
         test_loss=teacher.test_loss,
         curve=teacher.curve,
         confusion=teacher.confusion,
@@ -126,6 +128,8 @@ def _student(results: Results) -> Student | None:
         confusion=student.confusion,
         checkpoint_epoch=sweep.best_epoch if sweep else None,
         images_from=student.images_from,
+        labels=words.labels(student.synthesis) if student.synthesis else None,
+        work=student.work,
     )
 
 
@@ -141,6 +145,7 @@ def _further_students(config: Config, results: Results) -> dict[str, FurtherStud
                 steps=result.steps,
                 images_seen=result.images_seen,
                 seconds=result.seconds,
+                work=result.work,
             )
     return found
 

@@ -19,6 +19,7 @@ from kr_ray.runs.figures import (
     Best,
     ClassifierPoint,
     CollapsePoint,
+    Confirmed,
     Copies,
     Count,
     Figures,
@@ -29,6 +30,7 @@ from kr_ray.runs.figures import (
     OpenFigures,
     SweptCheckpoint,
     Trial,
+    Work,
 )
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -65,6 +67,7 @@ class EqualCompute(Figures):
 
     test_accuracy: Fraction
     steps: Count
+    work: Work | None = None
 
 
 class Teacher(Figures):
@@ -72,6 +75,7 @@ class Teacher(Figures):
     val_accuracy: Fraction
     steps: Count
     equal_compute: EqualCompute | None = None
+    work: Work | None = None
     test_loss: float | None = None
     curve: list[ClassifierPoint] = []
     confusion: list[list[Count]] | None = None
@@ -98,6 +102,9 @@ class Tuning(Figures):
     default_cas: Fraction | None = None
     """Validation CAS of the best checkpoint at the default generation parameters."""
     delta_cas: Annotated[float, Field(ge=-1, le=1)] | None = None
+    delta_error: Annotated[float, Field(ge=0)] | None = None
+    """Standard error of delta_cas from the number of validation images, at most (kr_ray.cluster.confirm)."""
+    confirmed: Confirmed | None = None
     images_seen: Count | None = None
     images_unpruned: Count | None = None
     """What all trials would have seen without pruning."""
@@ -118,6 +125,9 @@ class Student(Figures):
     checkpoint_epoch: Count | None = None
     images_from: str | None = None
     """`on_device` or `ray_data`: who generated the images it was trained on; `parquet`: an exported set."""
+    labels: str | None = None
+    """What its labels are answers to, in words (see kr_ray.report.words.labels); None of an exported set."""
+    work: Work | None = None
 
 
 class FurtherStudent(Figures):
@@ -129,6 +139,7 @@ class FurtherStudent(Figures):
     steps: Count
     images_seen: Count
     seconds: Annotated[float, Field(ge=0)]
+    work: Work | None = None
 
 
 class Audit(Figures):

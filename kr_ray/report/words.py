@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from kr_ray.privacy.metrics import auc_standard_error
-from kr_ray.report.schema import Report
-from kr_ray.runs.figures import Attacked, KrAudit
+from kr_ray.report.schema import Report, Tuning
+from kr_ray.runs.figures import Attacked, KrAudit, Work
 
 Z95 = 1.959964
 """97.5 % quantile of the normal distribution."""
@@ -75,6 +77,64 @@ def auc_interval(attacked: Attacked, audit: KrAudit) -> tuple[float, float] | No
         return None
     half = Z95 * auc_standard_error(attacked.auc_raw, audit.members, audit.non_members)
     return max(attacked.auc_raw - half, 0.0), min(attacked.auc_raw + half, 1.0)
+
+
+def work(done: Work | None) -> str:
+    """`1 min 15 s CPU`, and the GPU's time where there is one."""
+    if done is None:
+        return "–"
+    gpu = f", {duration(done.gpu_seconds)} GPU" if done.gpu_seconds else ""
+    return f"{duration(done.cpu_seconds)} CPU{gpu}"
+
+
+def images_of(done: Work | None) -> str:
+    """`54,600 images trained on, 5,460 generated, 54,600 asked of the teacher`."""
+    if done is None:
+        return ""
+    parts = [f"{count(done.images_trained)} images trained on"]
+    if done.images_generated is not None:
+        parts.append(f"{count(done.images_generated)} generated")
+    if done.teacher_queries is not None:
+        parts.append(f"{count(done.teacher_queries)} asked of the teacher")
+    return ", ".join(parts)
+
+
+def labels(synthesis: Mapping[str, Any]) -> str:
+    """What the labels of a student of these generation parameters (config.SynthesisConfig, dumped) are."""
+    if synthesis["labelling"] != "gkd":
+        return f"labelled by the strategy {synthesis['labelling']}"
+    clean = synthesis.get("view", "clean") == "clean"
+    images = "the clean generated images" if clean else "exactly what the student saw at each step"
+    temperature = synthesis.get("temperature", 1.0)
+    end = f", at temperature {temperature:g}" if temperature != 1 else ""
+    return f"labelled by the teacher's answers to {images}{end}"
+
+
+def checkpoints_apart(report: Report) -> str:
+    """How much of the checkpoints' order is noise: how many lie within a standard error of the best."""
+    swept = [row.val_cas for row in report.checkpoints or [] if row.val_cas is not None]
+    if len(swept) < 2 or not report.data.validation:
+        return ""
+    best = max(swept)
+    error = math.sqrt(best * (1 - best) / report.data.validation)
+    near = sum(cas >= best - error for cas in swept) - 1
+    return (
+        f"One standard error of the best CAS, on {count(report.data.validation)} validation images and with one seed, "
+        f"is {percent(error)} points; {near} of the other {len(swept) - 1} checkpoints lie within it."
+    )
+
+
+def confirmed(tuning: Tuning) -> str:
+    """What the finalists' new students decided; empty if there were none."""
+    found = tuning.confirmed
+    if found is None:
+        return ""
+    seeds, finalists = len(found.rows[0].val_cas), len(found.rows) - 1
+    outcome = "so the default parameters stay" if found.winner != found.trial else "so it was chosen"
+    return (
+        f"Trained again with {seeds} fresh seeds each, the best of {finalists} finalists (trial {found.trial}) "
+        f"gains {points(found.gain)} ± {percent(found.standard_error)} points over the defaults, {outcome}."
+    )
 
 
 # --- sentences -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,23 @@ class OpenFigures(Figures):
     model_config = ConfigDict(extra="allow")
 
 
+class Work(Figures):
+    """What a training took.
+
+    Of a student generation and labelling are included (of makers, what its images took).
+    """
+
+    cpu_seconds: Annotated[float, Field(ge=0)]
+    """Of all its processes."""
+    gpu_seconds: Annotated[float, Field(ge=0)]
+    """GPUs times the time they were held; 0 without any."""
+    images_trained: Count
+    """One per image and epoch."""
+    images_generated: Count | None = None
+    teacher_queries: Count | None = None
+    """Images that the teacher was asked about; filtering strategies count what they keep."""
+
+
 class ClassifierPoint(OpenFigures):
     epoch: Epoch
     train_loss: float | None = None
@@ -80,6 +97,35 @@ class Best(OpenFigures):
     @property
     def params(self) -> dict[str, float]:
         return dict(self.model_extra or {})
+
+
+class ConfirmedRow(OpenFigures):
+    """One candidate; further keys are its generation parameters."""
+
+    trial: int
+    """-1: the default parameters."""
+    val_cas: list[Fraction]
+    mean: Fraction
+    sd: Annotated[float, Field(ge=0)]
+
+
+class Decision(Figures):
+    """Whether a finalist beats the defaults by more than the standard error of the difference."""
+
+    trial: Count
+    """The finalist of the highest mean."""
+    gain: Annotated[float, Field(ge=-1, le=1)]
+    """Its mean minus the defaults'."""
+    standard_error: Annotated[float, Field(ge=0)]
+    """Of the gain, from its spread over the seeds (pairwise) and from the number of images."""
+    winner: int
+    """The finalist, or -1, the defaults, unless the gain is larger than its error."""
+
+
+class Confirmed(Decision):
+    """The finalists and the defaults trained again with fresh seeds (see kr_ray.cluster.confirm.decide)."""
+
+    rows: list[ConfirmedRow]
 
 
 class Roc(Figures):

@@ -12,6 +12,7 @@ from kr_ray.runs.figures import (
     Best,
     ClassifierPoint,
     CollapsePoint,
+    Confirmed,
     CopySpace,
     Count,
     Fidelity,
@@ -21,6 +22,7 @@ from kr_ray.runs.figures import (
     LiraArm,
     SweptCheckpoint,
     Trial,
+    Work,
 )
 
 
@@ -132,11 +134,14 @@ class ClassifierResult(Result):
     learning_rate: float
     parameters: Count
     seconds: float
+    work: Work | None = None
     curve: list[ClassifierPoint] = []
     images_from: str | None = None
     """Of a student: `on_device`, `ray_data` or `parquet`."""
     synthesis: dict[str, Any] | None = None
     """Of a student of a generator: the generation parameters that it was trained with."""
+    privacy: dict[str, Any] | None = None
+    """Of a private method: what it released and the guarantee of this part alone (see kr_ray.dp.plan.privacy_record)."""
 
     def headline(self) -> str:
         return f"test accuracy {self.test_accuracy:.4f}"
@@ -176,9 +181,11 @@ class SweepResult(Result):
     checkpoints: list[SweptCheckpoint]
     best_epoch: int
     best_cas: Fraction
+    standard_error: float | None = None
+    """Of best_cas, from the number of validation images; another seed's change comes on top."""
 
     def headline(self) -> str:
-        return f"best: epoch {self.best_epoch}, validation CAS {self.best_cas:.4f}"
+        return f"best: epoch {self.best_epoch}, validation CAS {self.best_cas:.4f}{_error(self.standard_error)}"
 
 
 class TuningResult(Result):
@@ -187,6 +194,9 @@ class TuningResult(Result):
     best: Best
     default_cas: Fraction
     delta_cas: float
+    delta_error: float | None = None
+    """Standard error of delta_cas from the number of validation images, at most."""
+    confirmed: Confirmed | None = None
     chosen: dict[str, int | float]
     """Generation parameters of the final student, by the names of the search space: the best trial's, or the defaults."""
     history: list[Trial]
@@ -195,7 +205,16 @@ class TuningResult(Result):
     saved_share: float
 
     def headline(self) -> str:
-        return f"validation CAS {self.best.val_cas:.4f} ({self.delta_cas:+.4f} over the defaults)"
+        gain = f"{self.delta_cas:+.4f}{_error(self.delta_error)} over the defaults"
+        said = f"validation CAS {self.best.val_cas:.4f} ({gain})"
+        if found := self.confirmed:
+            stay = ", defaults stay" if found.winner != found.trial else ""
+            said += f"; confirmed {found.gain:+.4f}{_error(found.standard_error)}{stay}"
+        return said
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f" +- {value:.4f}"
 
 
 class CopiesResult(Result):

@@ -39,7 +39,10 @@ class RegeneratedSet(ABC):
         return self._size
 
     def epoch(self, index: int) -> tuple[Tensor, Tensor]:
-        """The set as of epoch `index`: images uint8 [N, C, H, W], target probabilities float32 [N, K]."""
+        """The set as of epoch `index`: images uint8 [N, C, H, W], target probabilities float32 [N, K].
+
+        With view: seen they come without: targets [N, 0].
+        """
         regeneration = self.regeneration_of(index)
         if self._set is None or regeneration != self._regeneration:
             self._set = None  # free the old set before the new one is made
@@ -55,6 +58,10 @@ class RegeneratedSet(ABC):
     def regeneration_of(self, epoch: int) -> int:
         """Index of the regeneration that is trained on in an epoch."""
         return epoch // self._config.regeneration_rate if self._config.labelling in REGENERATED else 0
+
+    def take_makers_s(self) -> float:
+        """CPU seconds that other processes spent on what came from them since the last call; 0 without any."""
+        return 0.0
 
     @abstractmethod
     def regeneration(self, index: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,7 @@ class SyntheticSet(RegeneratedSet):
     def __init__(
         self,
         sampler: Sampler,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         prior: Tensor,
         images: int,
         config: SynthesisConfig,
@@ -90,7 +97,9 @@ class SyntheticSet(RegeneratedSet):
     ) -> None:
         super().__init__(images, config)
         self._sampler, self._seed = sampler, seed
-        self._label = Captured(partial(teacher_probabilities, teacher), sampler.device)
+        self._label = teacher and Captured(
+            partial(teacher_probabilities, teacher, temperature=config.temperature), sampler.device
+        )
         self._label_smoothing = label_smoothing
         self._prior = prior
 
@@ -147,6 +156,9 @@ class SyntheticSet(RegeneratedSet):
         """One block: which of `classes` were kept (bool, CPU), and the kept images and targets."""
         generator = seeded_generator(self._seed, "block", regeneration, block)
         images = self._sampler.images(classes, generator)
+        if self._label is None:
+            no_targets = images.new_empty(len(images), 0, dtype=torch.float32)
+            return torch.ones_like(classes, dtype=torch.bool), images, no_targets
         on_device = classes.to(images.device)
         probabilities = self._label(images)
         keep, targets = keep_and_label(on_device, probabilities, self._config, self._label_smoothing)

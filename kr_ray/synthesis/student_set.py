@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from kr_ray.classifiers.networks import load_classifier
-from kr_ray.classifiers.training import Schedule
+from kr_ray.classifiers.training import Labeller, Schedule
 from kr_ray.compute.graphs import compiled
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig, GeneratorSection, SynthesisConfig
@@ -17,6 +18,7 @@ from kr_ray.data.images import Splits, class_prior
 from kr_ray.generators.interface import checkpoint_file
 from kr_ray.generators.registry import generator_of
 from kr_ray.runs.stages import WEIGHTS_FILE
+from kr_ray.synthesis.labelling import seen_labeller
 from kr_ray.synthesis.stream import RegeneratedSet, SyntheticSet
 
 LABELLER_PAYS_FROM = 4e6
@@ -47,6 +49,19 @@ def student_schedule(recipe: ClassifierConfig, synthesis: SynthesisConfig, epoch
     return Schedule.fit(recipe, scaled, epochs / synthesis.cardinality_scale)
 
 
+def compiled_teacher(run: Path, device: torch.device, images: float) -> nn.Module:
+    """The run's teacher, which about so many images will be shown to."""
+    return compiled(load_classifier(run / "teacher" / WEIGHTS_FILE, device), device, images, LABELLER_PAYS_FROM)
+
+
+def student_labeller(run: Path, spec: StudentSpec, schedule: Schedule, device: torch.device) -> Labeller | None:
+    """Labels what the student of `spec` sees; None where its images come with labels."""
+    if spec.synthesis.view == "clean":
+        return None
+    teacher = compiled_teacher(run, device, schedule.steps * schedule.batch_size)
+    return seen_labeller(teacher, spec.synthesis.temperature, device)
+
+
 def synthetic_set(
     run: Path,
     spec: StudentSpec,
@@ -61,7 +76,6 @@ def synthetic_set(
     `images` other than 0 asks for a set of that size from the same seeds.
     """
     size, seed = images or set_size(spec, splits), derive_seed(spec.seed, "synthetic set")
-    teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, device)
     prior = class_prior(splits.train.labels, splits.num_classes)
     if spec.synthesis.class_prior == "uniform":
         prior = torch.full_like(prior, 1 / len(prior))
@@ -77,7 +91,7 @@ def synthetic_set(
     )
     return SyntheticSet(
         sampler=sampler,
-        teacher=compiled(teacher, device, size * regenerations, LABELLER_PAYS_FROM),
+        teacher=compiled_teacher(run, device, size * regenerations) if synthesis.view == "clean" else None,
         prior=prior,
         images=size,
         config=synthesis,

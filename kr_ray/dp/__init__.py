@@ -1,0 +1,1 @@
+"""What private methods and private generators share: secret noise, per-image gradients, what they leave."""

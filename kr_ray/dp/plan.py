@@ -1,0 +1,61 @@
+"""What all private methods share: their delta, what they leave, what their result says of privacy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kr_ray.config import ConfigError
+from kr_ray.config.dp import PrivacySection
+from kr_ray.privacy.accountants import event_record
+from kr_ray.privacy.ledger import LedgerError, check_target, default_delta, guarantee
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a private part leaves: its result (also in result.json) and what it cost."""
+
+    result: dict[str, Any]
+    event: DpEvent
+
+
+def own_delta(section: PrivacySection, records: int) -> float:
+    """The section's delta, or the default of `records` images.
+
+    Raises:
+        ConfigError: it is not below 1/N.
+    """
+    delta = default_delta(records) if section.delta is None else section.delta
+    try:
+        check_target(1.0, delta, records)
+    except LedgerError as error:
+        raise ConfigError(str(error)) from error
+    return delta
+
+
+def privacy_record(part: str, event: DpEvent, records: int, delta: float, insecure: bool) -> dict[str, Any]:
+    """What result.json says of a private part: the event, for the run's ledger, and the guarantee of this
+    part alone."""
+    alone = guarantee({part: event}, records, delta, insecure_noise=insecure)
+    return {"release": event_record(event), "guarantee": alone.record(), "words": alone.words()}
+
+
+def refuse_private_facts(method: str, class_prior: str) -> None:
+    """Refuse settings that would release facts of the private images beside the mechanism.
+
+    Args:
+        method: its name, for the message.
+        class_prior: of the synthetic labels, `real` or `uniform`.
+
+    Raises:
+        ConfigError: labels would be drawn by the real class frequencies, which no noise covers.
+    """
+    if class_prior == "real":
+        raise ConfigError(
+            f"`class_prior: uniform` must hold with {method}, but got class_prior: real; use uniform, or "
+            "the generator's noisy "
+            "frequencies, for the real ones would be released without noise"
+        )
