@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from kr_ray.classifiers.networks import load_classifier
+from kr_ray.cluster.train import _keeping_refusals, _raise_refusal
+from kr_ray.config import ConfigError
+from kr_ray.data.checks import DataError
 from kr_ray.generators.biggan.sampling import BigGanSampler
 from kr_ray.privacy.scores import SampleScores
 from kr_ray.privacy.shadow import ShadowScores
@@ -80,3 +83,18 @@ def test_a_damaged_lock_in_a_store_is_held_until_its_lease_is_over(tmp_path: Pat
     lock = RemoteLock(tmp_path / "lock")  # of a store's path only reading is needed here
     assert lock._read() == lock._read() != {}  # unchanged, so that it is free once `LEASE_S` has gone by
     assert lock._holder() != lock._owner
+
+
+@pytest.mark.parametrize("error", [DataError("wrong set"), ArtifactError("damaged"), ConfigError("wrong key")])
+def test_what_a_worker_refuses_is_told_by_the_driver_and_not_tried_again(error: Exception, tmp_path: Path) -> None:
+    file = tmp_path / "refused.json"
+    with _keeping_refusals(file, alone=True):  # Ray Train sees a worker that ends without an error
+        raise error
+    with pytest.raises(type(error), match=str(error)):
+        _raise_refusal(file)
+    assert not file.exists()
+    _raise_refusal(file)  # nothing was refused
+    with pytest.raises(type(error)), _keeping_refusals(file, alone=False):
+        raise error
+    with pytest.raises(ZeroDivisionError), _keeping_refusals(file, alone=True):
+        raise ZeroDivisionError
