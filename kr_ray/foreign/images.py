@@ -44,6 +44,15 @@ def read_image_bytes(data: bytes, origin: str, error: type[Exception]) -> NDArra
 
 
 def _read(opened: IO[bytes], name: str, error: type[Exception]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        return _pixels(opened, name, error)
+    except Image.DecompressionBombError as cause:  # of no base but Exception
+        raise error(f"{name} must have at most {MOST_PIXELS:,} pixels, but claims many more; cut or shrink it") from cause
+
+
+def _pixels(opened: IO[bytes], name: str, error: type[Exception]) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     with Image.open(opened, formats=FORMATS) as image:
