@@ -289,11 +289,8 @@ class Pipeline(StageRunner):
         c = self.config
 
         def work(folder: Path) -> StudentResult:
-            from kr_ray.data.store import SPLITS_FILE, load_stored_splits
             from kr_ray.methods.parquet import ParquetStudent
-            from kr_ray.synthesis.parquet_set import read_parquet_set
 
-            read_parquet_set(storage_path(c.student.from_parquet), load_stored_splits(self.run / str(SPLITS_FILE)))
             (part,) = ParquetStudent(c.student.from_parquet, c.student.epochs).parts(self.site())
             return self._train(part, folder).model_copy(update={"images_from": "parquet"})
 
@@ -302,9 +299,17 @@ class Pipeline(StageRunner):
             key=STUDENT,
             after=("data",),
             inputs=lambda: [c.seed, c.classifier, c.student.epochs, files],
+            check=self._check_parquet_set,
             work=work,
             workers="train",
         )
+
+    def _check_parquet_set(self) -> None:
+        """Refuse a wrong set here, and not in workers that would have to be started first."""
+        from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+        from kr_ray.synthesis.parquet_set import read_parquet_set
+
+        read_parquet_set(storage_path(self.config.student.from_parquet), load_stored_splits(self.run / str(SPLITS_FILE)))
 
     def _further_students(self) -> list[Stage[Any]]:
         """A stage for the last part of each of `students`, and for what it builds on that the run has not anyway."""

@@ -12,9 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self
 
-import yaml
-
 from kr_ray.config import ClusterConfig, Config, ConfigError, Section
+from kr_ray.foreign.yaml_core import write_yaml
 from kr_ray.runs.artifacts import RunDirectory, atomic_write, fingerprint
 from kr_ray.runs.progress import StageProgress, look_at_stage
 from kr_ray.runs.results import Key, R, Result, Results
@@ -45,6 +44,7 @@ class Stage(Generic[R]):
         key: name and type of its result.
         after: the stages whose results it reads.
         inputs: the config's sections, and other JSON values, that decide its result beside those stages.
+        check: refuses wrong inputs before Ray is started for the work.
         work: does it in the given folder, in which a killed attempt on the same inputs may have left something.
         units: how many units of its work report their own progress.
         wanted: whether a whole run of this configuration has it.
@@ -57,6 +57,7 @@ class Stage(Generic[R]):
     after: Sequence[str]
     inputs: Callable[[], Sequence[Section | Any]]
     work: Callable[[Path], R]
+    check: Callable[[], None] = lambda: None
     units: Callable[[], int] = lambda: 1
     wanted: Callable[[], bool] = lambda: True
     workers: Literal["train", "trial"] | None = "trial"
@@ -83,7 +84,7 @@ class StageRunner:
         self._open = ExitStack()
         self._open.enter_context(self.run)
         with atomic_write(self.run / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+            temporary.write_text(write_yaml(self.config.model_dump(mode="json")))
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -93,6 +94,7 @@ class StageRunner:
         """Do the stage, unless it is done."""
 
         def work(folder: Path) -> R:
+            stage.check()
             if stage.workers:
                 self.connect()
             with self.watched(stage, folder) as clock:

@@ -17,6 +17,7 @@ from kr_ray.cli import main
 from kr_ray.privacy.attacks import HEADLINE, attack_groups, figures, judged_pairs
 from kr_ray.privacy.score_files import audit_score_file
 from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
+from kr_ray.runs.artifacts import ArtifactError
 
 MODELS, SAMPLES = 6, 40
 
@@ -64,7 +65,7 @@ def test_arrays_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **arrays(labels=np.array([object()] * SAMPLES)), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ArtifactError, match="Python objects, which are never unpickled, in labels"):
         SampleScores.load(tmp_path / "x.npz")
 
 
@@ -186,7 +187,10 @@ ALL = {name: values for name, values in arrays().items() if name != "true_labels
             "`|scores| <= 1e+100` must hold with several models, but got",
         ),
         (ALL | {"logits": LOGITS[:, :, 0].astype(np.float64) * 1e300}, "at most 3.4e+38 in size, but got"),
-        (ALL | {"member": np.array([None] * 3)}, "must be an .npz of plain arrays"),
+        (
+            ALL | {"member": np.array([None] * 3)},
+            "must hold arrays of numbers, but got Python objects, which are never unpickled, in member",
+        ),
     ],
 )
 def test_bad_score_files_end_with_one_message_and_code_2(
@@ -209,7 +213,7 @@ def test_bad_score_files_end_with_one_message_and_code_2(
             "every sample under every model exactly once",
         ),
         (lambda table: table.set_column(2, "score", pyarrow.nulls(len(table), pyarrow.float64())), "no empty cells"),
-        (lambda table: table.set_column(2, "score", pyarrow.array(["a"] * len(table))), "`scores` must be numbers"),
+        (lambda table: table.set_column(2, "score", pyarrow.array(["a"] * len(table))), "`score` must be numbers"),
         (lambda table: table.append_column("canary", pyarrow.array(np.arange(len(table)) < 3)), "same for a sample under all"),
     ],
 )
@@ -322,7 +326,7 @@ def test_other_formats_are_named_as_such(name: str, tmp_path: Path, capsys: pyte
     (tmp_path / name).write_text("model,sample,score,member\n0,0,1.5,1\n")
     assert main(["audit", "--scores", str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
-    assert "is neither by its first bytes" in error and "pickle" not in error and "unsafe" not in error
+    assert "must be a score file (.npz or .parquet), but got" in error and "pickle" not in error and "unsafe" not in error
 
 
 def test_a_parquet_file_s_name_may_end_in_capitals(tmp_path: Path) -> None:

@@ -585,7 +585,7 @@ def put_frames(folder: Path) -> None:
     [
         (put_text, "must hold images only .*labels.csv; move or convert"),
         (put_broken, "a/001.png` must be a readable image"),
-        (put_other_text_as_image, "a/001.png` must be a readable image, but got cannot identify"),
+        (put_other_text_as_image, "a/001.png` must be a readable image, but got text; repair or remove the file"),
         (put_sixteen_bits, "a/001.png` must have 8 bits per channel, grey or RGB, but got mode I;16"),
         (put_transparent, "a/001.png` must be one opaque image, .*transparent"),
         (put_frames, "stack.tif` must be one opaque image, but got 2 frame"),

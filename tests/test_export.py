@@ -180,7 +180,7 @@ def test_predict_refuses_what_is_no_model_of_ours(tmp_path: Path) -> None:
     for path, found in (
         (tmp_path / "none.onnx", "nothing there; correct --model, or run `kr export`"),
         (tmp_path, "a folder"),
-        (broken, "onnxruntime cannot load it"),
+        (broken, "but got text; export or copy it again"),
         (foreign_onnx(tmp_path / "foreign.onnx"), "no `kr_ray` metadata; use the student.onnx"),
     ):
         with pytest.raises(PredictError, match=found) as caught:

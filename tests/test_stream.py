@@ -306,5 +306,5 @@ def test_sets_that_cannot_be_trained_on_are_refused(run: Path, exported: Path, t
     with pytest.raises(DataError, match="soft_label is not among"):
         read_parquet_set(tmp_path / "columns.parquet", splits)
     (tmp_path / "text.parquet").write_text("no Parquet")
-    with pytest.raises(DataError, match="Arrow cannot read"):
+    with pytest.raises(DataError, match="must be a complete Parquet file, but got text; copy or export it again"):
         read_parquet_set(tmp_path / "text.parquet", splits)

@@ -13,6 +13,8 @@ from kr_ray.classifiers.interface import Classifier
 from kr_ray.config import CopiesConfig
 from kr_ray.data.augment import to_float
 from kr_ray.data.checks import DataError
+from kr_ray.foreign.files import check_file, decoding, shown
+from kr_ray.foreign.onnx import OnnxModel
 from kr_ray.runs.storage import local_copy, storage_path
 
 Encoder = Callable[[Tensor], Tensor]
@@ -43,10 +45,9 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
         DataError: the file is missing, of another kind, or cannot be read or run; later, that its features are no numbers.
     """
     path = storage_path(config.encoder)
-    if not path.is_file():
-        raise DataError(f"`audit.copies.encoder` must name a file, but {config.encoder!r} does not exist; correct the path")
+    check_file(path, ENCODER_MUST, DataError)
     with local_copy(path) as local:
-        run = _onnx(local) if path.suffix == ".onnx" else _torchscript(local, device)
+        run = _onnx(local) if path.suffix.lower() == ".onnx" else _torchscript(local, device)
 
     def encode(images: Tensor) -> Tensor:
         try:
@@ -54,7 +55,7 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
         except RuntimeError as error:  # what TorchScript and onnxruntime raise for inputs they cannot take
             raise DataError(
                 f"`audit.copies.encoder`: {path} does not take float32 {list(_prepare(images[:1], config).shape)}: "
-                f"{str(error).splitlines()[-1]}; set audit.copies.encoder_size to the side it was made for"
+                f"{(str(error).splitlines() or ['it fails'])[-1]}; set audit.copies.encoder_size to the side it was made for"
             ) from error
 
     return encode
@@ -92,42 +93,25 @@ def _prepare(images: Tensor, config: CopiesConfig) -> Tensor:
     return inputs.contiguous()
 
 
+ENCODER_MUST = "(`audit.copies.encoder`) must be a TorchScript or ONNX file"
+
+
 def _torchscript(path: Path, device: torch.device) -> Encoder:
-    try:
+    with decoding(path, ENCODER_MUST, ("zip",), DataError, "save the network with torch.jit.save or torch.onnx.export"):
         module = torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
-        raise DataError(
-            f"`audit.copies.encoder` must be a TorchScript or ONNX file, but {path} cannot be read as one; "
-            "save the network with torch.jit.save or torch.onnx.export"
-        ) from error
     return lambda inputs: module(inputs)
 
 
 def _onnx(path: Path) -> Encoder:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as ort
-
-    # None of them is a RuntimeError, and they share no other base than Exception.
-    unreadable = (
-        ort.Fail,
-        ort.InvalidArgument,
-        ort.InvalidGraph,
-        ort.InvalidProtobuf,
-        ort.NotImplemented,
-        ort.RuntimeException,
-    )
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except unreadable as error:
+    model = OnnxModel(path, ENCODER_MUST, DataError, "export it again")
+    if len(model.inputs) != 1 or not model.outputs:
         raise DataError(
-            f"`audit.copies.encoder` must be a TorchScript or ONNX file, but {path} is not valid ONNX; export it again"
-        ) from error
-    name = session.get_inputs()[0].name
+            f"`{shown(path)}` {ENCODER_MUST} of one input, but got {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+            "export the encoder alone"
+        )
+    name = model.inputs[0][0]
 
     def run(inputs: Tensor) -> Tensor:
-        try:
-            return torch.from_numpy(session.run(None, {name: inputs.cpu().numpy()})[0]).to(inputs.device)
-        except (ort.Fail, ort.InvalidArgument, ort.NotImplemented, ort.RuntimeException) as error:
-            raise RuntimeError(str(error)) from error
+        return torch.from_numpy(model.run(model.outputs[:1], {name: inputs.cpu().numpy()})[0]).to(inputs.device)
 
     return run

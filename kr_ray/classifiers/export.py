@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from kr_ray.data.checks import DataError
 from kr_ray.data.pools import resize
 from kr_ray.data.user_data import read_image as read_image
+from kr_ray.foreign.files import check_file, is_plain_name, shown
+from kr_ray.foreign.onnx import OnnxModel, OnnxRunError
 from kr_ray.runs.artifacts import ArtifactError, atomic_write
 
 METADATA_KEY = "kr_ray"
@@ -154,13 +156,11 @@ def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, s
     """
     session, described = _open_model(model)
     for image in images:
-        if not image.is_file():
-            found = "a folder" if image.is_dir() else "nothing there"
-            raise PredictError(f"`{image}` must be an image file, but got {found}; correct the path")
+        check_file(image, "must be an image file", PredictError)
     return _predictions(session, described, images)
 
 
-def _predictions(session: Any, described: dict[str, Any], images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+def _predictions(session: OnnxModel, described: dict[str, Any], images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
     unread: list[str] = []
     for start in range(0, len(images), PREDICTED_AT_ONCE):
         pixels: dict[int, NDArray[np.uint8]] = {}
@@ -171,7 +171,7 @@ def _predictions(session: Any, described: dict[str, Any], images: Sequence[Path]
                 unread.append(str(error))
         if not pixels:
             continue
-        probabilities = session.run(["probabilities"], {"images": np.concatenate(list(pixels.values()))})[0]
+        probabilities = _probabilities(session, np.concatenate(list(pixels.values())), len(described["class_names"]))
         for number, row in zip(pixels, probabilities, strict=True):
             best = int(row.argmax())
             yield images[number], described["class_names"][best], float(row[best])
@@ -179,10 +179,29 @@ def _predictions(session: Any, described: dict[str, Any], images: Sequence[Path]
         raise PredictError("\n".join(unread))
 
 
+def _probabilities(session: OnnxModel, pixels: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
+    """float32 [N, classes]."""
+    try:
+        found: NDArray[np.float32] = session.run(["probabilities"], {"images": pixels})[0]
+    except OnnxRunError as error:
+        raise PredictError(
+            f"the model must run on images {list(pixels.shape)}, but failed ({error}); export it again"
+        ) from error
+    if found.shape != (len(pixels), classes) or not np.isfinite(found).all():
+        raise PredictError(
+            f"the model must give {classes} finite probabilities per image, but gave other numbers, {list(found.shape)}; export it again"
+        )
+    return found
+
+
 def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
     """One file as the model's input: uint8 [1, C, H, W]."""
     from PIL import Image
 
+    if not is_plain_name(str(file)):
+        raise PredictError(
+            f"`{shown(file)}` must have a name of printable UTF-8 text, for it stands in a line of a table; rename it"
+        )
     try:
         pixels = read_image(file)
     except DataError as error:
@@ -193,27 +212,37 @@ def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
     return resize(tensor, described["image_size"]).numpy()
 
 
-def _open_model(path: Path) -> tuple[Any, dict[str, Any]]:
-    """An onnxruntime session on the CPU, and what `export_student` wrote beside the weights."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+MODEL_MUST = "must be an ONNX file written by `kr export`"
 
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        raise PredictError(
-            f"`{path}` must be a model written by `kr export`, but got {found}; correct --model, or run `kr export`"
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    unfit = f"`{path}` must be an ONNX file written by `kr export`"
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented,
-        errors.RuntimeException,
-    ) as error:  # fmt: skip
-        raise PredictError(f"{unfit}, but onnxruntime cannot load it ({error}); export or copy it again") from None
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+
+def _open_model(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
+    """The model, and what `export_student` wrote beside its weights."""
+    remedy = "correct --model, or run `kr export`"
+    check_file(path, "must be a model written by `kr export`", PredictError, remedy)
+    model = OnnxModel(path, MODEL_MUST, PredictError, "export or copy it again")
+    text = model.metadata.get(METADATA_KEY)
     if text is None:
-        raise PredictError(f"{unfit}, but it has no `{METADATA_KEY}` metadata; use the student.onnx of a run's export folder")
-    return session, json.loads(text)
+        raise PredictError(
+            f"`{shown(path)}` {MODEL_MUST}, but it has no `{METADATA_KEY}` metadata; use the student.onnx of a run's export folder"
+        )
+    try:
+        described = json.loads(text)
+    except (ValueError, RecursionError):
+        described = None
+    if not _describes(described, model):
+        raise PredictError(
+            f"`{shown(path)}` {MODEL_MUST}, but its `{METADATA_KEY}` metadata does not describe its inputs and outputs; use the "
+            "student.onnx of a run's export folder"
+        )
+    return model, described
+
+
+def _describes(described: Any, model: OnnxModel) -> bool:
+    """Whether the metadata are those of `export_student`, and inputs and outputs are those it speaks of."""
+    if not isinstance(described, dict):
+        return False
+    names, size, channels = (described.get(key) for key in ("class_names", "image_size", "channels"))
+    if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
+        return False
+    wanted = ("images", "tensor(uint8)", (None, channels, size, size))
+    return type(size) is type(channels) is int and model.inputs == [wanted] and model.outputs == ["logits", "probabilities"]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
+from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from kr_ray.config import ConfigError
@@ -50,8 +53,26 @@ def entrypoint(command: str, config: str, overrides: Sequence[str], working_dir:
             f"the configuration must be inside the working directory that is uploaded, but {config!r} is not in "
             f"{str(working_dir)!r}; copy it there"
         )
+    for file in (working_dir / job, path):
+        if _is_left_out(file.resolve(), working_dir.resolve()):
+            raise ConfigError(
+                f"{str(file)!r} must be uploaded with the working directory, but its .gitignore or .rayignore leaves it out; move the file "
+                "(configs/ is uploaded), or change that line"
+            )
     options = [part for override in overrides for part in ("--set", override)]
     return shlex.join(["python", str(job), str(path.relative_to(working_dir.resolve())), *options])
+
+
+def _is_left_out(file: Path, working_dir: Path) -> bool:
+    """Whether Ray's upload of `working_dir` skips the file or a folder it is in, by the rules that Ray itself applies."""
+    include_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    folders = [working_dir, *reversed([f for f in file.parents if f != working_dir and f.is_relative_to(working_dir)])]
+    excludes: list[Callable[[Path], bool]] = []
+    for folder, below in zip(folders, [*folders[1:], file], strict=True):
+        excludes += get_excludes_from_ignore_files(folder, include_gitignore, logging.getLogger(__name__))
+        if any(excluded(below) for excluded in excludes):
+            return True
+    return False
 
 
 class Submission:

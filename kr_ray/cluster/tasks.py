@@ -7,10 +7,16 @@ from typing import Any, TypeVar
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
-from kr_ray.config import Resources
+from kr_ray.config import ConfigError, Resources
+from kr_ray.data.checks import DataError
+from kr_ray.runs.artifacts import ArtifactError
 
 T = TypeVar("T")
+
+REFUSALS = (ArtifactError, ConfigError, DataError)
+"""Our own errors about what a person has given: another try would end the same."""
 
 
 def run_tasks(
@@ -23,4 +29,9 @@ def run_tasks(
         return function(*values)
 
     task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=max_retries)(work)
-    return ray.get([task.options(name=f"{name} {index}").remote(*values) for index, values in enumerate(arguments)])
+    try:
+        return ray.get([task.options(name=f"{name} {index}").remote(*values) for index, values in enumerate(arguments)])
+    except RayTaskError as error:
+        if isinstance(error.cause, REFUSALS):  # without the worker's stack trace, which Ray makes part of the message
+            raise error.cause from None
+        raise

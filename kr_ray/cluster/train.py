@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.cluster.tasks import REFUSALS
 from kr_ray.cluster.telemetry import Publisher
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.config import ClusterConfig, Resources
 from kr_ray.methods.interface import Part
-from kr_ray.runs.artifacts import load_state, read_json, read_own_json, save_state, write_json
+from kr_ray.runs.artifacts import ArtifactError, load_state, read_json, read_own_json, save_state, write_json
 from kr_ray.runs.attempts import stage_name
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import R
 from kr_ray.runs.stages import RESULT_FILE, STATE_FILE, Row, Save, State
 from kr_ray.runs.storage import remove_tree
+
+REFUSAL_FILE = "refused.json"
 
 Work = Callable[[State | None, Save], None]
 """Trains from a state (None: from the start) and hands every new state to `save`."""
@@ -77,30 +81,74 @@ def run_workers(
 
     Raises:
         ray.train.TrainingFailedError: it failed more than `max_retries` times.
+        ArtifactError, ConfigError, DataError: `loop` raised it, of whatever worker; one alone is not tried again.
     """
+    refusal = folder / REFUSAL_FILE
+    least, most = workers
 
     def prepared_loop() -> None:
         torch.set_num_threads(resources.threads)
         if resources.gpu:
             torch.cuda.set_device(get_device())  # workers of one node see each other's devices
-        loop()
+        with _keeping_refusals(refusal, alone=most == 1):
+            loop()
 
     drop_damaged(folder / title)
-    least, most = workers
-    TorchTrainer(
+    refusal.unlink(missing_ok=True)
+    trainer = TorchTrainer(
         prepared_loop,
-        scaling_config=ScalingConfig(
-            num_workers=most if least == most else workers,
-            use_gpu=resources.gpu > 0,
-            resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
-        ),
+        scaling_config=_scaling(resources, least, most),
         run_config=RunConfig(
             name=title,
             **ray_storage(folder),
             failure_config=FailureConfig(max_failures=max_retries),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError:
+        _raise_refusal(refusal)
+        raise
+    if most == 1:
+        _raise_refusal(refusal)
+    refusal.unlink(missing_ok=True)
+
+
+def _scaling(resources: Resources, least: int, most: int) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=resources.gpu > 0,
+        resources_per_worker={"CPU": resources.cpu} | ({"GPU": resources.gpu} if resources.gpu else {}),
+    )
+
+
+@contextmanager
+def _keeping_refusals(file: Path, *, alone: bool) -> Iterator[None]:
+    """Write down for the driver what this worker refuses, and end without an error, which Train would take for one to retry.
+
+    Of several workers others may wait for this one: there an error ends them all, and the retries are Train's.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        kind = next(kind for kind in REFUSALS if isinstance(error, kind))
+        write_json(file, {"kind": kind.__name__, "message": str(error)})
+        if not alone:
+            raise
+
+
+def _raise_refusal(file: Path) -> None:
+    """Raise in the driver what a worker found out about a person's or a damaged file; Train would try such work again in vain.
+
+    Raises:
+        ArtifactError, ConfigError, DataError: as in the worker.
+    """
+    if file.exists():
+        found = read_json(file)
+        file.unlink()
+        kind = next((kind for kind in REFUSALS if kind.__name__ == found["kind"]), ArtifactError)
+        raise kind(found["message"]) from None
 
 
 def drop_damaged(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from kr_ray.config.base import Section
+from kr_ray.config.base import Location, Section
 
 
 class ShadowConfig(Section):
@@ -34,7 +34,7 @@ class CopiesConfig(Section):
     """Generated for the comparison, and at most so many test images as its yardstick."""
     quantile: float = Field(0.01, gt=0, lt=0.5)
     """A generated image is a near-copy if it is as near to a training image as the nearest such share of the test images is."""
-    encoder: str = ""
+    encoder: Location = ""
     """TorchScript or ONNX file of the feature space; empty: the teacher's penultimate layer. A TorchScript file is a program that
     is run: give only files you trust."""
     encoder_size: int = Field(0, ge=0)

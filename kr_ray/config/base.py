@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from kr_ray.config.limits import too_large
 from kr_ray.runs.storage import check_location
 
 Location = Annotated[str, AfterValidator(check_location)]
@@ -17,9 +18,16 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent type conversion."""
+    """Base of all sections: immutable, no unknown keys, no silent type conversion, no number beyond all reason."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_limits(cls, value: Any, info: ValidationInfo) -> Any:
+        if wrong := too_large(str(info.field_name), value):
+            raise ValueError(wrong)
+        return value
 
     added: ClassVar[frozenset[str]] = frozenset()
     """Keys that the section got after version 0.1."""

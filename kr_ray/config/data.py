@@ -27,7 +27,7 @@ class DataConfig(Section):
     """Share split off for validation where a set has no official one (digits, folder)."""
     test_share: float = Field(0.15, gt=0, lt=0.5)
     """Share split off for testing where a set has no official one (digits, folder)."""
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0)
     max_train_images: int = Field(0, ge=0)
     """Seeded, stratified subset of the training split, for small machines; 0 = all."""
     max_validation_images: int = Field(0, ge=0)

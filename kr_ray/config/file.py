@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from kr_ray.config.base import ConfigError, Section
@@ -19,6 +18,8 @@ from kr_ray.config.methods import MethodSection
 from kr_ray.config.plugins import plugin_sections
 from kr_ray.config.renamed import RENAMED
 from kr_ray.config.run import Config, RunKeys, cross_section_mistakes
+from kr_ray.foreign.files import read_text, shown
+from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml
 
 S = TypeVar("S", bound=Section)
 Raw = dict[str, Any]
@@ -27,37 +28,24 @@ Mistake = tuple[tuple[str, ...], str]
 """Key path, and what is wrong there."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-5 as a number (YAML 1.2) and refuses a key written twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"key {key!r} is written twice{str(node.start_mark).rstrip()}; keep one")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+LARGEST_FILE = 2**18
+"""Bytes of a configuration; a mistyped path may name anything."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read, override (`section.key=value`, value in YAML) and validate a configuration.
+    """Read, override (`section.key=value`) and validate a configuration; file and values are YAML 1.2 (core schema).
 
     Raises:
         ConfigError: the file is missing or not YAML, or any keys are wrong; the message names all of them.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist; see configs/ for complete examples")
+    text = read_text(path, "must be a configuration in YAML (see configs/)", ConfigError, LARGEST_FILE)
     try:
-        raw = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raw = read_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"{shown(path)} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold `section: {{key: value}}` mappings, but holds {type(raw).__name__}")
+        raise ConfigError(f"{shown(path)} must hold `section: {{key: value}}` mappings, but holds {kind_of(raw)}; see configs/")
     for override in overrides:
         _apply_override(raw, override)
     return parse_config(raw)
@@ -67,15 +55,15 @@ def _apply_override(raw: Raw, override: str) -> None:
     key_path, equals, text = override.partition("=")
     keys = key_path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override!r} must read section.key=value, for example --set teacher.epochs=20")
+        raise ConfigError(f"--set {shown(override)!r} must read section.key=value, for example --set teacher.epochs=20")
     for key in keys[:-1]:
         if not isinstance(raw.setdefault(key, {}), dict):
-            raise ConfigError(f"--set {override!r}: {key!r} is a value, not a section; shorten the key path")
+            raise ConfigError(f"--set {shown(override)!r}: {key!r} is a value, not a section; shorten the key path")
         raw = raw[key]
     try:
-        raw[keys[-1]] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from error
+        raw[keys[-1]] = read_value(text)
+    except YamlError as error:
+        raise ConfigError(f"--set {shown(override)!r}: the value is not valid YAML: {error}") from error
 
 
 # --- validation ------------------------------------------------------------------------------------------------------
@@ -159,7 +147,9 @@ class _Sections:
 
     def _students(self, students: Any, kinds: Mapping[str, type[MethodSection]]) -> None:
         if not isinstance(students, dict):
-            self.mistakes.append((("students",), f"must map names to sections, but got {students!r}; see configs/README.md"))
+            self.mistakes.append(
+                (("students",), f"must map names to sections, but got {_said(students)}; see configs/README.md")
+            )
             return
         sound = {}
         for name, value in students.items():
@@ -172,7 +162,7 @@ class _Sections:
 
     def _class_of(self, value: Any, path: tuple[str, ...], kinds: Mapping[str, type[S]], default: str | None) -> type[S] | None:
         if not isinstance(value, dict):
-            self.mistakes.append((path, f"must be a section of keys, but got {value!r}; write it as a mapping"))
+            self.mistakes.append((path, f"must be a section of keys, but got {_said(value)}; write it as a mapping"))
             return None
         kind = str(value.get("kind", default))
         if kind not in kinds:
@@ -209,7 +199,8 @@ def _mistakes_of(error: ValidationError, path: tuple[str, ...], model: type[Base
             for line in message.splitlines():
                 yield place, line
         else:
-            yield place, f"{message}, but got {item['input']!r} ({type(item['input']).__name__}); correct the value"
+            remedy = WORDS_FOR_BOOLEANS.get(str(item["input"]).lower(), "correct the value")
+            yield place, f"{message}, but got {_said(item['input'])} ({kind_of(item['input'])}); {remedy}"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
@@ -223,7 +214,25 @@ def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[Bas
 
 
 def _unknown(place: tuple[str, ...], value: Any, model: type[BaseModel] | None) -> str:
-    return f"unknown key (value {value!r}); {_suggest(place, model)}"
+    return f"unknown key (value {_said(value)}); {_suggest(place, model)}"
+
+
+LONGEST_VALUE = 80
+WORDS_FOR_BOOLEANS = {
+    **dict.fromkeys(("yes", "on", "y"), "yes and on are text in YAML 1.2: write true"),
+    **dict.fromkeys(("no", "off", "n"), "no and off are text in YAML 1.2: write false"),
+}
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of YAML."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    return "nothing" if value is None else names.get(type(value), "another kind of value")
+
+
+def _said(value: Any) -> str:
+    text = shown(repr(value))
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _suggest(place: tuple[str, ...], model: type[BaseModel] | None) -> str:

@@ -32,7 +32,7 @@ OWN_ARMS = ("teacher", "kr", "fixed_generator")
 class RunKeys(Section):
     """The keys of a run that are no section."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """Of the run, and of its folder in `storage`."""
     seed: int = Field(0, ge=0)
     """Every random number of the run follows from it."""

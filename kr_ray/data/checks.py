@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kr_ray.runs.artifacts import READ_ERRORS
+from kr_ray.foreign.files import check_file
+from kr_ray.foreign.npz import listed, read_arrays
 
 
 class DataError(ValueError):
@@ -24,6 +25,7 @@ def verify_md5(path: Path, md5: str) -> None:
     Raises:
         DataError: the file is damaged, truncated or another one; it is left as it is.
     """
+    check_file(path, "must be readable", DataError, "delete it")
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -42,29 +44,11 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     Raises:
         DataError: no such file, not a (complete) .npz, keys missing, or Python objects instead of numbers.
     """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        raise DataError(f"`{path}` must be an .npz file, but got {found}; correct the path")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            names, arrays = ["one array without a name"], {}
-        else:
-            with archive:
-                names, arrays = list(archive.files), {key: archive[key] for key in keys if key in archive.files}
-    except READ_ERRORS as error:
-        if "Object arrays" in str(error):
-            raise DataError(
-                f"`{path}` must hold arrays of numbers, but got Python objects, which are never unpickled; "
-                "bring the images to one shape and save uint8 arrays"
-            ) from error
-        raise DataError(
-            f"`{path}` must be a complete .npz file, but got {type(error).__name__}: {error}; write or copy it again"
-        ) from error
-    missing = [key for key in keys if not isinstance(arrays.get(key), np.ndarray)]
+    names, arrays = read_arrays(path, DataError, keys)
+    missing = [key for key in keys if key not in arrays]
     if missing:
         raise DataError(
-            f"`{path}` must hold the arrays {', '.join(keys)}, but got {', '.join(names)}; add {', '.join(missing)} with numpy.savez"
+            f"`{path}` must hold the arrays {', '.join(keys)}, but got {listed(names)}; add {', '.join(missing)} with numpy.savez"
         )
     return arrays
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.remarks import remark
-from kr_ray.runs.artifacts import load_tensors, save_tensors
+from kr_ray.runs.artifacts import ArtifactError, load_tensors, save_tensors
 from kr_ray.runs.results import DataResult, Duplicates
 
 SPLITS = ("train", "validation", "test")
@@ -49,5 +49,11 @@ def load_stored_splits(path: Path) -> Splits:
         ArtifactError: the file is missing or broken.
     """
     tensors, metadata = load_tensors(path)
-    parts = {name: LabelledImages(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS}
-    return Splits(name=metadata["name"], class_names=tuple(metadata["class_names"]), **parts)
+    try:
+        parts = {name: LabelledImages(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS}
+        return Splits(name=metadata["name"], class_names=tuple(metadata["class_names"]), **parts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} must hold the three splits of a data set, but holds something else; delete the folder {path.parent} and run the "
+            "same command again"
+        ) from error

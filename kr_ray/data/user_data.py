@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor
 
 from kr_ray.data.checks import DataError, read_npz
 from kr_ray.data.pools import Pool, PoolSet, array_pool, resize
-from kr_ray.runs.artifacts import READ_ERRORS
+from kr_ray.foreign import images as image_files
+from kr_ray.foreign.files import is_plain_name, reason, shown, what_lies_at
 
 NPZ_KEYS = tuple(f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels"))
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 SYSTEM_FILES = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-GREY_MODES = frozenset({"1", "L", "LA"})
-COLOUR_MODES = frozenset({"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "RGBX"})
 
 
 def npz_pools(path: Path, class_names: tuple[str, ...] = ()) -> PoolSet:
@@ -53,10 +51,8 @@ def folder_pools(path: Path) -> PoolSet:
     Raises:
         DataError: no such folder, no classes, an empty class, or anything that is neither image nor hidden file among the images.
     """
-    if not path.is_dir():
-        raise DataError(
-            f"`{path}` must be a folder of class sub-folders, but got {'a file' if path.is_file() else 'nothing there'}; correct it"
-        )
+    if (found := what_lies_at(path) or "a file") != "a folder":
+        raise DataError(f"`{shown(path)}` must be a folder of class sub-folders, but got {found}; correct it")
     folders = _sub_folders(path)
     if "train" not in folders:
         names = tuple(folders)
@@ -80,7 +76,13 @@ def _sub_folders(path: Path) -> dict[str, Path]:
         raise DataError(
             f"`{path}` must hold one folder per class, but got the loose image {loose[0].name}; move images into class folders"
         )
-    return {entry.name: entry for entry in visible if entry.is_dir()}
+    folders = {entry.name: entry for entry in visible if entry.is_dir()}
+    if unfit := [name for name in folders if not is_plain_name(name)]:
+        raise DataError(
+            f"`{shown(path)}` must hold folders whose names are printable UTF-8 text, for the classes are called so, but got "
+            f"{shown(unfit[0])}; rename it"
+        )
+    return folders
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -88,7 +90,9 @@ def _visible(folder: Path) -> list[Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"`{folder}` must be a readable folder, but got {error}; correct its permissions") from error
+        raise DataError(
+            f"`{shown(folder)}` must be a readable folder, but got: {reason(error)}; correct its permissions"
+        ) from error
     return [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SYSTEM_FILES]
 
 
@@ -113,10 +117,11 @@ def _folder_pool(path: Path, class_names: tuple[str, ...]) -> Pool:
 def _image_files(folder: Path) -> list[Path]:
     files = _visible(folder)
     for entry in files:
-        if entry.suffix.lower() not in IMAGE_SUFFIXES or entry.is_dir():
+        unfit = what_lies_at(entry).removeprefix("a ")
+        if unfit or entry.suffix.lower() not in IMAGE_SUFFIXES:
             raise DataError(
-                f"`{folder}` must hold images only ({', '.join(sorted(IMAGE_SUFFIXES))}), but got "
-                f"{'the folder ' if entry.is_dir() else ''}{entry.name}; move or convert it, it would be ignored"
+                f"`{shown(folder)}` must hold images only ({', '.join(sorted(IMAGE_SUFFIXES))}), but got "
+                f"{f'the {unfit} ' if unfit else ''}{shown(entry.name)}; move or convert it, it would be ignored"
             )
     return files
 
@@ -140,26 +145,9 @@ def _colour(channels: int) -> str:
 
 
 def read_image(file: Path) -> NDArray[np.uint8]:
-    """One image as uint8, [H, W] or [H, W, 3]."""
-    from PIL import Image, ImageOps
+    """One image as uint8, [H, W] or [H, W, 3].
 
-    try:
-        with Image.open(file) as opened:
-            mode = opened.mode
-            # Phones write .jpg files whose further frames (format MPO) are previews of the first.
-            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-            image: Any = ImageOps.exif_transpose(opened)
-            has_alpha = mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-            opaque = not has_alpha or image.convert("RGBA").getextrema()[3][0] == 255
-            target = "L" if mode in GREY_MODES else "RGB"
-            pixels = np.array(image.convert(target)) if mode in GREY_MODES | COLOUR_MODES else None
-    except (*READ_ERRORS, Image.DecompressionBombError) as error:
-        raise DataError(f"`{file}` must be a readable image, but got {error}; repair or remove the file") from error
-    if pixels is None:
-        # 16-bit and float images need a window (which values become black and white), which is the user's to choose.
-        raise DataError(f"`{file}` must have 8 bits per channel, grey or RGB, but got mode {mode}; scale and convert it")
-    if frames != 1 or not opaque:
-        raise DataError(
-            f"`{file}` must be one opaque image, but got {frames} frame(s){'' if opaque else ', transparent'}; flatten or remove it"
-        )
-    return pixels
+    Raises:
+        DataError: no image, or one of another depth, with transparency or several frames.
+    """
+    return image_files.read_image(file, DataError)

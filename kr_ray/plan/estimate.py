@@ -23,6 +23,7 @@ PEAK_TFLOPS = {
     "T4": 65.0,
 }
 """Dense half-precision tensor rates of the vendors' data sheets (SXM where there are two); RTX6000 is the Turing card of the paper."""
+MOST_DEVICES = 100_000
 SIDE_BY_SIDE = 0.9
 """What a core gives when the others work too (`kr bench`: two students at 1.81 times the rate of one)."""
 RAY_S = 4.0
@@ -52,9 +53,10 @@ class Devices:
             return cls(torch.cuda.device_count() or os.cpu_count() or 1, "here")
         match = re.fullmatch(r"(\d+)x(\w+)", text)
         names = {name.lower(): name for name in PEAK_TFLOPS}
-        if not match or match[2].lower() not in names or int(match[1]) < 1:
+        if not match or match[2].lower() not in names or not 1 <= int(match[1][:9]) <= MOST_DEVICES:
             raise ConfigError(
-                f"`--devices` must be here or NxKIND with KIND one of {', '.join(PEAK_TFLOPS)}, but got {text!r}; try 4xRTX6000"
+                f"`--devices` must be here or NxKIND with N from 1 to {MOST_DEVICES} and KIND one of {', '.join(PEAK_TFLOPS)}, but got "
+                f"{text[:60]!r}; try 4xRTX6000"
             )
         return cls(int(match[1]), names[match[2].lower()])
 

@@ -27,6 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kr_ray.foreign.files import check_file, contents_of, shown
+from kr_ray.foreign.npz import listed, read_arrays
+from kr_ray.foreign.parquet import read_table
 from kr_ray.privacy.attacks import HEADLINE, figures, group_scores, judged_pairs, lira_variants, true_label_scores
 from kr_ray.privacy.epsilon import simultaneous_epsilon
 from kr_ray.privacy.metrics import CHANCE_AUC
@@ -42,7 +45,6 @@ from kr_ray.privacy.scores import (
     check_finite,
     check_member,
 )
-from kr_ray.runs.artifacts import READ_ERRORS
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -52,13 +54,13 @@ NPZ_FORMS = {
     "logits": ({"logits", "labels", "member"}, {"true_labels", "canary", "reference_logits", "reference_labels"}),
 }
 """Form -> keys that must be there, keys that may be."""
-SIGNATURES = (b"PK", b"\x93NUMPY")
-"""How an .npz file, or a single .npy array, begins."""
 DIRECTED = ("global_threshold", "lira_offline_fixed")
 """Attacks on plain scores that find nothing where the sign is wrong; a likelihood ratio of both sides does not mind."""
 SIGN_CONFIDENCE = 0.99
 """Of the interval that must lie below 0.5 before scores are said to have the wrong sign."""
 COLUMNS = ("model", "sample", "score", "member")
+MUST = "must be a score file (.npz or .parquet)"
+TABLE_REMEDY = "save the table as Parquet: pandas.read_csv(FILE).to_parquet('scores.parquet')"
 
 
 LARGEST = 1e100
@@ -93,8 +95,12 @@ def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
     Raises:
         ScoreError: no such file, unreadable, wrong keys, or scores that cannot be audited.
     """
-    form, arrays = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_npz(path)
-    scored = {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
+    try:
+        form, arrays = _read_file(path)
+        scored = {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
+    except ScoreError as error:
+        name = shown(path)
+        raise error if name in str(error) else ScoreError(f"{name}: {error}") from error
     rows = [(name, group) for name, groups in scored.scores.items() for group in groups]
     judged = {group: judged_pairs(member) for group, member in scored.member.items()}
     proven = simultaneous_epsilon(
@@ -298,26 +304,21 @@ def _flags(arrays: Arrays, name: str) -> BoolArray:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+def _read_file(path: Path) -> tuple[str, Arrays]:
+    """By what the file holds; what it is called does not matter."""
+    check_file(path, MUST, ScoreError)
+    contents = contents_of(path)
+    if contents.kind == "parquet":
+        return _read_parquet(path)
+    if contents.kind not in ("zip", "npy"):
+        remedy = TABLE_REMEDY if contents.kind == "csv" else contents.remedy or "save the scores as .npz or .parquet"
+        raise ScoreError(f"`{shown(path)}` {MUST}, but got {contents.words}; {remedy}")
+    return _read_npz(path)
+
+
 def _read_npz(path: Path) -> tuple[str, Arrays]:
-    _check_file(path)
-    with path.open("rb") as file:
-        if not file.read(6).startswith(SIGNATURES):
-            raise ScoreError(
-                f"`{path}` must be an .npz of plain arrays or a .parquet file, but is neither by its first bytes; convert it (see "
-                "numpy.savez, or write the table as Parquet)"
-            )
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            arrays = {"one array without a name": archive}
-        else:
-            with archive:
-                arrays = dict(archive)
-    except READ_ERRORS as error:
-        raise ScoreError(
-            f"`{path}` must be an .npz of plain arrays or a .parquet file, but got {type(error).__name__}: {error}; save it again"
-        ) from error
-    found = set(arrays)
+    names, arrays = read_arrays(path, ScoreError)
+    found = set(names)
     for form, (needed, optional) in NPZ_FORMS.items():
         if needed <= found <= needed | optional:
             return form, arrays
@@ -325,28 +326,30 @@ def _read_npz(path: Path) -> tuple[str, Arrays]:
         ", ".join([*sorted(needed), *(f"[{key}]" for key in sorted(more))]) for needed, more in NPZ_FORMS.values()
     )
     raise ScoreError(
-        f"`{path}` must hold one of these sets of arrays: {forms}; but got {', '.join(sorted(found))}; rename or remove"
+        f"`{path}` must hold one of these sets of arrays: {forms}; but got {listed(sorted(found))}; rename or remove"
     )
 
 
 def _read_parquet(path: Path) -> tuple[str, Arrays]:
-    import pyarrow
-    from pyarrow import parquet
-
-    _check_file(path)
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ScoreError(f"`{path}` must be a complete Parquet file, but got {error}; write it again") from error
+    table = read_table(path, ScoreError)
     missing, unknown = set(COLUMNS) - set(table.column_names), set(table.column_names) - {*COLUMNS, "canary"}
     if missing or unknown:
         raise ScoreError(
-            f"`{path}` must hold the columns {', '.join(COLUMNS)} and may hold canary, but got {', '.join(table.column_names)}; "
+            f"`{shown(path)}` must hold the columns {', '.join(COLUMNS)} and may hold canary, but got {listed(table.column_names)}; "
             "rename or remove columns"
         )
     if nulls := [name for name in table.column_names if table[name].null_count]:
         raise ScoreError(f"`{path}` must hold no empty cells, but columns {', '.join(nulls)} do; fill or drop those rows")
-    return _pivot(path, {name: table[name].to_numpy() for name in table.column_names})
+    return _pivot(path, {name: _column(table, name) for name in table.column_names})
+
+
+def _column(table: Any, name: str) -> NDArray[Any]:
+    values: NDArray[Any] = table[name].to_numpy()
+    if values.dtype.kind not in "biuf" and not (name in ("model", "sample") and all(isinstance(v, str) for v in values)):
+        raise ScoreError(
+            f"`{name}` must be numbers{', or text' if name in ('model', 'sample') else ''}, but got {table[name].type}; convert it"
+        )
+    return values
 
 
 def _pivot(path: Path, values: Arrays) -> tuple[str, Arrays]:
@@ -372,10 +375,3 @@ def _pivot(path: Path, values: Arrays) -> tuple[str, Arrays]:
             raise ScoreError(f"`{path}`: `canary` must be the same for a sample under all models; correct the column")
         arrays["canary"] = grid["canary"][0]
     return "many models", arrays
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ScoreError(
-            f"`{path}` must be a score file, but got {'a folder' if path.is_dir() else 'nothing there'}; correct the path"
-        )

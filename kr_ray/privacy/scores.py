@@ -12,7 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.runs.artifacts import atomic_write
+from kr_ray.foreign.files import MAKE_ANEW
+from kr_ray.foreign.npz import read_arrays
+from kr_ray.runs.artifacts import ArtifactError, atomic_write
 from kr_ray.runs.storage import storage_path
 
 FloatArray = NDArray[np.float64]
@@ -46,15 +48,15 @@ class _Arrays:
 
         Raises:
             ScoreError: an array is missing or does not fit.
-            OSError, ValueError, zipfile.BadZipFile: not a (complete) npz file.
+            ArtifactError: no (complete) npz file.
         """
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # every subclass is a dataclass
-        with storage_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if missing := [name for name in names if name not in file.files]:
-                raise ScoreError(
-                    f"`{path}` must hold {', '.join(names)}, but lacks {', '.join(missing)}; save them with numpy.savez"
-                )
-            return cls(**{name: file[name] for name in names})
+        _, arrays = read_arrays(storage_path(path), ArtifactError, names, MAKE_ANEW)
+        if missing := [name for name in names if name not in arrays]:
+            raise ScoreError(
+                f"`{path}` must hold {', '.join(names)}, but lacks {', '.join(missing)}; save them with numpy.savez"
+            )
+        return cls(**arrays)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.runs.artifacts import atomic_write
+from kr_ray.foreign.files import MAKE_ANEW
+from kr_ray.foreign.npz import read_arrays
+from kr_ray.runs.artifacts import ArtifactError, atomic_write
 from kr_ray.runs.storage import storage_path
 
 FloatArray = NDArray[np.float64]
@@ -66,6 +68,9 @@ def shadow_splits(labels: IndexArray, num_classes: int, seed: int, shadow: int) 
     return ShadowSplit(*(np.sort(part) for part in parts))
 
 
+SHADOW_ARRAYS = ("shadow", "logits", "labels", "member")
+
+
 @dataclass(frozen=True)
 class ShadowScores:
     """What one shadow model answers on its own training (member) and test (non-member) images.
@@ -99,9 +104,18 @@ class ShadowScores:
 
     @staticmethod
     def load(path: str | Path) -> ShadowScores:
-        """Read what `save` wrote; nothing is unpickled."""
-        with storage_path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return ShadowScores(int(file["shadow"]), file["logits"], file["labels"], file["member"])
+        """Read what `save` wrote; nothing is unpickled.
+
+        Raises:
+            ArtifactError: it is damaged, or holds something else.
+        """
+        _, arrays = read_arrays(storage_path(path), ArtifactError, SHADOW_ARRAYS, MAKE_ANEW)
+        try:
+            return ShadowScores(int(arrays["shadow"]), arrays["logits"], arrays["labels"], arrays["member"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{path} must hold the scores of a shadow model, but holds something else; {MAKE_ANEW}"
+            ) from error
 
 
 def check_logits(logits: LogitArray, labels: IndexArray) -> None:

@@ -33,7 +33,7 @@ from safetensors import safe_open
 from kr_ray.runs.attempts import DONE_FILE, STARTED_FILE, beside, real_folder, settle
 from kr_ray.runs.locks import is_locked, lock_file
 from kr_ray.runs.outputs import Recorded, changed_outputs, look_at_outputs, record_outputs
-from kr_ray.runs.storage import RemotePath, local_copy, remove_tree, upload
+from kr_ray.runs.storage import RemotePath, local_copy, make_folder, remove_tree, upload
 
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
     from torch import Tensor
@@ -193,7 +193,7 @@ class RunDirectory:
         return self.path / name
 
     def __enter__(self) -> RunDirectory:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._lock = lock_file(self.path / ".lock")
         try:
             self._lock.acquire(timeout=0)

@@ -92,9 +92,13 @@ class RemoteLock:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.path.read_bytes()))
+            raw = self.path.read_bytes()
         except FileNotFoundError:
             return {}
+        try:
+            return dict(json.loads(raw))
+        except (ValueError, TypeError):  # damaged: taken for a holder's until it has not changed for a lease's time
+            return {"damaged": raw.hex()}
 
     def _holder(self) -> str:
         return str(self._read().get("owner", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from kr_ray.runs.artifacts import read_own_json, write_json
 from kr_ray.runs.storage import list_files
 
 TRIALS_FILE = "trials.json"
+FIGURES = ("cas", "images_per_second")
 
 
 def report_progress(folder: Path, unit: str, share: float, note: str = "", **figures: Any) -> None:
@@ -27,12 +29,31 @@ def report_trials(folder: Path, running: int, paused: int) -> None:
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """What all units that have begun have reported last, the latest first; what is damaged shows nothing."""
+    """What all units that have begun have reported last, the latest first; reports that cannot be read are left out.
+
+    They are only shown, so that a damaged one may never stop the work.
+    """
     files = [file for file in list_files(folder / "progress") if not file.path.name.startswith(".")]
-    reports = [read_own_json(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True)]
-    return [
-        report for report in reports if isinstance(report.get("share"), int | float) and isinstance(report.get("note"), str)
-    ]
+    found = (_report(file.path) for file in sorted(files, key=lambda file: file.mtime_ns, reverse=True))
+    return [report for report in found if report]
+
+
+def _report(file: Path) -> dict[str, Any]:
+    """A unit's report, without figures that are no numbers; empty if it is damaged."""
+    report = read_own_json(file)
+    share, whole = report.get("share"), all(_is_figure(report.get(key)) for key in FIGURES)
+    fits = isinstance(share, (int, float)) and 0 <= share <= 1 and isinstance(report.get("note"), str)
+    return report if fits and whole else {}
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+
+
+def _trials(folder: Path) -> dict[str, int]:
+    """Counts of running and paused trials, as far as somebody has counted them."""
+    counts = read_own_json(folder / TRIALS_FILE)
+    return {key: count for key in ("running", "paused") if type(count := counts.get(key)) is int}
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ def look_at_stage(folder: Path, expected: int, spent_s: float) -> StageProgress:
     reports = read_progress(folder)
     units = max(expected, len(reports), 1)
     share = sum(report["share"] for report in reports) / units
-    trials = read_own_json(folder / TRIALS_FILE)
+    trials = _trials(folder)
     cas = [r["cas"] for r in reports if r.get("cas") is not None and r["share"] >= 1 and not r.get("pruned")]
     return StageProgress(
         share=share,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # a command on local files must not wait for Arrow
     from pyarrow.fs import FileInfo, FileSystem
 
 REMOTE_SCHEMES = ("s3", "gs")
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes that Linux's file systems and its calls take."""
 READ_ATTEMPTS = 10
 REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 50, 0.2
 """For so long a folder is emptied again while somebody writes in it: a worker outlives its killed driver by seconds."""
@@ -46,10 +48,13 @@ def check_location(text: str) -> str:
     """`text`, if it is a local path, a `file://` path or a URI of an object store.
 
     Raises:
-        LocationError: another scheme, no bucket, credentials, or options after a question mark.
+        LocationError: another scheme, no bucket, credentials, options after a question mark, or no name of a file system.
     """
-    scheme, separator, _ = text.partition("://")
+    scheme, separator, rest = text.partition("://")
+    _check_name(text)
     if not separator or scheme == "file":
+        if scheme == "file" and separator and not rest:
+            raise LocationError(f"a location must name a folder or file, but got {text!r}; use file:///folder or /folder")
         return text
     if scheme not in REMOTE_SCHEMES:
         raise LocationError(
@@ -68,6 +73,38 @@ def check_location(text: str) -> str:
             "environment variable AWS_ENDPOINT_URL"
         )
     return text
+
+
+def _check_name(text: str) -> None:
+    """What file systems and stores cannot hold, or a table and a log cannot show."""
+    unfit = next((c for c in text if not c.isprintable()), "")
+    if unfit:
+        raise LocationError(
+            f"a location must be one line of printable text, but got the character {unfit!r} in {text[:80]!r}; rename it"
+        )
+    longest = max((len(os.fsencode(part)) for part in text.split("/")), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        raise LocationError(
+            f"every name of a location must have <= {LONGEST_NAME} bytes, and all of it <= {LONGEST_PATH}, but got {longest} and "
+            f"{len(os.fsencode(text))} in '{text[:60]}...'; use shorter names"
+        )
+
+
+def make_folder(path: Path) -> None:
+    """The folder `path`, made if it is not there, of a location that a person gave.
+
+    Raises:
+        LocationError: a file or device is in the way, or it may not be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise LocationError(
+            f"`{path}` must be a folder that can be made and written, but got: {(error.strerror or 'no folder').lower()}; correct "
+            "`storage`, or its permissions"
+        ) from error
 
 
 def storage_path(location: str | Path) -> Path:

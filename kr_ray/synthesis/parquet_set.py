@@ -21,12 +21,14 @@ from torch import Tensor
 
 from kr_ray.data.checks import DataError
 from kr_ray.data.images import Splits
-from kr_ray.runs.storage import RemotePath
+from kr_ray.foreign.files import shown, what_lies_at
+from kr_ray.foreign.parquet import parquet_files, read_table
+from kr_ray.runs.storage import list_files
+from kr_ray.synthesis.parquet_columns import METADATA_KEY, check_description, read_images, read_lists
 
 if TYPE_CHECKING:  # students trained on a generator must not wait for it
     import pyarrow as pa
 
-METADATA_KEY = "kr_ray"
 SUM_TOLERANCE = 1e-3
 """Of an image's target probabilities, whose sum is 1 but for rounding."""
 
@@ -67,7 +69,11 @@ def _fixed_size_lists(rows: Tensor) -> pa.FixedSizeListArray:
 
 
 def read_parquet_set(path: Path, splits: Splits) -> tuple[Tensor, Tensor]:
-    """Read a set, from one file or a folder of files in the order of their names.
+    """Read a set, from one file or a folder of files in the order of their names. Of a folder only `.parquet` and `.pq` files are read.
+
+    Images are tensors [C, H, W], lists of lists of this shape, flat lists of C * H * W numbers in this order, or image files in
+    the column (what Hugging Face `datasets` calls Image). Shapes, row lengths and class names that a file holds are compared
+    with those of the real images: nothing is reshaped, transposed or reordered.
 
     Args:
         path: local or in a store.
@@ -79,67 +85,52 @@ def read_parquet_set(path: Path, splits: Splits) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: nothing there, no such set, not all of it, or one of other images or classes.
     """
-    table = _read(path)
-    shape, classes = splits.train.images.shape[1:], splits.num_classes
-    missing = {"image", "soft_label"} - set(table.column_names)
-    if missing:
+    parts, expected = [], set[int]()
+    for file in _files(path):
+        table = read_table(file, DataError, ("image", "soft_label"))
+        expected |= check_description(table.schema, splits.class_names, file)
+        parts.append(_read_rows(table, splits, file))
+    images, targets = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    if not len(images):
+        raise DataError(f"{shown(path)} must hold images, but has no rows; export it again")
+    if expected not in (set(), {len(images)}):
+        said = " or ".join(map(str, sorted(expected)))
         raise DataError(
-            f"`columns image, soft_label` must be in {path}, but {', '.join(sorted(missing))} is not among {table.column_names}; "
-            "give a set that `kr export` wrote"
-        )
-    images = _rows(table, "image", shape.numel(), path).view(-1, *shape)
-    targets = _rows(table, "soft_label", classes, path)
-    if images.dtype != torch.uint8 or not targets.is_floating_point():
-        raise DataError(
-            f"`image` must hold uint8 and `soft_label` floats, but {path} holds {images.dtype} and {targets.dtype}; convert them"
-        )
-    targets = targets.float()
-    sums = targets.sum(1)
-    if not bool(((targets >= 0).all(1) & ((sums - 1).abs() <= SUM_TOLERANCE)).all()):  # also catches NaN
-        raise DataError(f"`soft_label` must be probabilities that sum to 1 in every row, but {path} holds others; correct them")
-    expected = json.loads((table.schema.metadata or {}).get(METADATA_KEY.encode(), b"{}")).get("images", len(images))
-    if len(images) != expected:
-        raise DataError(
-            f"`{expected} images` (says its metadata) must be in {path}, but got {len(images)}; the set is not whole: "
-            "export or copy it again"
+            f"`{said} images` (says its metadata) must be in {shown(path)}, but got {len(images)}; the set is not whole: export or "
+            "copy it again"
         )
     return images, targets
 
 
-def _read(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.dataset
-
-    if not path.exists():
+def _files(path: Path) -> list[Path]:
+    found = what_lies_at(path)
+    if found == "":
+        return [path]
+    if found != "a folder":
+        said = "does not exist" if found == "nothing there" else f"is {found}"
         raise DataError(
-            f"`student.from_parquet` must name a Parquet file or a folder of such, but {path} does not exist; correct it"
+            f"`student.from_parquet` must name a Parquet file or a folder of such, but {shown(path)} {said}; correct it"
         )
-    remote = isinstance(path, RemotePath)
-    try:
-        found = pyarrow.dataset.dataset(
-            path.key if isinstance(path, RemotePath) else str(path),
-            format="parquet",
-            filesystem=path.filesystem if isinstance(path, RemotePath) else None,
-        )
-        table = found.to_table()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} must hold Parquet files, but Arrow cannot read them ({error}); copy them again") from None
-    if not table.num_rows:
-        raise DataError(f"{path} must hold images, but has no rows{' (or is not there)' if remote else ''}; export it again")
-    return table
+    return parquet_files([entry.path for entry in list_files(path)], path, DataError)
 
 
-def _rows(table: pa.Table, column: str, width: int, path: Path) -> Tensor:
-    """A column of lists of `width` numbers each: [N, width]."""
-    import pyarrow as pa
-
-    chunks = table[column].combine_chunks()
-    storage = chunks.storage if isinstance(chunks, pa.ExtensionArray) else chunks
-    flat = storage.flatten() if hasattr(storage, "flatten") else storage
-    if flat.null_count or len(flat) != table.num_rows * width or not hasattr(storage, "flatten"):
+def _read_rows(table: pa.Table, splits: Splits, file: Path) -> tuple[Tensor, Tensor]:
+    """One file's images and targets, checked."""
+    if missing := {"image", "soft_label"} - set(table.column_names):
         raise DataError(
-            f"`{width} numbers in every {column}` must hold for these real images, but {path} holds {table.schema.field(column).type}; "
-            "give a set of images of the same size, channels and classes"
+            f"`columns image, soft_label` must be in {shown(file)}, but {', '.join(sorted(missing))} is not among its columns; "
+            "give a set that `kr export` wrote"
         )
-    # np.array: Arrow's buffer is read-only, which torch warns of.
-    return torch.from_numpy(flat.to_numpy(zero_copy_only=False).copy()).view(table.num_rows, width)
+    shape = tuple(splits.train.images.shape[1:])
+    images = read_images(table["image"].combine_chunks(), shape, file)
+    targets = read_lists(table["soft_label"].combine_chunks(), (splits.num_classes,), "soft_label", file)
+    if images.dtype != torch.uint8 or not targets.is_floating_point():
+        raise DataError(
+            f"`image` must hold uint8 and `soft_label` floats, but {shown(file)} holds {images.dtype} and {targets.dtype}; convert them"
+        )
+    targets = targets.float()
+    if not bool(((targets >= 0).all(1) & ((targets.sum(1) - 1).abs() <= SUM_TOLERANCE)).all()):  # also catches NaN
+        raise DataError(
+            f"`soft_label` must be probabilities that sum to 1 in every row, but {shown(file)} holds others; correct them"
+        )
+    return images, targets
