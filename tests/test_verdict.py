@@ -20,7 +20,6 @@ from kr_ray.report.repetition import repetition
 from kr_ray.report.schema import Report, validate_report
 from kr_ray.runs.figures import LiraArm, Trial
 
-
 TITLES = {"kr": "Student", "teacher": "Teacher", "fixed_generator": "Student, fixed generator", "private": "DP-SGD: private"}
 
 

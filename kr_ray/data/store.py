@@ -79,7 +79,7 @@ def load_sources(path: Path) -> list[str] | None:
         found = read_json(path)
         if isinstance(found, list):
             return [str(source) for source in found] or None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         found = error
     raise ArtifactError(
         f"{path} must hold a list of names, but holds something else ({str(found)[:80]}); delete the folder {path.parent} and run the "

@@ -31,7 +31,7 @@ def results_table(storage: Path, unreadable: Callable[[Path], None] = lambda pat
     for path in sorted(storage.glob("*/report/report.json")):
         try:
             report = validate_report(read_own_json(path))
-        except (OSError, ValueError):  # whatever somebody else's JSON may hold
+        except (OSError, ValueError, RecursionError):  # whatever somebody else's JSON may hold
             unreadable(path)
             continue
         if report.audit and (report.audit.kr or report.audit.lira):
