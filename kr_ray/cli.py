@@ -155,7 +155,7 @@ def _audit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--arms",
         metavar="ARM,ARM",
-        help="worst-case audit of teacher, kr, student_only: many trainings with and without canaries",
+        help="worst-case audit of teacher, kr, fixed_generator or a student: many trainings with and without canaries",
     )
     sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.models)")
     sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")
