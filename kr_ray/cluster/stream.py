@@ -27,9 +27,10 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from torch import Tensor
 
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.cluster.tasks import run_tasks
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_count, worker_rank
-from kr_ray.config import ClassifierConfig, ClusterConfig
+from kr_ray.config import ClassifierConfig, ClusterConfig, Resources
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.runs.attempts import beside, real_folder, replace_folder
@@ -159,10 +160,16 @@ class TableMaker(Maker):
 
 
 def export_parquet(makers: Makers, folder: Path, schema: pa.Schema) -> None:
-    """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file per part.
+    """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file
+    per part.
 
-    A folder that is there is replaced once the new one is whole; what a kill has left of a new one is begun anew.
+    A folder that is there is replaced once the new one is whole; what a kill has left of a new one is begun
+    anew. It is written from a task, so that what Ray Data and Ray's core say meanwhile is in that worker's log.
     """
+    run_tasks("export", _export, [(makers, folder, schema)], Resources(cpu=0.0), makers.cluster.max_retries)
+
+
+def _export(makers: Makers, folder: Path, schema: pa.Schema) -> None:
     folder = real_folder(folder)
     remove_tree(beside(folder))
     made = makers.stream(range(1), math.prod(schema.field("image").type.shape), "export", TableMaker, schema)
