@@ -14,9 +14,18 @@ def student_title(name: str, student: FurtherStudent) -> str:
 
 def bound_words(bound: Bound) -> str:
     """`ε ≤ 2.00 at δ 1e-05 per image`."""
+    return f"{epsilon_words(bound)} at {terms(bound)}"
+
+
+def epsilon_words(bound: Bound) -> str:
+    """`ε ≤ 2.00`."""
+    return "ε infinite" if bound.epsilon is None else f"ε ≤ {bound.epsilon:.2f}"
+
+
+def terms(bound: Bound) -> str:
+    """`δ 1e-05 per image`."""
     unit = bound.unit if bound.group_size == 1 else f"{bound.unit} with up to {bound.group_size} images"
-    epsilon = "infinite" if bound.epsilon is None else f"≤ {bound.epsilon:.2f}"
-    return bind(f"ε {epsilon} at δ {bound.delta:.2g} per {unit}")
+    return bind(f"δ {bound.delta:.2g} per {unit}")
 
 
 def guaranteed(report: Report) -> dict[str, Bound]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kr_ray.report import words
-from kr_ray.report.guarantees import bound_words
+from kr_ray.report.guarantees import bound_words, epsilon_words, terms
 from kr_ray.report.schema import Report
 
 
@@ -24,7 +24,7 @@ def render(template: str, report: Report, **context: Any) -> str:
     environment.filters |= {
         "percent": words.percent, "points": words.points, "count": words.count, "duration": words.duration,
         "date": words.date, "work": words.work, "images_of": words.images_of, "confirmed": words.confirmed,
-        "apart": words.checkpoints_apart, "bound": bound_words,
+        "apart": words.checkpoints_apart, "bound": bound_words, "epsilon": epsilon_words, "terms": terms,
     }  # fmt: skip
     source = environment.loader.get_source(environment, "style.css")[0] if environment.loader else ""
     style = Markup(source + _margins(report))
