@@ -71,6 +71,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 def _init(address: str, config: ClusterConfig) -> None:
     local = address == "local"
+    if not local:
+        # Else Ray refuses a variable that the job was submitted with as well, as `kr submit` does.
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
     ray.init(
         address=address,
         include_dashboard=config.dashboard if local else None,
