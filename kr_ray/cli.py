@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from kr_ray import commands
 from kr_ray.config import ConfigError
+from kr_ray.interruption import INTERRUPTED, PATIENCE_S, Interruption
+from kr_ray.masking import masked
 from kr_ray.runs.storage import LocationError
+from kr_ray.silence import stay_silent
 
 STAGE_COMMANDS = {
     "run": ("report", "the whole pipeline, from real images to the report"),
@@ -33,32 +37,63 @@ SCORE_FORMATS = """score files: higher = more likely a member
   many models         every sample in at least two and out of at least two; optional canary [samples] (bool)
                       gives canaries and population their own figures
   .parquet            one row per model and sample: model, sample, score, member, optionally canary"""
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, BROKEN_PIPE = 2, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `kr`; returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    """Entry point of `kr`.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted by SIGINT, SIGTERM or SIGHUP, 141 when
+        nobody reads the output any more (`kr runs | head -3`), all as a shell would say it.
+    """
+    stay_silent()  # before any library is imported that would not
     parsed = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and a batch system's grace period end like Ctrl-C
+    with Interruption(parsed.patience_s) as interruption, warnings.catch_warnings():
+        if not parsed.debug and not sys.warnoptions:
+            warnings.simplefilter("ignore")  # lines of libraries' sources, which nobody can act on
+        parsed.interruption = interruption
+        try:
+            code = _run(parsed)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except BaseException as error:
+            if interruption.heard():
+                code = INTERRUPTED  # what a library has made of it
+            elif isinstance(error, Exception):
+                code = _explain(error, parsed.debug)
+            else:
+                raise
+    if code == INTERRUPTED or (interruption.heard() and parsed.patience_s is not None):
+        interruption.say()
+        return INTERRUPTED
+    return code
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """The command's exit code, once all that it printed has been taken."""
     command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        return command(parsed)
-    except (ConfigError, LocationError) as error:
+        code = command(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer would make Python complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    """Turn what a command raised into one message and an exit code."""
+    if isinstance(error, ConfigError | LocationError):
         return _fail(str(error), USAGE_ERROR)
-    except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to go on", INTERRUPTED)
-    except Exception as error:
-        if parsed.debug:
-            raise
-        return _fail(_message(error), USAGE_ERROR if _is_input_error(error) else commands.FAILURE)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+    if debug:
+        print(masked("".join(traceback.format_exception(error))), file=sys.stderr)
+    return _fail(_message(error), USAGE_ERROR if _is_input_error(error) else commands.FAILURE)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"kr: {message}", file=sys.stderr)
+    print(f"kr: {masked(message)}", file=sys.stderr)
     return code
 
 
@@ -87,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, command: Callable[[argparse.Namespace], int], config: bool = True) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, patience_s=PATIENCE_S)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if config:
             optional = "?" if name == "audit" else None
@@ -127,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("--working-dir", default=".", help="what is uploaded: a checkout of the project (default: here)")
     submit.add_argument("--detach", action="store_true", help="do not wait for the job")
+    submit.set_defaults(patience_s=None)  # the first Ctrl-C stops the job, which may take long, the second leaves it alone
     predict = add("predict", "classes of image files by an exported student", commands.predict, config=False)
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--model", required=True, help="student.onnx as written by `kr export`")
@@ -155,7 +191,7 @@ def _audit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--arms",
         metavar="ARM,ARM",
-        help="worst-case audit of teacher, kr, student_only: many trainings with and without canaries",
+        help="worst-case audit of teacher, kr, fixed_generator or a student: many trainings with and without canaries",
     )
     sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.models)")
     sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")

@@ -5,24 +5,57 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kr_ray.config import Config, ConfigError
 from kr_ray.config.file import load_config
-from kr_ray.display import Display, plain_console, print_summary
+from kr_ray.display import Display, Grid
+from kr_ray.interruption import Interruption
+from kr_ray.masking import masked
 from kr_ray.runs.storage import local_copy, storage_path
+
+if TYPE_CHECKING:  # they import what a wrong configuration must not wait for
+    from kr_ray.pipeline import Pipeline
+    from kr_ray.runs.artifacts import RunDirectory
 
 FAILURE = 1
 
 
-def run(parsed: argparse.Namespace) -> int:
-    config = load_config(parsed.config, parsed.set)
+@contextmanager
+def _pipeline(parsed: argparse.Namespace, config: Config) -> Iterator[Pipeline]:
+    """The pipeline of a configuration, its run locked and shown, for as long as the block runs."""
     from kr_ray.pipeline import Pipeline
 
-    with Display() as display, Pipeline(config, display) as pipeline:
+    interruption: Interruption = parsed.interruption
+    with Display() as display:
+        pipeline = Pipeline(config, display)
+        with interruption.last_words(partial(_say_interrupted, pipeline.run)), pipeline:
+            yield pipeline
+
+
+def _say_interrupted(run: RunDirectory) -> None:
+    """In the run's status, if it is this process's; that of a run which another one works on is left
+    alone."""
+    from kr_ray.runs.artifacts import read_own_json
+
+    status = read_own_json(run / "status.json")
+    ours = (status.get("host"), status.get("pid")) == (socket.gethostname(), os.getpid())
+    if ours and status.get("state") != "finished":
+        run.set_status(state="interrupted", error="", note="")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.report.printed import print_summary
+
+    with _pipeline(parsed, config) as pipeline:
         result = pipeline.report() if parsed.reports_only else pipeline.run_until(parsed.stage)
         results = pipeline.results
     print_summary(config, parsed.stage, results, result)
@@ -70,9 +103,9 @@ def _audit_worst_case(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, [*parsed.set, f"audit.worst_case.arms=[{parsed.arms}]", *models])
     if not config.audit.worst_case.arms:
         raise ConfigError("`--arms` must name at least one arm; use --arms teacher,kr")
-    from kr_ray.pipeline import Pipeline
+    from kr_ray.report.printed import print_summary
 
-    with Display() as display, Pipeline(config, display) as pipeline:
+    with _pipeline(parsed, config) as pipeline:
         result = pipeline.worst_case(parsed.budget)
         results = pipeline.results
     print_summary(config, "report", results, result)
@@ -90,7 +123,7 @@ def _audit_scores(parsed: argparse.Namespace) -> int:
         result = audit_score_file(parsed.scores, seed=0)
     except ScoreError as error:
         raise ConfigError(str(error)) from error
-    plain_console().print(score_table(result))
+    score_table(result).print()
     print(notes(result))
     if parsed.json is not None:
         write_json(parsed.json, result)
@@ -106,48 +139,39 @@ def compare_labels(parsed: argparse.Namespace) -> int:
         return _compare_views(parsed, config)
     if parsed.checkpoints == "last":
         raise ConfigError("`--checkpoints last` belongs to --views, but there are none; use best or all")
-    from rich.table import Table
-
     from kr_ray import studies
-    from kr_ray.pipeline import Pipeline
 
-    with Display() as display, Pipeline(config, display) as pipeline:
+    with _pipeline(parsed, config) as pipeline:
         comparison = studies.compare_labels(pipeline, parsed.seeds, all_checkpoints=parsed.checkpoints == "all")
         file = pipeline.run / "compare_labels" / "done.json"
-    table = Table("labelling", "mean validation CAS", "spread (sd)", "n", title=f"{config.name}: appendix D")
+    table = Grid(f"{config.name}: appendix D", ("labelling", "mean validation CAS", "spread (sd)", "n"))
     for row in comparison.summary():
-        table.add_row(row.labelling, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n))
-    console = plain_console()
-    console.print(table)
-    console.print(f"written to {file.resolve()}", soft_wrap=True)
+        table.add(row.labelling, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n))
+    table.print()
+    print(f"written to {file.resolve()}")
     return 0
 
 
 def _compare_views(parsed: argparse.Namespace, config: Config) -> int:
-    from rich.table import Column, Table
-
     from kr_ray import studies
-    from kr_ray.pipeline import Pipeline
 
     if parsed.checkpoints == "all":
         raise ConfigError("`--views` compares students of one checkpoint, but got --checkpoints all; use best or last")
-    with Display() as display, Pipeline(config, display) as pipeline:
+    with _pipeline(parsed, config) as pipeline:
         rows = studies.compare_views(pipeline, parsed.views, parsed.seeds, last=parsed.checkpoints == "last")
         file = pipeline.run / "compare_views" / "done.json"
-    table = Table(
-        Column("labels", overflow="fold"), "test", "sd", "n", "gap", "95 %", "CPU s", "asked",
-        title=f"{config.name}: what the teacher answers to",
-        caption="gap: points to the teacher of as many steps; asked: images that the teacher answered",
+    table = Grid(
+        f"{config.name}: what the teacher answers to", ("labels", "test", "sd", "n", "gap", "95 %", "CPU s", "asked"),
+        note="gap: points to the teacher of as many steps; asked: images that the teacher answered",
     )  # fmt: skip
     for row in rows:
         half = "–" if row.gap_half_width is None else f"{100 * row.gap_half_width:.2f}"
-        table.add_row(
+        table.add(
             row.variant, f"{row.mean:.4f}", f"{row.sd:.4f}", str(row.n), f"{100 * row.gap:+.2f}",
             half, f"{row.cpu_seconds:.0f}", f"{row.teacher_queries:.0f}",
         )  # fmt: skip
-    console = plain_console()
-    console.print(table)
-    console.print(f"written to {file.resolve()}", soft_wrap=True)
+    table.print()
+    print(f"written to {file.resolve()}")
     return 0
 
 
@@ -155,30 +179,20 @@ def compare_search(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.seeds < 1:
         raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
-    from rich.table import Table
-
     from kr_ray import studies
-    from kr_ray.pipeline import Pipeline
 
-    with Display() as display, Pipeline(config, display) as pipeline:
+    with _pipeline(parsed, config) as pipeline:
         comparison = studies.compare_search(pipeline, parsed.seeds)
         file = pipeline.run / "compare_search" / "done.json"
-    table = Table(
-        "exhaustive: epoch",
-        "CAS",
-        "halving: epoch",
-        "CAS",
-        "lost",
-        "images",
-        "seconds",
-        title=f"{config.name}: halving's share",
+    table = Grid(
+        f"{config.name}: halving's share",
+        ("exhaustive: epoch", "exhaustive: CAS", "halving: epoch", "halving: CAS", "lost", "images", "seconds"),
     )
     for row in comparison.rows:
         winners = [f"{figure}" for found in (row.exhaustive, row.halving) for figure in (found.epoch, f"{found.val_cas:.4f}")]
-        table.add_row(*winners, f"{row.lost_cas:.4f}", f"{row.images_share:.2f}", f"{row.seconds_share:.2f}")
-    console = plain_console()
-    console.print(table)
-    console.print(f"written to {file.resolve()}", soft_wrap=True)
+        table.add(*winners, f"{row.lost_cas:.4f}", f"{row.images_share:.2f}", f"{row.seconds_share:.2f}")
+    table.print()
+    print(f"written to {file.resolve()}")
     return 0
 
 
@@ -187,9 +201,8 @@ def export(parsed: argparse.Namespace) -> int:
     if parsed.images < 0:
         raise ConfigError(f"`--images >= 0` must hold, but got {parsed.images}; use 0 for the tuned cardinality")
     from kr_ray import studies
-    from kr_ray.pipeline import Pipeline
 
-    with Display() as display, Pipeline(config, display) as pipeline:
+    with _pipeline(parsed, config) as pipeline:
         written = studies.export(pipeline, parsed.images)
     for name, text in written.items():
         print(f"{name}: {text}")
@@ -198,13 +211,13 @@ def export(parsed: argparse.Namespace) -> int:
 
 def submit(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)  # a wrong one is refused here, not minutes later in a log
-    from kr_ray.cluster.submit import DEFAULT_ADDRESS, Submission, entrypoint
+    from kr_ray.cluster.submit import DEFAULT_ADDRESS, Submission, check_address, entrypoint
 
     folder = Path(parsed.working_dir)
     command = entrypoint(parsed.job, parsed.config, parsed.set, folder)
-    address = parsed.address or os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    address = check_address(parsed.address or os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS))
     job = Submission(address, command, folder, {"run": config.name, "command": parsed.job})
-    print(f"job {job.id}: {command}\ndashboard: {job.page}", flush=True)
+    print(f"job {job.id}: {masked(command)}\ndashboard: {job.page}", flush=True)
     if parsed.detach:
         return 0
     print("Ctrl-C stops the job (the next submission goes on from there); a second one leaves it alone", flush=True)
@@ -294,22 +307,20 @@ def plan(parsed: argparse.Namespace) -> int:
 
 
 def runs(parsed: argparse.Namespace) -> int:
-    from rich.table import Table
-
     from kr_ray.runs.artifacts import list_runs
 
     runs = list_runs(storage_path(parsed.storage))
     if not runs:
         print(f"no runs below {parsed.storage!r}")
         return 0
-    table = Table("run", "state", "stage", "done", "updated", "note")
+    table = Grid(f"runs below {parsed.storage}", ("run", "state", "stage", "done", "updated", "note"))
     for run in runs:
         age = "" if run["updated"] is None else f"{time.time() - run['updated']:.0f} s ago"
-        table.add_row(
+        table.add(
             run["name"], run["state"], run.get("stage", ""), f"{run.get('share', 0):.0%}", age,
             run.get("error") or run.get("note", ""),
         )  # fmt: skip
-    plain_console().print(table)
+    table.print()
     return 0
 
 

@@ -1,18 +1,22 @@
-"""What a person sees of a run in a terminal or a log: progress per stage while it lasts, its figures at the end."""
+"""What a person sees in a terminal or a log: progress per stage while a run lasts, and tables."""
 
 from __future__ import annotations
 
+import textwrap
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kr_ray.config import Config
-from kr_ray.runs.results import AUDIT, STUDENT, TEACHER, WORST_CASE, ReportResult, Result, Results
-from kr_ray.runs.storage import storage_path
+from kr_ray.runs.results import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kr_ray.runs.progress import StageProgress
+
+CELL_FRAME = 3
+"""Columns of the screen that a cell's frame takes: a line and a blank on either side, shared with the neighbour."""
 
 
 def plain_console() -> Console:
@@ -79,27 +83,72 @@ class Display:
             self.console.print(f"{stage}: done ({took}) {note}", soft_wrap=True)
 
 
-def print_summary(config: Config, stage: str, results: Results, result: Result) -> None:
-    """Table 2's row, the worst case, and where the result is."""
-    from rich.table import Table
-    from rich.text import Text
+@dataclass
+class Grid:
+    """A table of plain text for a terminal, a pipe or a log, in which no figure is ever cut: where a row does not fit, its
+    cells stand under each other."""
 
-    console = plain_console()
-    if audit := results.get(AUDIT):
-        table = Table("model", "test accuracy / CAS", "AUC_MIA", "AOP", title=f"{config.name}: Table 2's row for this run")
-        accuracies = {"teacher": results[TEACHER].test_accuracy, "student": results[STUDENT].test_accuracy}
-        for name, accuracy in accuracies.items():
-            if attacked := getattr(audit.kr, name):
-                table.add_row(name, f"{accuracy:.4f}", f"{attacked.auc:.4f}", f"{attacked.aop:.4f}")
+    title: str
+    headings: Sequence[str]
+    note: str = ""
+    """Below the rows."""
+    rows: list[Sequence[str]] = field(default_factory=list)
+
+    def add(self, *cells: str) -> None:
+        """Raises ValueError for another number of cells than headings."""
+        if len(cells) != len(self.headings):
+            raise ValueError(
+                f"`len(cells) == len(headings)` must hold, but got {len(cells)} and {len(self.headings)}; give one per heading"
+            )
+        self.rows.append(cells)
+
+    def width(self) -> int:
+        """Columns of the screen that the framed table needs with every line of every cell whole."""
+        columns = zip(self.headings, *self.rows, strict=True)
+        return 1 + sum(CELL_FRAME + max(_columns(cell) for cell in column) for column in columns)
+
+    def print(self, console: Console | None = None) -> None:
+        """As a framed table where the console is wide enough, else stacked."""
+        console = console or plain_console()
+        self._print_table(console) if self.width() <= console.width else self._print_stacked(console)
+        if self.note:
+            console.print(self.note)
+
+    def _print_table(self, console: Console) -> None:
+        from rich.table import Column, Table
+        from rich.text import Text
+
+        table = Table(*(Column(Text(heading), no_wrap=True) for heading in self.headings), title=Text(self.title))
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
         console.print(table)
-    if worst := results.get(WORST_CASE):
-        table = Table("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >=", title="worst case, at 0.1 % FPR")
-        for arm, found in worst.lira.items():
-            bound = found.canary.epsilon.clopper_pearson
-            rates = [found.canary.tpr(), found.population.tpr()]
-            table.add_row(arm, f"{found.test_accuracy:.4f}", *rates, "–" if bound is None else f"{bound:.2f}")
-        console.print(table)
-    if isinstance(result, ReportResult):
-        console.print(Text.assemble("report: ", (str(storage_path(result.page).resolve()), "bold")), soft_wrap=True)
-    else:
-        console.print(f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+
+    def _print_stacked(self, console: Console) -> None:
+        """The first cell as a heading, the others below it with their names; long text wraps at words, and no word is cut."""
+        from rich.text import Text
+
+        name_width = max((_columns(heading) for heading in self.headings[1:]), default=0)
+        console.print(Text(self.title, style="bold"), soft_wrap=True)
+        for first, *others in self.rows:
+            console.print(Text(first, style="bold"), soft_wrap=True)
+            for heading, cell in zip(self.headings[1:], others, strict=True):
+                for number, line in enumerate(cell.splitlines()):
+                    shown = _indented(heading if number == 0 else "", line, name_width, console.width)
+                    console.print(Text(shown), soft_wrap=True)
+
+
+def _columns(text: str) -> int:
+    """Of the widest line; East Asian characters take two."""
+    from rich.cells import cell_len
+
+    return max((cell_len(line) for line in text.splitlines()), default=0)
+
+
+def _indented(name: str, line: str, name_width: int, width: int) -> str:
+    """`  name   line`, further lines below the first one's start."""
+    from rich.cells import cell_len
+
+    start = "  " + name + " " * (name_width - cell_len(name) + 2)
+    room = max(width - name_width - 4, 20)
+    parts = textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return ("\n" + " " * (name_width + 4)).join([start + parts[0], *parts[1:]])

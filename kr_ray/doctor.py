@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from kr_ray.masking import masked
+
 Row = tuple[Literal["ok", "note", "FAIL"], str, str]
 """State, what was looked at, what was found (with the remedy where something is wrong)."""
 
@@ -174,7 +176,7 @@ def _ray_address() -> Row:
         return "ok", "Ray", "starts its own (RAY_ADDRESS is not set)" if not address else "starts its own (RAY_ADDRESS=local)"
     if address == "auto":
         return "note", "Ray", "RAY_ADDRESS=auto: joins the Ray of this machine, which must be running"
-    shown = f"RAY_ADDRESS={address}"
+    shown = f"RAY_ADDRESS={masked(address)}"
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port

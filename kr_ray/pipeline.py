@@ -205,7 +205,7 @@ class Pipeline(StageRunner):
         from kr_ray.data.checks import DataError
         from kr_ray.data.datasets import load_splits
         from kr_ray.data.remarks import check_copies, count_copies
-        from kr_ray.data.store import SPLITS_FILE, describe_splits, save_splits
+        from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, describe_splits, save_sources, save_splits
 
         splits = load_splits(self.config.data, min_images=self.config.generator.batch_size)
         if len(splits.validation) < MIN_VALIDATION:
@@ -216,6 +216,7 @@ class Pipeline(StageRunner):
         copies = count_copies(splits)
         check_copies(splits, copies, self.config.data.max_copied_share)
         save_splits(folder / SPLITS_FILE.name, splits)
+        save_sources(folder / SOURCES_FILE.name, splits)
         found = describe_splits(splits, copies)
         if self.config.audit.worst_case.arms:
             check_samples(self.config, found.train, copies.distinct_train)
@@ -329,16 +330,23 @@ class Pipeline(StageRunner):
         """`student` is of this run's generator where the part builds on one: then of its best checkpoint, tuned."""
         from kr_ray.methods.registry import method_of
 
+        method = method_of(student, self.config)
+
         def part() -> Part[R]:
-            parts = method_of(student, self.config).parts(self.site(), f"student_{student}")
+            parts = method.parts(self.site(), f"student_{student}")
             return next(part for part in parts if part.name == described.name)
+
+        def work(folder: Path) -> R:
+            result = self._train(part(), folder)
+            is_student = isinstance(result, ClassifierResult) and described.name == f"student_{student}"
+            return result.model_copy(update={"title": method.title, "note": method.note}) if is_student else result
 
         after = [*described.after, *(["tuning"] if "generator" in described.after else [])]
         return Stage(
             key=Key(described.name, described.result),
             after=after,
             inputs=lambda: [self.config.seed, *part().inputs],
-            work=lambda folder: self._train(part(), folder),
+            work=work,
             workers="train",
         )
 
@@ -460,7 +468,7 @@ class Pipeline(StageRunner):
 
         page = self.run / "report" / write_run_report(self.run.path, folder, self.config, self.results, self.skipped).name
         if self.config.tracking.mlflow:
-            with local_copies(sorted(folder.glob("report.*"))) as files:
+            with local_copies(sorted(folder.glob("report*.*"))) as files:
                 return ReportResult(page=str(page), mlflow_run=log_run(self.config, self.results, files))
         return ReportResult(page=str(page))
 

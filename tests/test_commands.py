@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, tiny_config
+from test_report import fake_report
 
 from kr_ray.cli import main
-from kr_ray.display import Display, plain_console, print_summary
+from kr_ray.display import Display, plain_console
+from kr_ray.report.printed import print_summary
+from kr_ray.report.schema import validate_report
 from kr_ray.runs.artifacts import RunDirectory, write_json
 from kr_ray.runs.progress import StageProgress, look_at_stage, read_progress, report_progress
+from kr_ray.runs.results import ReportResult, Result, Results
 
 ODD = "odd[/backup]/[bold]none[/] :warning:"
 """Closing and opening tags, and an emoji's name, as a path may hold them."""
@@ -65,10 +69,13 @@ def test_progress_notes_notices_and_summaries_with_brackets_are_shown(
         display.stage_started(ODD)
         display.logged = -1e9
         display.stage_progress(ODD, StageProgress(share=0.5, note=ODD))
-        display.stage_finished("other", {"wall_s": 1.0}, False)
-    print_summary(tiny_config(storage=str(tmp_path / ODD)), "report", {}, {"page": str(tmp_path / ODD)})
+        display.stage_finished("other", Result(wall_s=1.0), False)
+    print_summary(tiny_config(storage=str(tmp_path / ODD)), "data", Results(), Result())
+    page = tmp_path / ODD / "report.html"
+    write_json(page.with_suffix(".json"), validate_report(fake_report()).model_dump(mode="json", by_alias=True))
+    print_summary(tiny_config(), "report", Results(), ReportResult(page=str(page)))
     shown = capsys.readouterr().out
-    assert shown.count(ODD) == 5
+    assert shown.count(ODD) == 6
 
 
 def test_a_score_file_with_brackets_in_its_path_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,20 +116,15 @@ def test_a_folder_as_output_is_refused_before_the_work(tmp_path: Path, capsys: p
 
 
 def test_a_damaged_or_foreign_report_hides_no_other_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    attacked = {"auc": 0.5, "auc_raw": 0.5, "aop": 0.9}
-    whole = {
-        "run": "good", "seed": 0, "data": {"train": 10, "test": 5}, "stages": {"teacher": {"wall_s": 60.0}},
-        "teacher": {"test_accuracy": 0.9, "equal_compute": None}, "student": {"test_cas": 0.8},
-        "tuning": {"chosen": {"latent_std": 1.0, "regeneration_rate": 1, "cardinality_scale": 1}, "best": {}, "delta_cas": 0.0},
-        "audit": {"kr": {"teacher": attacked, "student": attacked}},
-    }  # fmt: skip
-    write_json(tmp_path / "good" / "report" / "report.json", whole)
+    whole = validate_report(fake_report() | {"run": "good"})
+    write_json(tmp_path / "good" / "report" / "report.json", whole.model_dump(mode="json", by_alias=True))
     bad = {
         "empty": "",
         "null": "null",
         "list": "[]",
         "foreign": '{"audit": {"kr": 1}, "student": 1, "tuning": 1}',
         "cut": '{"audit": ',
+        "other_schema": whole.model_copy(update={"schema_version": 2}).model_dump_json(by_alias=True),
     }
     for name, text in bad.items():
         (tmp_path / name / "report").mkdir(parents=True)

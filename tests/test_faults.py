@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,6 +23,7 @@ from test_pipeline import without_times
 from kr_ray.cluster import sweep
 from kr_ray.cluster.trials import StudentWork, read_history
 from kr_ray.config.file import load_config
+from kr_ray.methods.interface import Part
 from kr_ray.methods.knowledge_recycling import start_student
 from kr_ray.pipeline import Pipeline
 from kr_ray.runs.artifacts import read_json
@@ -51,8 +52,8 @@ def run_of(config: str) -> Path:
 def run_without_ray(config: str, last: str) -> dict[str, Any]:
     """The result of stage `last` when all up to it are computed in this process: what no fault of a cluster may change."""
 
-    def train(work: Callable[..., None], folder: Path) -> None:
-        work(None, lambda state, row: None)
+    def train(part: Part[Any], folder: Path) -> Any:
+        return part.work(folder, None, lambda state, row: None)
 
     def train_students(works: Sequence[StudentWork], *_: Any) -> list[float]:
         found = []

@@ -40,7 +40,8 @@ def test_a_generator_and_a_method_from_outside_go_through_a_whole_run_and_the_au
     assert checked.audit is not None and set(checked.audit.lira) == {"kr", "means"}
     assert checked.audit.lira["means"].title == "Nearest class mean: means"
     page = (run / "report" / "report.html").read_text()
-    for shown in ("gaussian_pixels", "Nearest class mean", "means and spreads"):
+    assert checked.students["means"].title == "Nearest class mean" and checked.students["means"].note
+    for shown in ("gaussian_pixels", "Nearest class mean: means<small>", "means and spreads", "most_exposed_means.csv"):
         assert shown in page
     again = kr("run", config).stdout
     assert "student_means: done (finished before)" in again

@@ -17,8 +17,8 @@ import pytest
 from kr_ray.privacy.attacks import audit_arm
 from kr_ray.privacy.metrics import accuracy_over_privacy
 from kr_ray.privacy.scores import SampleScores
-from kr_ray.report import figures, words, worst_case
-from kr_ray.report.build import ReportData, render_page, result_rows, write_report
+from kr_ray.report import figures, verdict, words, worst_case
+from kr_ray.report.build import ReportData, render_page, render_summary, result_rows, write_report
 from kr_ray.report.schema import Report, ReportError, validate_report
 
 CLASS_NAMES = [
@@ -171,7 +171,8 @@ def fake_samples(k: int = 8, n: int = 10, channels: int = 3) -> np.ndarray:
 def test_json_is_what_was_given_and_fits_the_json_schema(written: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     given = fake_report()
-    assert sorted(p.name for p in written.parent.iterdir()) == ["report.html", "report.json"] and written.name == "report.html"
+    names = ["report.html", "report.json", "report_summary.html"]
+    assert sorted(p.name for p in written.parent.iterdir()) == names and written.name == "report.html"
     read = json.loads(written.with_suffix(".json").read_text())
     jsonschema.validate(read, Report.model_json_schema())
     given["audit"]["kr"]["teacher"]["roc"] = read["audit"]["kr"]["teacher"]["roc"]  # numpy arrays became lists
@@ -230,17 +231,17 @@ def test_diverged_losses_become_null_and_are_drawn_as_gaps() -> None:
 
 def test_headline_says_what_was_measured_and_no_more() -> None:
     report = fake_report()
-    full = words.headline(validate_report(report))
+    full = verdict.headline(validate_report(report))
     assert all(
         part in full
         for part in ("96.3\u00a0%", "97.5\u00a0%", "50.4 times in 100 (against the teacher: 51.2; by guessing: 50)")
     )
     del report["audit"]
-    assert words.headline(validate_report(report)).endswith("has not been measured yet.")
+    assert verdict.headline(validate_report(report)).endswith("has not been measured yet.")
     del report["student"]
-    assert "no student has been trained" in words.headline(validate_report(report))
+    assert "no student has been trained" in verdict.headline(validate_report(report))
     del report["teacher"]
-    assert words.headline(validate_report(report)) == "No stage of this run has produced a result yet."
+    assert verdict.headline(validate_report(report)) == "No stage of this run has produced a result yet."
 
 
 @pytest.mark.parametrize(
@@ -450,6 +451,48 @@ def test_dollar_signs_and_angle_brackets_in_figures_stay_text() -> None:
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_hostile_run_names_cannot_leave_the_printed_margin() -> None:
+    report = fake_report() | {"run": 'x"; } </style><script>alert(1)</script> \\ \n'}
+    for html in (render_page(validate_report(report), ReportData()), render_summary(validate_report(report))):
+        page = _Page(html)
+        assert "script" not in page.tags and not page.open
+        style = html[html.index("<style>") : html.index("</style>")]
+        assert r'content: "x\22 \3b  \7d  \3c \2f style' in style and "page " in style
+
+
+FOREIGN_NAMES = ["嗜碱性粒细胞", "好酸球", "적혈구", "صفيحة دموية", "לימפוציט", "моноцит", "with\nbreak", "😀 cells"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_names_of_any_script_give_no_warning_and_are_shown() -> None:
+    report = fake_report()
+    report["data"]["class_names"] = FOREIGN_NAMES
+    page = _page(report, ReportData())
+    legend = page.text[page.text.index("Classes by number") :]
+    for index, name in enumerate(FOREIGN_NAMES):
+        assert f"{index} {name}" in legend
+    uri = figures.confusion_figure(report["student"]["confusion"], FOREIGN_NAMES)
+    svg = base64.b64decode(uri.partition(",")[2]).decode()
+    assert "моноцит  5" in svg and "好酸球" not in svg  # what the font has is drawn, the rest is a number
+
+
+def test_names_that_the_figure_shows_whole_need_no_legend() -> None:
+    assert not figures.needs_legend(["cat", "dog"]) and not figures.needs_legend(["9", "Müller"])
+    assert figures.needs_legend(["cat", "a name of more letters than fit"]) and figures.needs_legend(["猫", "dog"])
+    assert not figures.needs_legend(["猫"] * 25)  # so many are not labelled at all
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_every_table_has_a_caption_and_every_image_a_text() -> None:
+    raw = fake_report()
+    raw["audit"]["lira"] = {"kr": constructed_arm(0.0, samples=40, models=4)}
+    html = render_page(validate_report(raw), ReportData(fake_samples()))
+    assert html.count("<table") == html.count("<caption>") > 8
+    assert all(text for text in re.findall(r'<img [^>]*alt="([^"]*)"', html)) and 'alt=""' not in html
+    assert html.count('class="optional"') == 2 * 5  # gradient steps and work alone
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_many_classes_and_grey_images() -> None:
     page = _page(fake_report(100), ReportData(fake_samples(100, 4, 1)))
     assert "the first 20 of 100" in _page(fake_report(100), ReportData(fake_samples(20, 4, 1))).text
@@ -512,6 +555,32 @@ def test_page_opens_in_a_browser(browser: str, written: Path, tmp_path: Path, wi
     # The last row of a page that had not rendered would be as empty as the first.
     assert image.shape == (4000, width) and shot.stat().st_size > 100_000
     assert (image < 128).any(axis=1).mean() > 0.4
+
+
+def _pdf_pages(browser: str, page: Path, folder: Path) -> list[str]:
+    """The text of each printed page."""
+    pdf = folder / "page.pdf"
+    _chromium(browser, folder / "printer", "--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.as_uri())
+    reader = shutil.which("pdftotext")
+    if reader is None:
+        pytest.skip("no pdftotext on this machine: the printed pages were not read")
+    text = subprocess.run([reader, "-layout", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
+    return text.rstrip("\f").split("\f")
+
+
+def test_printed_pages_are_numbered_and_named_and_the_caveats_are_on_the_first(
+    browser: str, written: Path, tmp_path: Path
+) -> None:
+    pages = _pdf_pages(browser, written, tmp_path)
+    assert len(pages) <= 8
+    assert "What this does not promise" in pages[0] and "No guarantee" in pages[0]
+    for number, page in enumerate(pages, start=1):
+        assert f"page {number} of {len(pages)}" in page and "TEST DATA, not a measurement" in page
+
+
+def test_the_summary_is_one_sheet(browser: str, written: Path, tmp_path: Path) -> None:
+    (sheet,) = _pdf_pages(browser, written.with_name("report_summary.html"), tmp_path)
+    assert "Assessed by" in sheet and "not made" in sheet and "page 1 of 1" in sheet
 
 
 def test_browser_shows_every_image_and_nothing_overflows(browser: str, written: Path, tmp_path: Path) -> None:

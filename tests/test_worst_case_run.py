@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -53,6 +54,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     config = write_config(folder, tiny_settings(**SETTINGS))
     output = kr("audit", config, *ARMS).stdout
     assert "core hours (measured on the first two" in output
+    assert "canaries" in output and "The average attack was not made." in output
     return config, folder / "runs" / "tiny"
 
 
@@ -71,6 +73,15 @@ def test_the_audit_is_in_the_report_and_only_scores_stay(audited: tuple[str, Pat
             assert 0 <= found[group]["tpr_at_fpr_0.01"] <= 1
     assert "ROC curves, log-log" in (run / "report" / "report.html").read_text()
     assert len(score_files(run)) == 8
+    page = (run / "report" / "report.html").read_text() + (run / "report" / "report_summary.html").read_text()
+    for arm in ("teacher", "kr"):
+        with (run / "worst_case" / f"most_exposed_{arm}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 200 and report["audit"]["lira"][arm]["exposed"]["images"] == 200
+        assert {row["group"] for row in rows} == {"canary", "population"}
+        sources = read_json(run / "data" / "train_sources.json")
+        assert all(row["image"] == sources[int(row["training_index"])] for row in rows)
+        assert f"most_exposed_{arm}.csv" in page  # the report says where the list is, and not what it holds
     kept = {path.name for path in (run / "worst_case" / "runs").glob("*/*")}
     assert kept == {"scores_teacher.npz", "scores_kr.npz"}
     with np.load(run / "worst_case" / "runs" / "0" / "scores_kr.npz") as file:

@@ -47,19 +47,17 @@ def _number(value: float, unit: str) -> str:
 
 def print_table(document: dict[str, Any]) -> None:
     """The same for a terminal."""
-    from rich.table import Table
-
-    from kr_ray.display import plain_console
+    from kr_ray.display import Grid, plain_console
 
     console = plain_console()
-    table = Table("measured", "median", "min to max", "target", "", title="kr bench")
+    grid = Grid("kr bench", ("measured", "median", "min to max", "target", "verdict"))
     for name, suite in document["suites"].items():
         if suite["skipped"]:
-            table.add_row(name, suite["skipped"])
+            grid.add(name, suite["skipped"], "", "", "")
         for figure in suite["figures"]:
-            table.add_row(*figure_cells(figure))
+            grid.add(*figure_cells(figure))
     console.print(headline(document))
-    console.print(table)
+    grid.print(console)
     for suite in document["suites"].values():
         for note in suite["notes"]:
             console.print(f"* {note}")

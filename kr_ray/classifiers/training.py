@@ -24,9 +24,16 @@ SMALLEST_BATCH = 16
 """Batch-norm statistics and the linear rate rule stop being trustworthy below this."""
 AUGMENTED_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
 """Images augmented per call: larger chunks amortise the overhead per operation (1.2x between 256 and 2,048 on a CPU, 8x between
-1,024 and 16,384 on an H200)."""
+1,024 and 16,384 on an H200), of images up to AUGMENTED_SIZE."""
+AUGMENTED_SIZE = 3 * 32 * 32
+"""Bytes of an image. Of larger ones so many fewer are augmented per call, so that they take no more memory."""
 COMPILING_PAYS_FROM = 3e6
 """Images: compiling took 12 s on an H200 and saved 1 ms of a step of 256 at width 64."""
+
+
+def augmented_at_once(device: str, image_bytes: int) -> int:
+    """Images of `image_bytes` bytes that a device ("cpu", "cuda") augments per call."""
+    return AUGMENTED_AT_ONCE[device] * AUGMENTED_SIZE // max(AUGMENTED_SIZE, image_bytes)
 
 
 Labeller = Callable[[Tensor], Tensor]
@@ -137,12 +144,11 @@ class ClassifierTraining:
             FloatingPointError: the loss is no longer finite.
         """
         self.model.train()
-        per_epoch, chunk = (
-            self.schedule.steps_per_epoch,
-            max(1, AUGMENTED_AT_ONCE[self.device.type] // self.schedule.batch_size),
-        )
+        per_epoch = self.schedule.steps_per_epoch
         while self.step < min(step, self.schedule.steps):
             epoch, position = divmod(self.step, per_epoch)
+            image_bytes = self.data.epoch(epoch)[0][0].numel()
+            chunk = max(1, augmented_at_once(self.device.type, image_bytes) // self.schedule.batch_size)
             first = position - position % chunk
             last = min(first + chunk, per_epoch)
             batches = self._augmented_chunk(epoch, first, last)

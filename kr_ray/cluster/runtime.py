@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kr_ray.config import ClusterConfig, ConfigError
+from kr_ray.masking import holds_secret, masked
 from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.storage import RemotePath
+from kr_ray.silence import SWITCHES
 
 WORKER_ENVIRONMENT = {
     # Two spinning OpenMP threads on shared cores cost 2x the wall time of one; waiting passively they gain a third.
@@ -40,6 +44,8 @@ LOCAL_ENVIRONMENT = {
     # Nobody announces the end of one's own machine: one process less to start per training.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Who sets one of them has decided on the token already."""
 
 
 @contextmanager
@@ -48,34 +54,97 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
     `address: auto-or-local` joins RAY_ADDRESS (set by `ray job submit`) and otherwise starts a local Ray that ends with the block.
     """
-    os.environ.update(WORKER_ENVIRONMENT)  # before any worker starts, for workers of a local Ray inherit it
+    # Before any worker starts, for workers of a local Ray inherit it.
+    os.environ.update(WORKER_ENVIRONMENT | SWITCHES)
     address = os.environ.get("RAY_ADDRESS", "local") if config.address == "auto-or-local" else config.address
-    if address == "local":
-        os.environ.update(LOCAL_ENVIRONMENT)
+    local = address == "local"
     logging.getLogger("ray").setLevel(logging.ERROR)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address=address,
-        include_dashboard=config.dashboard if address == "local" else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        runtime_env=None if address == "local" else {"env_vars": WORKER_ENVIRONMENT | _storage_environment()},
-        # Little goes through a laptop's object store but for streamed images: workers read the real ones from the run's storage.
-        object_store_memory=256 * 2**20 if address == "local" and config.stream == "on_device" else None,
-    )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs one of its own, which dies with a stack trace
     try:
-        if address == "local":  # a cluster may still grow
+        with _local_ray(config) if local else nullcontext(), _signals_kept():
+            _init(address, config)
+        if local:  # a cluster may still grow
             _check_fits(config, ray.cluster_resources())
         yield
     finally:
         ray.shutdown()
 
 
+def _init(address: str, config: ClusterConfig) -> None:
+    local = address == "local"
+    ray.init(
+        address=address,
+        include_dashboard=config.dashboard if local else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+        runtime_env=None if local else {"env_vars": WORKER_ENVIRONMENT | SWITCHES | _storage_environment()},
+        # Little goes through a laptop's object store but for streamed images: workers read the real ones from
+        # the run's storage.
+        object_store_memory=256 * 2**20 if local and config.stream == "on_device" else None,
+    )
+
+
+@contextmanager
+def _local_ray(config: ClusterConfig) -> Iterator[None]:
+    """How a Ray of one's own starts: its ports on loopback only (`listen`), and each with a token of its own.
+
+    Ray takes the machine's outward address for a node's, and then serves metrics on all interfaces without
+    asking anybody for a token. Only where it thinks that clusters are not supported (its default on Windows
+    and macOS) does it stay on loopback, with the same program. The token is Ray's own means against other
+    users of this machine. Ray would keep it in HOME, where all runs share it; with a dashboard it still does,
+    since a person must be able to enter it there (`ray get-auth-token`).
+    """
+    os.environ.update(LOCAL_ENVIRONMENT)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and config.listen == "all"
+    if not config.dashboard and not any(name in os.environ for name in TOKEN_VARIABLES):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Signals stay the driver's while Ray starts.
+
+    Ray puts a SIGTERM handler of its own in place, which ends the driver by a SystemExit: not for longer than
+    it must. And a terminal that hangs up tells its whole foreground group: Ray's processes are born deaf to
+    that (a blocked signal is inherited, as Ray itself uses for Ctrl-C), so that the driver can end them in
+    order.
+
+    Raises:
+        KeyboardInterrupt: a signal came in that moment.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # of this thread: others of this process still hear it
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
 def _storage_environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in STORAGE_VARIABLES if name in os.environ}
+    """Where the store is, for the workers of a cluster.
+
+    Raises:
+        ConfigError: an address holds a password, which Ray would log with the job's environment.
+    """
+    found = {name: os.environ[name] for name in STORAGE_VARIABLES if name in os.environ}
+    for name, value in found.items():
+        if holds_secret(value):
+            raise ConfigError(
+                f"`{name}` must hold no user, password or token, for it travels with the job, but got "
+                f"{masked(value)}; give credentials to every node (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
+    return found
 
 
 def ray_storage(folder: Path) -> dict[str, Any]:

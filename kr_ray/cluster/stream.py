@@ -9,6 +9,7 @@ While the student trains on one regeneration the next ones are made, as far as t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 from torch import Tensor
 
 from kr_ray.cluster.runtime import ray_storage
+from kr_ray.cluster.tasks import run_tasks
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_count, worker_rank
-from kr_ray.config import ClassifierConfig, ClusterConfig
+from kr_ray.config import ClassifierConfig, ClusterConfig, Resources
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.runs.attempts import beside, real_folder, replace_folder
@@ -83,13 +85,15 @@ class Makers:
     regenerations: float
     cluster: ClusterConfig
 
-    def stream(self, regenerations: range, name: str, maker: type[Maker], *arguments: Any) -> Dataset:
+    def stream(self, regenerations: range, image_bytes: int, name: str, maker: type[Maker], *arguments: Any) -> Dataset:
         """All parts of `regenerations`, in order, as actors of the class `maker` make them.
 
         One block per part, there from the start: so no task has to read them, which would wait for a CPU that students hold.
         """
         items = [
-            {"regeneration": r, "part": p} for r in regenerations for p in range(parts_of(self.images, self.spec.synthesis))
+            {"regeneration": regeneration, "first": part.start, "end": part.stop}
+            for regeneration in regenerations
+            for part in parts_of(self.images, image_bytes, self.spec.synthesis)
         ]
         resources = self.cluster.maker
         made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -104,6 +108,10 @@ class Makers:
         made.context.enable_progress_bars = False
         made.context.execution_options.preserve_order = True
         return made
+
+
+def part_of(batch: Columns) -> range:
+    return range(int(batch["first"][0]), int(batch["end"][0]))
 
 
 class Maker:
@@ -125,7 +133,7 @@ class Maker:
         """
         regeneration = int(batch["regeneration"][0])
         try:
-            images, targets = self.set.part(regeneration, int(batch["part"][0]))
+            images, targets = self.set.part(regeneration, part_of(batch))
         except CollapsedGenerator:
             return {"regeneration": np.zeros(0, np.int64)}
         rows = {
@@ -148,17 +156,23 @@ class TableMaker(Maker):
         self.schema = schema
 
     def __call__(self, batch: Columns) -> pa.Table:
-        return to_table(*self.set.part(int(batch["regeneration"][0]), int(batch["part"][0])), self.schema)
+        return to_table(*self.set.part(int(batch["regeneration"][0]), part_of(batch)), self.schema)
 
 
 def export_parquet(makers: Makers, folder: Path, schema: pa.Schema) -> None:
-    """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file per part.
+    """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file
+    per part.
 
-    A folder that is there is replaced once the new one is whole; what a kill has left of a new one is begun anew.
+    A folder that is there is replaced once the new one is whole; what a kill has left of a new one is begun
+    anew. It is written from a task, so that what Ray Data and Ray's core say meanwhile is in that worker's log.
     """
+    run_tasks("export", _export, [(makers, folder, schema)], Resources(cpu=0.0), makers.cluster.max_retries)
+
+
+def _export(makers: Makers, folder: Path, schema: pa.Schema) -> None:
     folder = real_folder(folder)
     remove_tree(beside(folder))
-    made = makers.stream(range(1), "export", TableMaker, schema)
+    made = makers.stream(range(1), math.prod(schema.field("image").type.shape), "export", TableMaker, schema)
     place = ray_storage(beside(folder))
     made.write_parquet(place["storage_path"], filesystem=place.get("storage_filesystem"), schema=schema)
     replace_folder(folder, beside(folder))
@@ -222,9 +236,9 @@ class StreamedSet(RegeneratedSet):
 
     def _start(self, first: int) -> None:
         self.close()
-        stream = self._makers.stream(range(first, self._last + 1), self._name, Maker)
-        image_bytes = self._image_shape.numel() + 4 * self._labels + 16
-        room = max(LEAST_ROOM, AHEAD * len(self) * image_bytes)
+        stream = self._makers.stream(range(first, self._last + 1), self._image_shape.numel(), self._name, Maker)
+        row_bytes = self._image_shape.numel() + 4 * self._labels + 16
+        room = max(LEAST_ROOM, AHEAD * len(self) * row_bytes)
         stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=room)
         self._blocks = iter(stream.iter_torch_batches(batch_size=None))
 

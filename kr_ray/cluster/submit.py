@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
-from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
-from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+from ray._private import ray_constants
+from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from kr_ray.config import ConfigError
+from kr_ray.interruption import INTERRUPTED
+from kr_ray.masking import masked
+from kr_ray.silence import SWITCHES
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-JOB_ENVIRONMENT = {
+JOB_ENVIRONMENT = SWITCHES | {
     # `ray job stop` kills after this long; the default of 3 s can be less than a worker needs to let go of its devices.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }
@@ -28,7 +33,7 @@ QUIET = {
     "ray.dashboard.modules.job.sdk": logging.WARNING,  # that a log has ended
 }
 POLL_S = 1.0
-INTERRUPTED, FAILURE = 130, 1
+FAILURE = 1
 
 
 def entrypoint(command: str, config: str, overrides: Sequence[str], working_dir: Path) -> str:
@@ -53,26 +58,52 @@ def entrypoint(command: str, config: str, overrides: Sequence[str], working_dir:
             f"the configuration must be inside the working directory that is uploaded, but {config!r} is not in "
             f"{str(working_dir)!r}; copy it there"
         )
-    for file in (working_dir / job, path):
-        if _is_left_out(file.resolve(), working_dir.resolve()):
+    for file in (job, path.relative_to(working_dir.resolve())):
+        if rule := _left_out_by(working_dir.resolve(), file):
             raise ConfigError(
-                f"{str(file)!r} must be uploaded with the working directory, but its .gitignore or .rayignore leaves it out; move the file "
-                "(configs/ is uploaded), or change that line"
+                f"the upload must hold `{file}`, but {rule} leaves it out; copy it to a folder that is uploaded, or change that file"
             )
     options = [part for override in overrides for part in ("--set", override)]
     return shlex.join(["python", str(job), str(path.relative_to(working_dir.resolve())), *options])
 
 
-def _is_left_out(file: Path, working_dir: Path) -> bool:
-    """Whether Ray's upload of `working_dir` skips the file or a folder it is in, by the rules that Ray itself applies."""
-    include_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    folders = [working_dir, *reversed([f for f in file.parents if f != working_dir and f.is_relative_to(working_dir)])]
-    excludes: list[Callable[[Path], bool]] = []
-    for folder, below in zip(folders, [*folders[1:], file], strict=True):
-        excludes += get_excludes_from_ignore_files(folder, include_gitignore, logging.getLogger(__name__))
-        if any(excluded(below) for excluded in excludes):
-            return True
-    return False
+def _left_out_by(working_dir: Path, file: Path) -> str:
+    """Which ignore file keeps Ray from uploading `file`, a path inside `working_dir`; empty if none does.
+
+    As Ray's own upload looks: on the way down, each folder's ignore files count for all that lies below it.
+    """
+    defaults = ray_constants.get_runtime_env_default_excludes()
+    rules = [(_get_excludes(working_dir, defaults), "Ray's own list")]
+    gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
+    folder = working_dir
+    for part in file.parts:
+        found = get_excludes_from_ignore_files(folder, include_gitignore=gitignore, logger=logging.getLogger(__name__))
+        rules += [(rule, f"the .gitignore or .rayignore in {str(folder)!r}") for rule in found]
+        folder = folder / part
+        for rule, name in rules:
+            if rule(folder):
+                return name
+    return ""
+
+
+def check_address(address: str) -> str:
+    """A dashboard's address.
+
+    Raises:
+        ConfigError: it is no http:// or https:// URL of a host and a port, which Ray would tell in its own
+            words, or by a traceback.
+    """
+    try:
+        parts = urlsplit(address)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number, or none of a port
+        fits = False
+    if not fits or re.search(r"\s", address):
+        raise ConfigError(
+            f"`--address` must be the URL of a dashboard, such as http://HEAD:8265, but got {masked(address)!r}; correct it, or "
+            "RAY_API_SERVER_ADDRESS"
+        )
+    return address
 
 
 class Submission:
@@ -92,14 +123,14 @@ class Submission:
             runtime_env={"working_dir": str(working_dir), "env_vars": JOB_ENVIRONMENT},
             metadata=dict(metadata),
         )
-        self.page = f"{self._client.get_address()}/#/jobs/{self.id}"
+        self.page = masked(f"{self._client.get_address()}/#/jobs/{self.id}")
 
     def follow(self, write: Callable[[str], None]) -> int:
         """Hand the job's output to `write` until it ends; returns its exit code (130 if it was stopped, 1 if it has none)."""
         try:
             asyncio.run(self._tail(write))
         except (RuntimeError, aiohttp.ClientError) as error:
-            write(f"(the log is interrupted, the job is not: {error}; `ray job logs {self.id}` shows all of it)\n")
+            write(masked(f"(the log is interrupted, the job is not: {error}; `ray job logs {self.id}` shows all of it)\n"))
         while not (job := self._details()).status.is_terminal():
             time.sleep(POLL_S)
         return _exit_code(job)

@@ -9,6 +9,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from kr_ray.cluster.quiet import raise_as_ours
 from kr_ray.config import ConfigError, Resources
 from kr_ray.data.checks import DataError
 from kr_ray.runs.artifacts import ArtifactError
@@ -22,16 +23,19 @@ REFUSALS = (ArtifactError, ConfigError, DataError)
 def run_tasks(
     name: str, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], resources: Resources, max_retries: int
 ) -> list[T]:
-    """`[function(*a) for a in arguments]`, as many at a time as the cluster has room for; a task whose worker dies is retried."""
+    """`[function(*a) for a in arguments]`, as many at a time as the cluster has room for; a task whose worker
+    dies is retried.
+
+    What `function` raises is raised here as it was there.
+    """
 
     def work(*values: Any) -> T:
         torch.set_num_threads(resources.threads)
         return function(*values)
 
     task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=max_retries)(work)
+    running = [task.options(name=f"{name} {index}").remote(*values) for index, values in enumerate(arguments)]
     try:
-        return ray.get([task.options(name=f"{name} {index}").remote(*values) for index, values in enumerate(arguments)])
+        return ray.get(running)
     except RayTaskError as error:
-        if isinstance(error.cause, REFUSALS):  # without the worker's stack trace, which Ray makes part of the message
-            raise error.cause from None
-        raise
+        raise_as_ours(error)

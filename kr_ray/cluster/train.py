@@ -11,9 +11,12 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _TorchBackend
 
+from kr_ray.cluster.quiet import raise_as_ours
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.tasks import REFUSALS
 from kr_ray.cluster.telemetry import Publisher
@@ -36,13 +39,15 @@ Work = Callable[[State | None, Save], None]
 def train_on_cluster(
     work: Work, folder: Path, resources: Resources, max_retries: int, workers: tuple[int, int] = (1, 1)
 ) -> None:
-    """Run `work` in Ray Train workers. It resumes from the newest checkpoint below `folder`, whoever wrote it, on however many workers.
+    """Run `work` in Ray Train workers. It resumes from the newest checkpoint below `folder`, whoever wrote
+    it, on however many workers.
 
-    Train v2 finds the checkpoints of a run of the same name and storage by itself, so neither a dead worker (retried here) nor a
-    dead driver (the same command again) needs any bookkeeping of ours.
+    Train v2 finds the checkpoints of a run of the same name and storage by itself, so neither a dead worker
+    (retried here) nor a dead driver (the same command again) needs any bookkeeping of ours.
 
     Raises:
-        ray.train.TrainingFailedError: `work` failed more than `max_retries` times.
+        Exception: what `work` raised in a worker, more than `max_retries` times.
+        ray.train.TrainingFailedError: workers were lost as often.
     """
 
     def loop() -> None:
@@ -58,7 +63,8 @@ def train_on_cluster(
 
 
 def train_part(part: Part[R], folder: Path, cluster: ClusterConfig) -> R:
-    """Train a method's part in Ray Train workers, and return what the first of them found."""
+    """Train a method's part in Ray Train workers, and return what the first of them found. Raises as
+    `train_on_cluster`."""
 
     def work(state: State | None, save: Save) -> None:
         result = part.work(folder, state, save)
@@ -72,7 +78,8 @@ def train_part(part: Part[R], folder: Path, cluster: ClusterConfig) -> R:
 def run_workers(
     loop: Callable[[], None], folder: Path, title: str, resources: Resources, max_retries: int, workers: tuple[int, int]
 ) -> None:
-    """Run `loop` in Ray Train workers, joined by NCCL on GPUs and gloo on CPUs, and again in all of them after one has died.
+    """Run `loop` in Ray Train workers, several of them joined by NCCL on GPUs and gloo on CPUs, and again in all
+    of them after one has died.
 
     Args:
         folder: Train keeps its own files below it, in `title`.
@@ -80,8 +87,9 @@ def run_workers(
         workers: least and most; it begins, or goes on after a death, with as many as find room.
 
     Raises:
-        ray.train.TrainingFailedError: it failed more than `max_retries` times.
-        ArtifactError, ConfigError, DataError: `loop` raised it, of whatever worker; one alone is not tried again.
+        Exception: what `loop` raised in a worker, more than `max_retries` times.
+        ArtifactError, ConfigError, DataError: as that, but one worker alone is not tried again.
+        ray.train.TrainingFailedError: workers were lost as often.
     """
     refusal = folder / REFUSAL_FILE
     least, most = workers
@@ -93,26 +101,71 @@ def run_workers(
         with _keeping_refusals(refusal, alone=most == 1):
             loop()
 
+    def trainer() -> TorchTrainer:
+        return _Trainer(
+            prepared_loop,
+            torch_config=_Joined(),
+            scaling_config=_scaling(resources, least, most),
+            run_config=RunConfig(
+                name=title,
+                **ray_storage(folder),
+                failure_config=FailureConfig(max_failures=max_retries),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+
     drop_damaged(folder / title)
     refusal.unlink(missing_ok=True)
-    trainer = TorchTrainer(
-        prepared_loop,
-        scaling_config=_scaling(resources, least, most),
-        run_config=RunConfig(
-            name=title,
-            **ray_storage(folder),
-            failure_config=FailureConfig(max_failures=max_retries),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError:
-        _raise_refusal(refusal)
-        raise
+    _fit(trainer, max_retries, refusal)
     if most == 1:
         _raise_refusal(refusal)
     refusal.unlink(missing_ok=True)
+
+
+def _fit(trainer: Callable[[], TorchTrainer], max_retries: int, refusal: Path) -> None:
+    """Let Train train, with another trainer of the same name after a loss that Train does not bear."""
+    for retries_left in reversed(range(max_retries + 1)):
+        try:
+            trainer().fit()
+            return
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            _raise_refusal(refusal)
+            if not retries_left or not _lost_at_the_start(error):
+                raise_as_ours(error)
+
+
+class _Backend(_TorchBackend):
+    """Train's, but a single worker joins nobody: the store at which workers meet is PyTorch's, and lets in
+    whoever reaches this machine."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        if len(worker_group) > 1:
+            super().on_start(worker_group, backend_config)
+
+
+class _Joined(TorchConfig):
+    backend_cls = _Backend
+
+
+class _Trainer(TorchTrainer):
+    """Without Train's own Ctrl-C handler, which ends the driver with 1 and without a word: a signal means the
+    same in every stage."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+def _lost_at_the_start(error: BaseException | None) -> bool:
+    """Whether a process ended before it was one of Train's workers, or the one that watches them did.
+
+    Train starts again after the death of a worker, but not if it comes while it prepares one, nor after its
+    controller's. Another `fit` of the same name finds the checkpoints by itself.
+    """
+    if isinstance(error, ray.train.ControllerError):
+        error = error.controller_failure
+    while error is not None and not isinstance(error, RayActorError):
+        error = error.__cause__ or getattr(error, "cause", None)  # Ray's errors of tasks keep it there
+    return error is not None
 
 
 def _scaling(resources: Resources, least: int, most: int) -> ScalingConfig:

@@ -10,18 +10,19 @@ import ray
 from numpy.typing import NDArray
 
 from kr_ray.audits.design import check_batches, design_audit
+from kr_ray.audits.exposed import exposed_images, write_exposed
 from kr_ray.audits.outliers import held_out_losses
 from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.cluster.tasks import run_tasks
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError
 from kr_ray.config.run import OWN_ARMS
-from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits
 from kr_ray.methods.registry import method_of
 from kr_ray.privacy.attacks import audit_arm
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
-from kr_ray.runs.figures import LiraArm
+from kr_ray.runs.figures import Exposed, LiraArm
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
@@ -157,6 +158,7 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
     about = {
         "title": method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
         "note": method.note,
+        "kind": arm if arm in OWN_ARMS else config.students[arm].kind,
         "canary_kind": config.audit.worst_case.canary_kind,
         "canaries": len(design.canaries),
         "population_samples": len(design.population),
@@ -164,8 +166,16 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
         "test_accuracy": float(np.mean(accuracies)),
         "test_accuracy_sd": float(np.std(accuracies, ddof=1)),
         "seconds": float(sum(run.seconds for run in runs)),
+        "exposed": _list_exposed(plan, arm, {"canary": canary, "population": population}),
     }
     return LiraArm.model_validate(found | {"attacks": attacks} | about)
+
+
+def _list_exposed(plan: AuditPlan, arm: str, groups: dict[str, SampleScores]) -> Exposed:
+    """Write the list of the arm's most exposed images beside its runs; returns what the report may say of it."""
+    class_names = load_stored_splits(plan.run / SPLITS_FILE).class_names
+    images = exposed_images(groups, plan.design.samples, load_sources(plan.run / SOURCES_FILE), class_names)
+    return write_exposed(plan.folder / f"most_exposed_{arm}.csv", images)
 
 
 def collect_scores(plan: AuditPlan, runs: Sequence[RunScores]) -> tuple[SampleScores, SampleScores, ReferenceScores]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from kr_ray.config.limits import too_large
+from kr_ray.masking import holds_secret
 from kr_ray.runs.storage import check_location
 
 Location = Annotated[str, AfterValidator(check_location)]
@@ -44,6 +46,27 @@ class Section(BaseModel):
             for name, field in type(self).model_fields.items()
             if name not in self.added or getattr(self, name) != field.get_default(call_default_factory=True)
         }
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_secret(cls, value: Any, info: ValidationInfo) -> Any:
+        """Status, report and the metadata of jobs show every value, so none may hold a password or token."""
+        if any(map(holds_secret, _texts(value))):
+            raise ValueError(
+                f"`{info.field_name}` must hold no user, password or token, for reports and logs show it, but got "
+                "one; leave it to the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...)"
+            )
+        return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a value: itself, an entry of a list, a key or value of a mapping."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in (*value, *(value.values() if isinstance(value, dict) else ())):
+            yield from _texts(part)
 
 
 class Resources(Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -35,6 +34,9 @@ class ClusterConfig(Section):
     """Of one maker. A CPU that is asked for here must be left by the students (`train`, `trial`), or both wait for ever."""
     max_retries: int = Field(3, ge=0)
     dashboard: bool = False
+    listen: Literal["loopback", "all"] = "loopback"
+    """Who reaches the ports of a local Ray, its metrics among them: this machine alone, or all interfaces. A
+    cluster's own start decides."""
 
     @property
     def worker_counts(self) -> tuple[int, int]:
@@ -62,12 +64,3 @@ class TrackingConfig(Section):
 
     mlflow: str = ""
     """URI of an MLflow server, or `sqlite:////path/mlflow.db`; empty = none. Credentials belong in MLflow's environment variables."""
-
-    @model_validator(mode="after")
-    def _holds_no_secret(self) -> TrackingConfig:
-        if "@" in urlsplit(self.mlflow).netloc:
-            raise ValueError(
-                "`mlflow` must hold no user or password, for reports and logs show it, but got one; set MLFLOW_TRACKING_USERNAME "
-                "and MLFLOW_TRACKING_PASSWORD instead"
-            )
-        return self

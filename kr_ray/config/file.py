@@ -20,6 +20,7 @@ from kr_ray.config.renamed import RENAMED
 from kr_ray.config.run import Config, RunKeys, cross_section_mistakes
 from kr_ray.foreign.files import read_text, shown
 from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml
+from kr_ray.masking import HIDDEN, is_secret_name, masked
 
 S = TypeVar("S", bound=Section)
 Raw = dict[str, Any]
@@ -148,7 +149,7 @@ class _Sections:
     def _students(self, students: Any, kinds: Mapping[str, type[MethodSection]]) -> None:
         if not isinstance(students, dict):
             self.mistakes.append(
-                (("students",), f"must map names to sections, but got {_said(students)}; see configs/README.md")
+                (("students",), f"must map names to sections, but got {_said(('students',), students)}; see configs/README.md")
             )
             return
         sound = {}
@@ -162,13 +163,13 @@ class _Sections:
 
     def _class_of(self, value: Any, path: tuple[str, ...], kinds: Mapping[str, type[S]], default: str | None) -> type[S] | None:
         if not isinstance(value, dict):
-            self.mistakes.append((path, f"must be a section of keys, but got {_said(value)}; write it as a mapping"))
+            self.mistakes.append((path, f"must be a section of keys, but got {_said(path, value)}; write it as a mapping"))
             return None
         kind = str(value.get("kind", default))
         if kind not in kinds:
             close = get_close_matches(kind, list(kinds), n=1)
             hint = f"did you mean {close[0]!r}?" if close else "or name the module that brings it in `plugins`"
-            self.mistakes.append(((*path, "kind"), f"must be one of {', '.join(kinds)}, but got {kind!r}; {hint}"))
+            self.mistakes.append(((*path, "kind"), f"must be one of {', '.join(kinds)}, but got {_said(path, kind)}; {hint}"))
             return None
         return kinds[kind]
 
@@ -200,7 +201,7 @@ def _mistakes_of(error: ValidationError, path: tuple[str, ...], model: type[Base
                 yield place, line
         else:
             remedy = WORDS_FOR_BOOLEANS.get(str(item["input"]).lower(), "correct the value")
-            yield place, f"{message}, but got {_said(item['input'])} ({kind_of(item['input'])}); {remedy}"
+            yield place, f"{message}, but got {_said(place, item['input'])} ({kind_of(item['input'])}); {remedy}"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
@@ -214,7 +215,7 @@ def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[Bas
 
 
 def _unknown(place: tuple[str, ...], value: Any, model: type[BaseModel] | None) -> str:
-    return f"unknown key (value {_said(value)}); {_suggest(place, model)}"
+    return f"unknown key (value {_said(place, value)}); {_suggest(place, model)}"
 
 
 LONGEST_VALUE = 80
@@ -230,8 +231,11 @@ def kind_of(value: Any) -> str:
     return "nothing" if value is None else names.get(type(value), "another kind of value")
 
 
-def _said(value: Any) -> str:
-    text = shown(repr(value))
+def _said(place: Sequence[str], value: Any) -> str:
+    """A refused value in few words, unless it or the name of its key speaks of a secret."""
+    if any(map(is_secret_name, place)):
+        return HIDDEN
+    text = shown(masked(repr(value)))  # hidden before it is cut: half a URI is none
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 

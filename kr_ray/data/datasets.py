@@ -59,7 +59,9 @@ def _load_local(config: DataConfig, min_images: int) -> Splits:
         for split, (pool, index) in selections.items()
     }
     _check_channels(parts)
-    return Splits(config.name, pools.class_names, parts["train"], parts["validation"], parts["test"])
+    pool, index = selections["train"]
+    sources = pool.sources(index)
+    return Splits(config.name, pools.class_names, parts["train"], parts["validation"], parts["test"], sources)
 
 
 def known_names() -> tuple[str, ...]:

@@ -45,13 +45,18 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Splits:
-    """A real data set: the three disjoint splits and what the classes are called."""
+    """A real data set: the three disjoint splits and what the classes are called.
+
+    Attributes:
+        train_sources: for each training image its file within the set, or its number there; empty where nobody asked.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: LabelledImages
     validation: LabelledImages
     test: LabelledImages
+    train_sources: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

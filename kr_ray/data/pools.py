@@ -23,11 +23,17 @@ class Pool:
         labels: int64, [N].
         read: (index int64 [M], image_size) -> images uint8 [M, C, image_size, image_size].
         origin: file, folder or array they come from, for errors.
+        names: of the images, [N], such as `class/file.png`; empty = they have none but their numbers.
     """
 
     labels: Tensor
     read: Callable[[Tensor, int], Tensor]
     origin: str
+    names: tuple[str, ...] = ()
+
+    def sources(self, index: Tensor) -> tuple[str, ...]:
+        """Names of the images at `index` (int64 [M]), or their numbers, from 0."""
+        return tuple(self.names[k] if self.names else str(k) for k in index.tolist())
 
 
 @dataclass(frozen=True)

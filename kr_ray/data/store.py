@@ -6,12 +6,14 @@ from pathlib import Path
 
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.remarks import remark
-from kr_ray.runs.artifacts import ArtifactError, load_tensors, save_tensors
+from kr_ray.runs.artifacts import ArtifactError, load_tensors, read_json, save_tensors, write_json
 from kr_ray.runs.results import DataResult, Duplicates
 
 SPLITS = ("train", "validation", "test")
 SPLITS_FILE = Path("data") / "splits.safetensors"
 """Relative to the run directory."""
+SOURCES_FILE = Path("data") / "train_sources.json"
+"""Relative to the run directory: for each training image its file within the set, or its number there."""
 
 
 def save_splits(path: Path, splits: Splits) -> None:
@@ -51,9 +53,35 @@ def load_stored_splits(path: Path) -> Splits:
     tensors, metadata = load_tensors(path)
     try:
         parts = {name: LabelledImages(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS}
-        return Splits(name=metadata["name"], class_names=tuple(metadata["class_names"]), **parts)
+        names = tuple(metadata["class_names"])
+        return Splits(metadata["name"], names, parts["train"], parts["validation"], parts["test"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} must hold the three splits of a data set, but holds something else; delete the folder {path.parent} and run the "
             "same command again"
         ) from error
+
+
+def save_sources(path: Path, splits: Splits) -> None:
+    """Keep where the training images come from, for whoever has to find one of them again."""
+    write_json(path, list(splits.train_sources))
+
+
+def load_sources(path: Path) -> list[str] | None:
+    """What `save_sources` wrote; None for a run whose data stage did not say.
+
+    Raises:
+        ArtifactError: the file is broken.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+        if isinstance(found, list):
+            return [str(source) for source in found] or None
+    except (ValueError, RecursionError) as error:
+        found = error
+    raise ArtifactError(
+        f"{path} must hold a list of names, but holds something else ({str(found)[:80]}); delete the folder {path.parent} and run the "
+        "same command again"
+    )

@@ -111,7 +111,8 @@ def _folder_pool(path: Path, class_names: tuple[str, ...]) -> Pool:
         labels += [label] * len(found)
     if not files:
         raise DataError(f"`{path}` must hold class folders with images, but got none; layout: {path.name}/<class>/<image>.png")
-    return Pool(torch.tensor(labels), lambda index, size: _read_files([files[int(i)] for i in index], size), str(path))
+    names = tuple(str(file.relative_to(path)) for file in files)
+    return Pool(torch.tensor(labels), lambda index, size: _read_files([files[int(i)] for i in index], size), str(path), names)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.foreign.files import decoding, reason
+from kr_ray.silence import stay_silent
 
 
 class OnnxRunError(RuntimeError):
@@ -25,6 +26,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, must: str, error: type[Exception], remedy: str) -> None:
+        stay_silent()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

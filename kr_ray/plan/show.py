@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from rich.table import Table
 
 from kr_ray.config import Config
-from kr_ray.display import plain_console
+from kr_ray.display import Grid, plain_console
 from kr_ray.plan.estimate import (
     PEAK_TFLOPS,
     Devices,
@@ -40,7 +39,7 @@ def print_plan(config: Config, devices_text: str) -> None:
     stages = estimate(work, costs, rates, config, devices)
     measured = {stage.stage: seconds for stage in stages if (seconds := _measured_s(config, stage.stage)) is not None}
     console = plain_console()
-    console.print(_table(config, devices, stages, measured))
+    _table(config, devices, stages, measured).print(console)
     for name, count in memory_bytes(config, size, costs).items():
         console.print(f"memory of the {name}'s device: at least {_size(count)}, activations apart")
     console.print(f"storage of the run: about {_size(storage_bytes(config, size, costs))}")
@@ -50,16 +49,15 @@ def print_plan(config: Config, devices_text: str) -> None:
     console.print(_origin(devices), soft_wrap=True)
 
 
-def _table(config: Config, devices: Devices, stages: list[StageEstimate], measured: dict[str, float]) -> Table:
-    table = Table("stage", "TFLOP", "device", "estimated", title=f"{config.name} on {devices.count} x {_kind(devices)}")
-    if measured:
-        table.add_column("measured")
+def _table(config: Config, devices: Devices, stages: list[StageEstimate], measured: dict[str, float]) -> Grid:
+    headings = ["stage", "TFLOP", "device", "estimated", *(["measured"] if measured else [])]
+    table = Grid(f"{config.name} on {devices.count} x {_kind(devices)}", headings)
     for stage in stages:
         row = [stage.stage, f"{stage.flops / 1e12:,.1f}", _hours(stage.device_s), _hours(stage.wall_s)]
-        table.add_row(*row, *([_beside(measured.get(stage.stage), stage.wall_s)] if measured else []))
+        table.add(*row, *([_beside(measured.get(stage.stage), stage.wall_s)] if measured else []))
     total = ["all", f"{sum(stage.flops for stage in stages) / 1e12:,.1f}", _hours(sum(stage.device_s for stage in stages))]
     sums = _beside(sum(measured.values()) or None, sum(stage.wall_s for stage in stages if stage.stage in measured))
-    table.add_row(*total, _hours(total_s(stages)), *([sums] if measured else []), style="bold")
+    table.add(*total, _hours(total_s(stages)), *([sums] if measured else []))
     return table
 
 

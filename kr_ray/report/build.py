@@ -11,10 +11,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from kr_ray.report import figures, words, worst_case
-from kr_ray.report.schema import Report, Student, Teacher, validate_report
+from kr_ray.report import assessment, figures, guarantees, verdict, words, worst_case
+from kr_ray.report.alt_texts import alt_texts
+from kr_ray.report.artefacts import artefacts
+from kr_ray.report.importance import why_unknown
+from kr_ray.report.pages import render
+from kr_ray.report.repetition import repetition
+from kr_ray.report.schema import FurtherStudent, Report, Student, Teacher, validate_report
 from kr_ray.runs.artifacts import atomic_write, write_json
-from kr_ray.runs.figures import KrAudit, Work
+from kr_ray.runs.figures import Bound, KrAudit, Work
 
 VISIBLE_CLASSES = 12
 """More classes than this go into a part of the page that opens on demand."""
@@ -35,57 +40,44 @@ class ReportData:
 
 
 def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, out_dir: Path) -> Path:
-    """Validate the report, write `report.json` and the self-contained `report.html`, and return the latter's path.
+    """Validate the report and write `report.json`, the self-contained `report.html` and `report_summary.html`.
 
     Args:
         report: see `kr_ray.report.schema.Report`; sections of stages that have not run may be missing.
+
+    Returns:
+        The path of `report.html`.
 
     Raises:
         ReportError: the dict does not fit the schema.
         ValueError: `samples` has the wrong shape or type.
     """
     checked = report if isinstance(report, Report) else validate_report(report)
-    page = render_page(checked, figures_input)
+    pages = {"report.html": render_page(checked, figures_input), "report_summary.html": render_summary(checked)}
     write_json(out_dir / "report.json", checked.model_dump(mode="json", by_alias=True))
-    path = out_dir / "report.html"
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    for name, page in pages.items():
+        with atomic_write(out_dir / name) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    return out_dir / "report.html"
 
 
 def render_page(report: Report, data: ReportData) -> str:
     """The HTML page: inline style, figures as data URIs, no script, and a policy under which a browser loads nothing."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("kr_ray.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": words.percent, "points": words.points, "count": words.count, "duration": words.duration, "date": words.date,
-        "work": words.work, "images_of": words.images_of, "confirmed": words.confirmed,
-        "apart": words.checkpoints_apart
-    }  # fmt: skip
-    source = environment.loader.get_source(environment, "style.css")[0] if environment.loader else ""
-    return environment.get_template("template.html").render(
-        report=report,
-        style=Markup(source),  # our own file; everything else is escaped
-        headline=words.headline(report),
-        findings=words.privacy_findings(report),
+    return render(
+        "template.html",
+        report,
+        **_verdict_context(report),
+        **_worst_case_context(report),
+        findings=verdict.shown(report) + words.privacy_findings(report),
+        not_measured=verdict.missing(report),
         rows=result_rows(report),
         classes=class_rows(report),
-        worst_rows=worst_case.rows(report),
-        arm_names=worst_case.titles(report),
-        canary_words=worst_case.CANARY_WORDS,
-        headline_attack=worst_case.headline_attack(report),
-        worst_findings=worst_case.findings(report),
-        attack_rows=worst_case.attack_rows(report),
+        copies_answer=words.bind(repetition(report.audit.copies).sentence) if report.audit and report.audit.copies else "",
+        importance_unknown=_why_no_importance(report),
+        class_legend=figures.needs_legend(report.data.class_names),
         samples=sample_strips(report, data.samples),
         figures=draw_figures(report),
+        alts=alt_texts(report),
         config_yaml=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True, width=100),
         command=data.command or "kr run run.yaml",
         default_command=not data.command,
@@ -93,12 +85,49 @@ def render_page(report: Report, data: ReportData) -> str:
     )
 
 
+def render_summary(report: Report) -> str:
+    """One sheet for the data-protection officer, under the same policy as the page."""
+    return render("summary.html", report, **_verdict_context(report))
+
+
+def _verdict_context(report: Report) -> dict[str, Any]:
+    """What both pages say."""
+    return {
+        "headline": verdict.headline(report),
+        "artefacts": artefacts(report),
+        "assessment": assessment.facts(report),
+        "risk_tests": assessment.tests(report),
+        "no_guarantee": guarantees.caveat(report),
+        "guaranteed": list(guarantees.guaranteed(report)),
+    }
+
+
+def _worst_case_context(report: Report) -> dict[str, Any]:
+    arms = report.audit.lira if report.audit else {}
+    return {
+        "worst_rows": worst_case.rows(report),
+        "arm_names": worst_case.titles(report),
+        "canary_words": worst_case.CANARY_WORDS,
+        "headline_attack": worst_case.headline_attack(report),
+        "worst_findings": worst_case.findings(report),
+        "attack_rows": worst_case.attack_rows(report),
+        "exposed": [(arm.title or name, arm.exposed) for name, arm in arms.items() if arm.exposed],
+    }
+
+
+def _why_no_importance(report: Report) -> str:
+    tuning = report.tuning
+    if tuning is None or tuning.importance or not tuning.history:
+        return ""
+    return why_unknown(tuning.history, tuning.parameters, report.data.validation)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line of Table 2; shares in [0, 1], None where not measured."""
+    """One line of Table 2; shares in [0, 1], None where not measured. `bound`: of a private method."""
 
     name: str
     note: str
@@ -111,10 +140,12 @@ class ResultRow:
     aop: float | None = None
     best: frozenset[str] = frozenset()
     work: Work | None = None
+    bound: Bound | None = None
 
 
 def result_rows(report: Report) -> dict[str, ResultRow]:
-    """Table 2's line for this run: `teacher`, `equal_compute`, `student`, as far as they exist; the better of the two is marked."""
+    """Table 2's line for this run: `teacher`, `equal_compute`, `student`, as far as they exist, then a `student_NAME` for each
+    further student; the better of teacher and student is marked."""
     audit = report.audit.kr if report.audit else None
     rows = {}
     if report.teacher:
@@ -137,7 +168,19 @@ def result_rows(report: Report) -> dict[str, ResultRow]:
         teacher, student = rows["teacher"], rows["student"]
         for name, better in _better(teacher, student).items():
             rows[better] = replace(rows[better], best=rows[better].best | {name})
-    return rows
+    return rows | {f"student_{name}": _further_row(report, name, one) for name, one in report.students.items()}
+
+
+def _further_row(report: Report, name: str, student: FurtherStudent) -> ResultRow:
+    return ResultRow(
+        name=guarantees.student_title(name, student),
+        note=student.note,
+        accuracy=student.test_accuracy,
+        accuracy_interval=words.wilson_interval(student.test_accuracy, report.data.test),
+        steps=student.steps,
+        work=student.work,
+        bound=student.guarantee,
+    )
 
 
 def _row(report: Report, which: str, name: str, note: str, accuracy: float, audit: KrAudit | None) -> ResultRow:

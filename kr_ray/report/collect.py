@@ -20,7 +20,7 @@ from kr_ray.report.build import ReportData, write_report
 from kr_ray.report.importance import parameter_importance
 from kr_ray.report.schema import Audit, Data, EqualCompute, FurtherStudent, Generator, Report, Stage, Student, Teacher, Tuning
 from kr_ray.runs.artifacts import ArtifactError
-from kr_ray.runs.figures import Copies
+from kr_ray.runs.figures import Bound, Copies
 from kr_ray.runs.results import (
     AUDIT,
     CHECKPOINTS,
@@ -110,7 +110,7 @@ def _tuning(results: Results) -> Tuning | None:
     tuning = results.get(TUNING)
     if tuning is None:
         return None
-    importance = parameter_importance(tuning.history, list(tuning.chosen))
+    importance = parameter_importance(tuning.history, list(tuning.chosen), results[DATA].validation)
     return Tuning.model_validate(tuning.model_dump(exclude={"wall_s"}) | {"importance": importance})
 
 
@@ -140,6 +140,9 @@ def _further_students(config: Config, results: Results) -> dict[str, FurtherStud
         if isinstance(result, ClassifierResult):
             found[name] = FurtherStudent(
                 kind=section.kind,
+                title=result.title,
+                note=result.note,
+                guarantee=Bound.model_validate(result.privacy["guarantee"]) if result.privacy else None,
                 test_accuracy=result.test_accuracy,
                 val_accuracy=result.val_accuracy,
                 steps=result.steps,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 TEACHER, STUDENT, TUNED, ALARM = "#6b7280", "#1d5fa8", "#c2371f", "#c2371f"
 HALF, WIDE, SQUARE = (4.7, 2.9), (10.4, 3.8), (4.7, 4.2)
 """Width and height in inches, in the proportion of the page's columns, so that text has the same size in all figures."""
+NAMED_CLASSES = 24
+"""More classes than this are not labelled in a confusion figure."""
 
 _STYLE = {
     "text.parse_math": False,  # a class may be called "$"
@@ -107,19 +109,22 @@ def checkpoints_figure(checkpoints: Sequence[SweptCheckpoint], teacher: Teacher 
         )
         if teacher:
             ax.axhline(teacher.val_accuracy, color=TEACHER, linestyle="--", label="teacher")
-        if cas:
-            # Under `halving` the shorter schedules are other measurements: only the longest can be best.
-            whole = [(point.model_extra or {}).get("epochs", 0) for point in checkpoints]
-            best = max(range(len(cas)), key=lambda k: (whole[k] if len(whole) == len(cas) else 0, cas[k]))
-            _star(ax, epochs[best], cas[best], STUDENT, "best checkpoint")
+        if checkpoints:
+            best = best_checkpoint(checkpoints)
+            _star(ax, best.epoch, best.val_cas, STUDENT, "best checkpoint")
             if tuning:
-                _star(ax, epochs[best], tuning.best.val_cas, TUNED, "best checkpoint, tuned")
+                _star(ax, best.epoch, tuning.best.val_cas, TUNED, "best checkpoint, tuned")
         ax.set_xlabel("generator epoch")
         ax.set_ylabel("validation CAS (%)")
         _percent_axis(ax.yaxis)
         ax.margins(y=0.12)
         ax.figure.legend(loc="outside upper left", ncols=4)
     return uri[0]
+
+
+def best_checkpoint(checkpoints: Sequence[SweptCheckpoint]) -> SweptCheckpoint:
+    """Under `halving` the shorter schedules are other measurements: only the longest can be best."""
+    return max(checkpoints, key=lambda point: (point.epochs, point.val_cas))
 
 
 def tuning_figure(tuning: Tuning) -> str:
@@ -204,7 +209,7 @@ def roc_figure(teacher: Attacked | None, student: Attacked | None) -> str:
 
 def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> str:
     """ROC of the headline attack per arm in log-log axes: solid on the canaries, dashed on the population; dots at 0.1 % FPR."""
-    colors = {"teacher": TEACHER, "kr": STUDENT, "student_only": "#0f8a6d"}
+    colors = {"teacher": TEACHER, "kr": STUDENT, "fixed_generator": "#0f8a6d"}
     finest = min(group.finest_fpr for arm in arms.values() for group in (arm.canary, arm.population))
     with _canvas((4.7, 4.6)) as ((ax,), uri):
         ax.plot([finest, 1], [finest, 1], color="#9aa1ab", linewidth=1, linestyle=":", label="guessing")
@@ -254,18 +259,33 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         ax.grid(visible=False)
         ax.set_xlabel("predicted class")
-        if k <= 24:
+        if k <= NAMED_CLASSES:
             ax.set_xticks(range(k), [str(index) for index in range(k)])
-            names = [
-                _short(name) if name == str(index) else f"{_short(name)}  {index}" for index, name in enumerate(class_names)
-            ]
-            ax.set_yticks(range(k), names)
+            ax.set_yticks(range(k), [_tick(name, index) for index, name in enumerate(class_names)])
         if k <= 12:
             for (row, column), share in np.ndenumerate(shares):
                 color = "white" if share > 0.55 else "#4b5563"
                 if round(100 * share) >= 1:
                     ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
     return uri[0]
+
+
+def needs_legend(class_names: Sequence[str]) -> bool:
+    """Whether the confusion figure cannot show every class by its whole name, so that the page must, by number."""
+    return len(class_names) <= NAMED_CLASSES and any(_short(name) != name or not drawable(name) for name in class_names)
+
+
+def drawable(text: str) -> bool:
+    """Whether the font that measures the figures' text has every character of it; it has no Chinese, Japanese or Korean ones."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(family=["sans-serif"])))
+    return text.isprintable() and all(font.get_char_index(ord(character)) for character in text)
+
+
+def _tick(name: str, index: int) -> str:
+    """`name  3`, or the number alone where that is the name or the font lacks it."""
+    return str(index) if name == str(index) or not drawable(name) else f"{_short(name)}  {index}"
 
 
 def _short(name: str, length: int = 14) -> str:
@@ -286,13 +306,17 @@ def classifier_figure(curve: Sequence[ClassifierPoint], color: str, measure: str
     return uri[0]
 
 
+def loss_name(key: str) -> str:
+    """`loss_d` -> `discriminator`; a loss of another name keeps it."""
+    return {"loss_d": "discriminator", "loss_g": "generator"}.get(key, key.replace("_", " "))
+
+
 def generator_figure(curve: Sequence[GeneratorPoint]) -> str:
     """The losses of a generator's training, whatever its kind calls them."""
     losses = [name for name in curve[0].model_extra or {} if name.startswith("loss")]
     with _canvas(HALF) as ((ax,), uri):
         for name, color in zip(losses, (TEACHER, STUDENT, TUNED), strict=False):
-            label = {"loss_d": "discriminator", "loss_g": "generator"}.get(name, name.replace("_", " "))
-            _draw(ax, curve, name, color=color, label=label)
+            _draw(ax, curve, name, color=color, label=loss_name(name))
         ax.set_xlabel("epoch")
         ax.set_ylabel("loss")
         ax.figure.legend(loc="outside upper left", ncols=2)

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kr_ray.runs.figures import (
     Best,
+    Bound,
     ClassifierPoint,
     CollapsePoint,
     Confirmed,
@@ -31,6 +32,7 @@ from kr_ray.runs.figures import (
     SweptCheckpoint,
     Trial,
     Work,
+    by_network,
 )
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -92,6 +94,11 @@ class Generator(Figures):
     curve: list[GeneratorPoint] = []
     collapse: list[CollapsePoint] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_names(cls, value: Any) -> Any:
+        return by_network(value)
+
 
 class Tuning(Figures):
     searcher: str
@@ -112,6 +119,17 @@ class Tuning(Figures):
     """1 - images_seen / images_unpruned, which rounding can push below 0."""
     history: list[Trial] = []
     importance: dict[str, float] | None = None
+    """Null where the trials do not say it (see kr_ray.report.importance)."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the search space."""
+        return list(self.best.params)
+
+    @property
+    def used(self) -> dict[str, float]:
+        """Generation parameters that the student was trained with, as far as they were searched."""
+        return dict(self.chosen or self.best.params)
 
 
 class Student(Figures):
@@ -134,6 +152,12 @@ class FurtherStudent(Figures):
     """A classifier made in another way from the same images."""
 
     kind: str
+    title: str = ""
+    """Of its method, in tables."""
+    note: str = ""
+    """What the method is, in a few words."""
+    guarantee: Bound | None = None
+    """Of a private method: what holds for this student alone, its own releases composed."""
     test_accuracy: Fraction
     val_accuracy: Fraction
     steps: Count

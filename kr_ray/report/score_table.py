@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Column, Table
-
+from kr_ray.display import Grid
 from kr_ray.privacy.epsilon import DELTA
+
+HEADINGS = (
+    "attack, samples", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "AUC", "balanced acc.", "epsilon >=", "pairs in / out",
+)  # fmt: skip
 
 NOTES = f"""Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the estimated threshold included.
 TP, FP: members and non-members above the threshold. Epsilon: lower bounds at 95 % each (pooled / from one run), delta {DELTA:g}.
@@ -28,25 +30,14 @@ def notes(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def score_table(result: dict[str, Any]) -> Table:
+def score_table(result: dict[str, Any]) -> Grid:
     """One row per attack and group of `score_files.audit_score_file`'s result."""
-    table = Table(
-        Column("attack", no_wrap=True),
-        "samples",
-        "TPR at 0.1 % FPR",
-        "TPR at 1 % FPR",
-        "AUC",
-        "balanced acc.",
-        "epsilon >=",
-        "pairs in / out",
-    )
-    table.title = f"{escape(result['file'])}: {result['models']} model{'s' * (result['models'] > 1)}"
+    grid = Grid(f"{result['file']}: {result['models']} model{'s' * (result['models'] > 1)}", HEADINGS)
     for name, groups in result["attacks"].items():
         for group, found in groups.items():
             epsilon = found["epsilon"]
-            table.add_row(
-                name,
-                group,
+            grid.add(
+                f"{name}, {group}",
                 _tpr(found, "tpr_at_fpr_0.001", ""),
                 _tpr(found, "tpr_at_fpr_0.01", "_0.01"),
                 f"{found['auc']:.4f} [{found['auc_low']:.4f}, {found['auc_high']:.4f}]",
@@ -54,7 +45,7 @@ def score_table(result: dict[str, Any]) -> Table:
                 f"{_number(epsilon['clopper_pearson'], '.2f')} / {_number(epsilon['one_run'], '.2f')}",
                 f"{found['n_members']} / {found['n_non_members']}",
             )
-    return table
+    return grid
 
 
 def _tpr(found: dict[str, Any], key: str, suffix: str) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.config import Config, ConfigError
+from kr_ray.masking import masked
 from kr_ray.runs.artifacts import ArtifactError
 from kr_ray.runs.results import AUDIT, CHECKPOINTS, TUNING, ClassifierResult, Results
+from kr_ray.silence import stay_silent
 
 EXPERIMENT = "kr_ray"
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000  # MLflow's limits for one request
@@ -32,6 +34,7 @@ def log_run(config: Config, results: Results, files: list[Path]) -> str:
     Raises:
         ArtifactError: MLflow refuses or does not answer. Nothing of the run itself is lost.
     """
+    stay_silent()
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
@@ -54,8 +57,8 @@ def log_run(config: Config, results: Results, files: list[Path]) -> str:
         client.set_terminated(run)
     except (MlflowException, OSError) as error:
         raise ArtifactError(
-            f"the report is written, but MLflow at {config.tracking.mlflow} must take it, and said: {error}; run the same command "
-            "again when it does, or remove `tracking.mlflow`"
+            f"the report is written, but MLflow at {config.tracking.mlflow} must take it, and said: {masked(str(error))}; run "
+            "the same command again when it does, or remove `tracking.mlflow`"
         ) from error
     return str(run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -140,38 +141,9 @@ def confirmed(tuning: Tuning) -> str:
 # --- sentences -------------------------------------------------------------------------------------------------------
 
 
-def headline(report: Report) -> str:
-    """The result in one sentence, from what has run."""
-    return _bind(_headline(report))
-
-
-def _bind(sentence: str) -> str:
-    """No line break between a number and its per cent sign."""
-    return sentence.replace(" %", "\u00a0%")
-
-
-def _headline(report: Report) -> str:
-    teacher, student = report.teacher, report.student
-    if student is None:
-        if teacher is None and report.audit and report.audit.lira:
-            return "Only the worst-case audit has been made of this run; see below what it found."
-        if teacher is None:
-            return "No stage of this run has produced a result yet."
-        return (
-            f"The teacher, trained on the real images, classifies {percent(teacher.test_accuracy, 1)} % of the test images "
-            "correctly; no student has been trained on synthetic images yet."
-        )
-    sentence = f"Trained on synthetic images alone, the student classifies {percent(student.test_cas, 1)} % of the real test images correctly"
-    if teacher:
-        sentence += f" (the teacher, trained on the real ones: {percent(teacher.test_accuracy, 1)} %)"
-    audit = report.audit.kr if report.audit else None
-    if audit is None or audit.student is None:
-        return sentence + "; whether its answers give away real training images has not been measured yet."
-    against = f"against the teacher: {percent(audit.teacher.auc_raw, 1)}; " if audit.teacher else ""
-    return (
-        f"{sentence}, and an attacker shown one real training image and one other picks the training image "
-        f"{percent(audit.student.auc_raw, 1)} times in 100 ({against}by guessing: 50)."
-    )
+def bind(sentence: str) -> str:
+    """No line break between a number and its per cent sign, nor within a negative exponent."""
+    return re.sub(r"(?<=\d)e-(?=\d)", "e\u2011", sentence.replace(" %", "\u00a0%"))
 
 
 def privacy_findings(report: Report) -> list[str]:
@@ -185,7 +157,7 @@ def privacy_findings(report: Report) -> list[str]:
             f"By class, the student leaks most on “{report.data.class_names[worst]}” (AUC {percent(audit.student.per_class[worst], 1)} %); "
             f"the highest of {report.data.num_classes} classes tends to lie above 50 % even by chance."
         )
-    return [_bind(finding) for finding in findings]
+    return [bind(finding) for finding in findings]
 
 
 def _attacked(audit: KrAudit) -> list[tuple[str, Attacked]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kr_ray.report.schema import Report
-from kr_ray.report.words import count, percent
+from kr_ray.report.words import bind, count, percent
 from kr_ray.runs.figures import AttackFigures, LiraArm
 
 CANARY_WORDS = {
@@ -147,4 +147,4 @@ def _of_arm(name: str, arm: LiraArm) -> list[str]:
             f"{name}: whatever is claimed for this training, it is not differentially private with an epsilon below {bound:.2f} "
             f"(delta {arm.canary.epsilon.delta:g}, confidence {percent(arm.canary.epsilon.confidence, 0)} %)."
         )
-    return [sentence.replace(" %", "\u00a0%") for sentence in sentences]
+    return [bind(sentence) for sentence in sentences]

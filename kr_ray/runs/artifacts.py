@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 from safetensors import safe_open
 
+from kr_ray.masking import masked
 from kr_ray.runs.attempts import DONE_FILE, STARTED_FILE, beside, real_folder, settle
 from kr_ray.runs.locks import is_locked, lock_file
 from kr_ray.runs.outputs import Recorded, changed_outputs, look_at_outputs, record_outputs
@@ -215,7 +216,7 @@ class RunDirectory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         state = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
         last_line = (str(error).strip().splitlines() or [""])[-1]
-        self.set_status(state=state, error="" if state == "finished" else last_line[:300], note="")
+        self.set_status(state=state, error="" if state == "finished" else masked(last_line)[:300], note="")
         self._lock.release()
 
     def set_status(self, **fields: Any) -> None:

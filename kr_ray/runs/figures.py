@@ -6,7 +6,7 @@ otherwise. Null: not measured, or refused.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -44,6 +44,20 @@ class Work(Figures):
     """Images that the teacher was asked about; filtering strategies count what they keep."""
 
 
+class Bound(OpenFigures):
+    """What a private method proves: (epsilon, delta)-differential privacy (see kr_ray.privacy.ledger.Guarantee)."""
+
+    epsilon: Annotated[float, Field(ge=0)] | None
+    """Null: infinite."""
+    delta: Annotated[float, Field(ge=0, lt=1)]
+    unit: str = "image"
+    """Whose presence is hidden."""
+    group_size: Annotated[int, Field(ge=1)] = 1
+    """Images of one unit, at most."""
+    guarantee: bool
+    """Whether it may be called one: epsilon is not absurdly large, and nobody knows the noise."""
+
+
 class ClassifierPoint(OpenFigures):
     epoch: Epoch
     train_loss: float | None = None
@@ -54,6 +68,14 @@ class GeneratorPoint(OpenFigures):
     """One epoch of a generator's training; further keys are its losses and rates."""
 
     epoch: Epoch
+
+
+def by_network(value: Any) -> Any:
+    """A generator's figures with `parameters` by network: until version 0.1 the two networks had a key each."""
+    if isinstance(value, dict) and "parameters_g" in value:
+        counts = {"generator": value["parameters_g"], "discriminator": value["parameters_d"]}
+        return {key: item for key, item in value.items() if not key.startswith("parameters_")} | {"parameters": counts}
+    return value
 
 
 class CollapsePoint(OpenFigures):
@@ -207,6 +229,16 @@ class AttackFigures(OpenFigures):
         return f"{self.tpr_at_01:.1%} ({self.true_positives} of {self.n_members})"
 
 
+class Exposed(Figures):
+    """What may be told of the list of the most exposed training images, which stays in the run directory."""
+
+    file: str
+    images: Count
+    """Audited images, all of them listed."""
+    beyond_chance: Count
+    """Those that stand out after correction for all of them (see kr_ray.privacy.exposure)."""
+
+
 class LiraArm(OpenFigures):
     """The worst-case audit of one arm: `models` runs, each trained on half of the canaries and half of the population samples."""
 
@@ -214,6 +246,8 @@ class LiraArm(OpenFigures):
     """Of the method, in tables."""
     note: str = ""
     """What the method is, in a few words."""
+    kind: str = ""
+    """Of a further student, its kind; else the arm's name."""
     models: Count
     queries: Count
     headline: str
@@ -234,6 +268,8 @@ class LiraArm(OpenFigures):
     test_accuracy_sd: Annotated[float, Field(ge=0)]
     """Mean and standard deviation over the runs."""
     seconds: Annotated[float, Field(ge=0)]
+    exposed: Exposed | None = None
+    """None of runs audited before there were such lists."""
 
 
 class Histogram(Figures):

@@ -23,6 +23,7 @@ from kr_ray.runs.figures import (
     SweptCheckpoint,
     Trial,
     Work,
+    by_network,
 )
 
 
@@ -140,6 +141,10 @@ class ClassifierResult(Result):
     """Of a student: `on_device`, `ray_data` or `parquet`."""
     synthesis: dict[str, Any] | None = None
     """Of a student of a generator: the generation parameters that it was trained with."""
+    title: str = ""
+    """Of the method that made it, in tables; empty where its stage says what it is."""
+    note: str = ""
+    """What the method is, in a few words."""
     privacy: dict[str, Any] | None = None
     """Of a private method: what it released and the guarantee of this part alone (see kr_ray.dp.plan.privacy_record)."""
 
@@ -166,11 +171,7 @@ class GeneratorResult(Result):
     @model_validator(mode="before")
     @classmethod
     def _first_names(cls, value: Any) -> Any:
-        """Until version 0.1 the two networks had a key each."""
-        if isinstance(value, dict) and "parameters_g" in value:
-            counts = {"generator": value["parameters_g"], "discriminator": value["parameters_d"]}
-            return {key: item for key, item in value.items() if not key.startswith("parameters_")} | {"parameters": counts}
-        return value
+        return by_network(value)
 
     def headline(self) -> str:
         alarms = sum(row.alarm for row in self.collapse)

@@ -15,6 +15,7 @@ import fnmatch
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -27,12 +28,16 @@ from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
+from kr_ray.masking import masked
+
 if TYPE_CHECKING:  # a command on local files must not wait for Arrow
     from pyarrow.fs import FileInfo, FileSystem
 
 REMOTE_SCHEMES = ("s3", "gs")
 LONGEST_NAME, LONGEST_PATH = 255, 4000
 """Bytes that Linux's file systems and its calls take."""
+_SCHEME_WITHOUT_SLASHES = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(?:s3|gs|file|https?):", re.IGNORECASE)
+"""`s3:/bucket`: no location, and as a path a folder named `s3:`."""
 READ_ATTEMPTS = 10
 REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 50, 0.2
 """For so long a folder is emptied again while somebody writes in it: a worker outlives its killed driver by seconds."""
@@ -45,20 +50,26 @@ class LocationError(ValueError):
 
 
 def check_location(text: str) -> str:
-    """`text`, if it is a local path, a `file://` path or a URI of an object store.
+    """`text`, if it is a local path, a `file:///` path or a URI of an object store.
 
     Raises:
-        LocationError: another scheme, no bucket, credentials, options after a question mark, or no name of a file system.
+        LocationError: another scheme, a `file://` that names no absolute path, no bucket, credentials, options
+            after a question mark, or no name of a file system. The message repeats no credentials.
     """
     scheme, separator, rest = text.partition("://")
     _check_name(text)
-    if not separator or scheme == "file":
-        if scheme == "file" and separator and not rest:
-            raise LocationError(f"a location must name a folder or file, but got {text!r}; use file:///folder or /folder")
+    if not separator:
+        if _SCHEME_WITHOUT_SLASHES.match(text):
+            raise LocationError(
+                f"a location must be a local path or start with s3://, gs:// or file:///, but got {masked(text)!r}; write all slashes, or "
+                f"./{masked(text)} for a folder of that name"
+            )
         return text
+    if scheme == "file":
+        return _check_file_location(text, rest)
     if scheme not in REMOTE_SCHEMES:
         raise LocationError(
-            f"a location must be a local path or start with s3://, gs:// or file://, but got {text!r}; use one of them, "
+            f"a location must be a local path or start with s3://, gs:// or file://, but got {masked(text)!r}; use one of them, "
             "or mount the store"
         )
     parts = urlsplit(text)
@@ -69,8 +80,19 @@ def check_location(text: str) -> str:
         )
     if not parts.netloc or parts.query or parts.fragment:
         raise LocationError(
-            f"a location must be {scheme}://bucket/folder and nothing more, but got {text!r}; an S3-compatible server is named by the "
-            "environment variable AWS_ENDPOINT_URL"
+            f"a location must be {scheme}://bucket/folder and nothing more, but got {masked(text)!r}; an S3-compatible server is named by "
+            "the environment variable AWS_ENDPOINT_URL"
+        )
+    return text
+
+
+def _check_file_location(text: str, rest: str) -> str:
+    """`file:///folder` and nothing else: a host would be dropped in silence, a relative path mean something
+    else in every process."""
+    if not rest.startswith("/") or not rest.strip("/"):
+        raise LocationError(
+            f"a file location must read file:///folder, with three slashes and an absolute path, but got {masked(text)!r}; write so, or "
+            "give the plain path"
         )
     return text
 
@@ -80,13 +102,13 @@ def _check_name(text: str) -> None:
     unfit = next((c for c in text if not c.isprintable()), "")
     if unfit:
         raise LocationError(
-            f"a location must be one line of printable text, but got the character {unfit!r} in {text[:80]!r}; rename it"
+            f"a location must be one line of printable text, but got the character {unfit!r} in {masked(text)[:80]!r}; rename it"
         )
     longest = max((len(os.fsencode(part)) for part in text.split("/")), default=0)
     if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
         raise LocationError(
             f"every name of a location must have <= {LONGEST_NAME} bytes, and all of it <= {LONGEST_PATH}, but got {longest} and "
-            f"{len(os.fsencode(text))} in '{text[:60]}...'; use shorter names"
+            f"{len(os.fsencode(text))} in '{masked(text)[:60]}...'; use shorter names"
         )
 
 
@@ -118,7 +140,7 @@ def storage_path(location: str | Path) -> Path:
     scheme, _, rest = check_location(location).partition("://")
     if scheme in REMOTE_SCHEMES:
         return RemotePath(location)
-    return Path(rest if scheme == "file" and rest else location).expanduser()
+    return Path(rest if scheme == "file" else location).expanduser()
 
 
 class RemotePath(PosixPath):

@@ -16,7 +16,9 @@ from kr_ray.generators.interface import Sampler
 from kr_ray.synthesis.labelling import FILTERED, REGENERATED, keep_and_label
 
 BLOCKS_PER_PART = 32
-"""So many blocks of `synthesis.batch_size` images travel together from a maker to a student (4,096 images at the default size)."""
+"""At most so many blocks of `synthesis.batch_size` images travel together from a maker to a student."""
+BYTES_PER_PART = 4096 * 3 * 32 * 32
+"""And at most so many bytes of images, if that is a block at all: what a maker, the store and the student hold of each part at once."""
 
 
 class CollapsedGenerator(RuntimeError):
@@ -109,16 +111,14 @@ class SyntheticSet(RegeneratedSet):
         Raises:
             CollapsedGenerator: a filtering strategy has found no image to keep.
         """
-        made = [self.part(index, part) for part in range(parts_of(self._size, self._config))]
-        return torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
+        return self.part(index, range(blocks_of(self._size, self._config)))
 
-    def part(self, regeneration: int, part: int) -> tuple[Tensor, Tensor]:
-        """One of the `parts_of` parts, in whose order they make up the regeneration."""
+    def part(self, regeneration: int, part: range) -> tuple[Tensor, Tensor]:
+        """The blocks of one of the `parts_of` parts, in whose order they make up the regeneration."""
         if self._config.labelling in FILTERED:
             return self._filtered(regeneration)
-        blocks = list(enumerate(self._classes(regeneration).split(self._config.batch_size)))
-        blocks = blocks[part * BLOCKS_PER_PART : (part + 1) * BLOCKS_PER_PART]
-        made = [self._block(classes, regeneration, block) for block, classes in blocks]
+        blocks = self._classes(regeneration).split(self._config.batch_size)
+        made = [self._block(blocks[block], regeneration, block) for block in part]
         return torch.cat([images for _, images, _ in made]), torch.cat([targets for _, _, targets in made])
 
     def _classes(self, regeneration: int) -> Tensor:
@@ -167,6 +167,13 @@ class SyntheticSet(RegeneratedSet):
         return keep.cpu(), images[keep], targets[keep]
 
 
-def parts_of(images: int, config: SynthesisConfig) -> int:
-    """Into how many independent parts a regeneration of `images` images falls: 1 where rejected images are drawn again."""
-    return 1 if config.labelling in FILTERED else -(-images // (config.batch_size * BLOCKS_PER_PART))
+def blocks_of(images: int, config: SynthesisConfig) -> int:
+    """Blocks of a regeneration of `images` images; it cannot be divided where rejected images are drawn again, and is one block."""
+    return 1 if config.labelling in FILTERED else -(-images // config.batch_size)
+
+
+def parts_of(images: int, image_bytes: int, config: SynthesisConfig) -> list[range]:
+    """The independent parts that a regeneration of `images` images of `image_bytes` bytes each falls into, as ranges of its blocks."""
+    blocks, together = blocks_of(images, config), max(1, BYTES_PER_PART // (image_bytes * config.batch_size))
+    step = min(BLOCKS_PER_PART, together)
+    return [range(first, min(first + step, blocks)) for first in range(0, blocks, step)]
