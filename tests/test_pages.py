@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from kr_ray.cli import _parser
+from kr_ray.config.file import parse_config
+from kr_ray.config.renamed import RENAMED
+from kr_ray.foreign.yaml_core import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 LONGEST_README = 1100
@@ -98,6 +101,20 @@ def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
         known = set(commands[name]._option_string_actions)
         unknown = {word for word in words if word.startswith("--")} - known
         assert not unknown, line
+
+
+@each_page
+def test_every_piece_of_a_configuration_is_accepted(page: Path) -> None:
+    rest = {"name": "page", "data": {"name": "digits", "image_size": 16}, "generator": {"architecture": "tiny16"}}
+    for piece in re.findall(r"^```yaml\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL):
+        sections = read_yaml(piece)
+        assert isinstance(sections, dict)
+        parse_config(rest | sections)
+
+
+def test_the_changelog_has_every_renamed_key() -> None:
+    text = read(REPOSITORY / "CHANGELOG.md")
+    assert not [old for old, new in RENAMED.items() if f"| `{old}` | `{new}` |" not in text]
 
 
 @each_page
