@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -77,10 +78,22 @@ def _run(parsed: argparse.Namespace) -> int:
         code = command(parsed)
         sys.stdout.flush()
     except BrokenPipeError:
+        if not _reader_has_left():  # but a store or a worker
+            raise
         # What is still in the buffer would make Python complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return code
+
+
+def _reader_has_left() -> bool:
+    """Whether nobody can get what is written to stdout: an error that poll tells unasked."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    return bool(poll.poll(0))
 
 
 def _explain(error: Exception, debug: bool) -> int:

@@ -326,7 +326,8 @@ def test_other_formats_are_named_as_such(name: str, tmp_path: Path, capsys: pyte
     (tmp_path / name).write_text("model,sample,score,member\n0,0,1.5,1\n")
     assert main(["audit", "--scores", str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
-    assert "must be a score file (.npz or .parquet), but got" in error and "pickle" not in error and "unsafe" not in error
+    assert "must be a score file (.npz or .parquet), but got a text table (CSV); save the table as Parquet" in error
+    assert "pickle" not in error and "unsafe" not in error
 
 
 def test_a_parquet_file_s_name_may_end_in_capitals(tmp_path: Path) -> None:

@@ -227,7 +227,20 @@ def check_typed(folder: Path, examples: int) -> None:
     path = folder / "config.yaml"
     path.write_text(write_yaml(tiny_settings()))
     keys = st.sampled_from(
-        ["teacher.epochs", "storage", "name", "tuning.latent_std", "data", "generator", "audit.arms", "x.y", ""]
+        [
+            "teacher.epochs",
+            "storage",
+            "name",
+            "tuning.space.latent_std",
+            "data",
+            "generator",
+            "audit.worst_case.arms",
+            "students.x",
+            "students",
+            "plugins",
+            "x.y",
+            "",
+        ]
     )
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -9,8 +9,10 @@ import pytest
 from conftest import tiny_config, tiny_settings
 
 from kr_ray.cluster.submit import entrypoint
-from kr_ray.config import ConfigError, Section
+from kr_ray.config import ConfigError, EdmConfig, EdmSampling, Section
+from kr_ray.config.dp import DpMerfSection, PrivacySection
 from kr_ray.config.file import load_config, parse_config
+from kr_ray.config.kinds import METHODS
 from kr_ray.config.limits import LARGEST
 from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml, write_yaml
 from kr_ray.plan.estimate import Devices
@@ -115,9 +117,15 @@ def test_set_refuses_what_a_comment_would_cut(text: str) -> None:
     ("override", "said"),
     [
         ("classifier.learning_rate=.inf", "finite number, but got inf"), ("classifier.learning_rate=1e999", "finite number"),
-        ("classifier.weight_decay=.nan", "finite number"), ("tuning.space={sampling.latent_std: [1.0, .inf]}", "finite number"),
+        ("classifier.weight_decay=.nan", "finite number"), ("tuning.space.latent_std=[1.0, .inf]", "finite number"),
         ("cluster.train={cpu: .inf}", "finite number"), ("teacher.epochs=9223372036854775808", "`epochs <= 1,000,000` must hold, but got"),
-        ("audit.worst_case.models=1000000000", "`models <= 10,000`"), ("generator.g_in=[1000000]", "`g_in <= 1,024`"), ("data.split_seed=-1", "split_seed"),
+        ("audit.worst_case.models=1000000000", "`models <= 10,000`"), ("audit.shadow.models=20000", "`models <= 10,000`"),
+        ("tuning.space.latent_std=[1.0, 5000]", "`latent_std <= 1,000`"), ("tuning.space={regeneration_rate: [1, 10000000]}", "regeneration_rate <= 1,000,000"),
+        ("synthesis.sampling.standing_batches=10000000", "`standing_batches <= 1,000,000`"),
+        ("students.x={kind: knowledge_recycling, synthesis: {max_draws: 10000000}}", "`max_draws <= 1,000,000`"),
+        ("students.x={kind: dp_sgd, target_epsilon: .inf}", "finite number"), ("students.x={kind: dp_sgd, noise_multiplier: 1, epochs: 10000000}", "`epochs <="),
+        ("generator={kind: edm, noise_std: 50}", "`noise_std <= 20`"), ("generator={kind: edm, channels: [80000]}", "`channels <= 65,536`"),
+        (f"students.{LONG}={{kind: teacher}}", "at most 100 letters"), ("plugins=[a/b.py]", "write package.module"), ("plugins=['']", "must name modules"), ("generator.g_in=[1000000]", "`g_in <= 1,024`"), ("data.split_seed=-1", "split_seed"),
         ("teacher.epochs=12:30", "got '12:30' .text."), ("teacher.epochs=1_000", "got '1_000' .text."), ("teacher=12", "a whole number"),
         ("teacher=null", r"got None \(nothing\)"),
         ("data.download=no", "no and off are text in YAML 1.2: write false"), ("data.download=On", "yes and on are text in YAML 1.2: write true"),
@@ -134,19 +142,33 @@ def test_absurd_values_are_refused_before_any_work(override: str, said: str, tmp
     assert "NoneType" not in str(caught.value) and "(str)" not in str(caught.value)
 
 
+def every_section() -> list[Section]:
+    """A whole configuration, and the sections of all kinds that it does not have, with their largest presets."""
+    config = tiny_config(generator={"preset": "vanilla", "architecture": "kr41m"}, data={"image_size": 32})
+    private = {"target_epsilon": 1.0}
+    methods = [
+        kind.model_validate(private if issubclass(kind, PrivacySection) else {"path": "set"} if name == "parquet" else {})
+        for name, kind in METHODS.items()
+    ]
+    return [config, EdmConfig(preset="edm64"), EdmSampling(), DpMerfSection.model_validate(private), *methods]
+
+
 def test_every_limit_belongs_to_a_key_and_no_default_reaches_it() -> None:
-    def keys(section: Section) -> dict[str, object]:
-        found: dict[str, object] = {}
+    there: dict[str, list[object]] = {}
+
+    def collect(section: Section) -> None:
         for name in type(section).model_fields:
             value = getattr(section, name)
-            found |= keys(value) if isinstance(value, Section) else {name: value}
-        return found
+            if isinstance(value, Section):
+                collect(value)
+            else:
+                there.setdefault(name, []).extend(value if isinstance(value, tuple) else (value,))
 
-    there = keys(tiny_config(generator={"preset": "vanilla", "architecture": "kr41m"}, data={"image_size": 32}))
+    for section in every_section():
+        collect(section)
     assert set(LARGEST) <= set(there)
     for name, largest in LARGEST.items():
-        values = there[name] if isinstance(there[name], tuple) else (there[name],)
-        assert all(10 * value <= largest for value in values), name
+        assert all(10 * abs(value) <= largest for value in there[name] if isinstance(value, (int, float))), name
 
 
 def test_a_config_survives_its_copy_in_the_run(tmp_path: Path) -> None:
@@ -189,5 +211,5 @@ def test_a_configuration_that_the_upload_leaves_out_is_refused(tmp_path: Path) -
     (tmp_path / "configs" / ".rayignore").write_text("drafts\n")
     assert entrypoint("run", str(tmp_path / "configs" / "c.yaml"), [], tmp_path) == "python jobs/run.py configs/c.yaml"
     for name in ("runs/base/config.yaml", "configs/drafts/d.yaml", "configs/drafts/kept/e.yaml"):
-        with pytest.raises(ConfigError, match=r"\.gitignore or \.rayignore leaves it out"):
+        with pytest.raises(ConfigError, match=r"\.gitignore or \.rayignore in .* leaves it out"):
             entrypoint("run", str(tmp_path / name), [], tmp_path)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from kr_ray.audits.runs import RunScores
 from kr_ray.classifiers.networks import load_classifier
+from kr_ray.cluster.attack import _has_scores
 from kr_ray.cluster.train import _keeping_refusals, _raise_refusal
 from kr_ray.config import ConfigError
-from kr_ray.data.checks import DataError
+from kr_ray.data.checks import DataError, read_npz
 from kr_ray.generators.biggan.sampling import BigGanSampler
+from kr_ray.generators.dp_merf.features import Embedding
+from kr_ray.generators.dp_merf.network import MerfSampler
+from kr_ray.generators.edm.checkpoint import EdmCheckpoint
 from kr_ray.privacy.scores import SampleScores
 from kr_ray.privacy.shadow import ShadowScores
-from kr_ray.runs.artifacts import ArtifactError, save_tensors
+from kr_ray.runs.artifacts import ArtifactError, load_arrays, save_tensors
 from kr_ray.runs.locks import RemoteLock
 from kr_ray.runs.progress import look_at_stage, report_progress
+from kr_ray.runs.storage import RemotePath
+from kr_ray.synthesis.pool import load_pool
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
 
@@ -76,6 +84,55 @@ def test_damaged_arrays_and_weights_of_a_run_are_named(tmp_path: Path) -> None:
     for load in (lambda: load_classifier(weights, torch.device("cpu")), lambda: load_sampler(weights)):
         with pytest.raises(ArtifactError, match=r"w\.safetensors must hold a \w+, but holds something else; delete it"):
             load()
+
+
+def test_one_flipped_bit_in_an_audit_run_s_logits_has_it_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    good = RunScores(np.ones((3, 2, 2), np.float32), np.ones((4, 2), np.float32), 0.5, 1.0)
+    good.save(path, "stamp")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(np.float32(1).tobytes())] ^= 1
+    for content in (b"", bytes(100), LFS, whole[:-40], bytes(flipped)):
+        path.write_bytes(content)
+        assert RunScores.load(path, "stamp") is None
+    path.write_bytes(whole)
+    found = RunScores.load(path, "stamp")
+    assert found is not None and np.array_equal(found.samples, good.samples)
+
+
+class Unreachable(RemotePath):
+    """A file in a store that does not answer."""
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    def exists(self, **_: Any) -> bool:
+        return True
+
+    is_file = exists
+
+
+def test_a_store_that_does_not_answer_is_no_damage() -> None:
+    path = Unreachable("/bucket/x.npz")
+    for load in (load_arrays, lambda path: RunScores.load(path, "stamp"), _has_scores):
+        with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+            load(path)
+    with pytest.raises(DataError, match=r"but got one that cannot be read \(AWS Error NETWORK_CONNECTION\); try again later"):
+        read_npz(path, ("a",))
+
+
+def test_weights_of_another_kind_are_refused_with_their_remedy(tmp_path: Path) -> None:
+    path, cpu = tmp_path / "w.safetensors", torch.device("cpu")
+    loaders: tuple[Callable[[], object], ...] = (
+        lambda: load_classifier(path, cpu), lambda: load_sampler(path), lambda: EdmCheckpoint.load(path),
+        lambda: MerfSampler.load(path, cpu), lambda: Embedding.load(path), lambda: load_pool(path, "print"),
+    )  # fmt: skip
+    for metadata in ({"network": "other", "config": {"kind": "edm"}, "fingerprint": "print"}, {"config": 3}, ["no", "mapping"]):
+        save_tensors(path, {"a": torch.zeros(2)}, metadata)  # type: ignore[arg-type]
+        for load in loaders:
+            with pytest.raises(ArtifactError, match=r"w\.safetensors.*; (delete|open)"):
+                load()
 
 
 def test_a_damaged_lock_in_a_store_is_held_until_its_lease_is_over(tmp_path: Path) -> None:

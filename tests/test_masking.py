@@ -101,7 +101,7 @@ def test_an_unknown_key_is_refused_without_its_secret() -> None:
         {"students": {"mine": {"kind": WITH_PASSWORD}}},
         {"students": [{"password": SECRET}]},
         {"generator": {"kind": WITH_PASSWORD}},
-        {"generator": {"epochs": {"password": SECRET}}},
+        {"generator": {"epochs": [{"password": SECRET}]}},
     ],
     ids=str,
 )

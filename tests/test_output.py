@@ -42,6 +42,13 @@ def test_a_reader_that_leaves_is_no_error(command: str, code: int) -> None:
     assert (done.returncode, done.stderr) == (code, "")
 
 
+def test_another_pipe_that_breaks_is_told() -> None:
+    program = WARNING.replace("import numpy as np", "raise BrokenPipeError('the store has hung up')")
+    command = [sys.executable, "-c", program, "runs"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "the store has hung up" in done.stderr
+
+
 def test_warnings_of_libraries_are_shown_to_those_who_debug_alone() -> None:
     said = {}
     for options in ((), ("--debug",)):

@@ -54,7 +54,7 @@ def test_no_secret_of_the_driver_is_in_a_file_of_ray_or_of_the_run_after_tune_an
     finish(subprocess.Popen(
         [sys.executable, "-m", "kr_ray.cli", "student", config],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ))  # fmt: skip
+    ), limit_s=540)  # fmt: skip
     assert (tmp_path / "runs" / "tiny" / "tuning" / "done.json").exists()
     assert list(session.rglob("runtime_env_agent.log"))
     assert found_in(PLANTED, session, tmp_path) == []

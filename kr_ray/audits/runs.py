@@ -25,7 +25,7 @@ from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
 from kr_ray.methods.interface import Part, Site, Tell, inputs_of, train_here
 from kr_ray.methods.registry import method_of
-from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, fingerprint, is_damage
+from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, fingerprint, is_damage, load_arrays
 from kr_ray.runs.locks import lock_file
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.runs.storage import remove_tree
@@ -86,10 +86,10 @@ class RunScores:
         if not path.exists():
             return None
         try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                if str(file["stamp"]) != stamp:
-                    return None
-                return cls(file["samples"], file["reference"], float(file["test_accuracy"]), float(file["seconds"]))
+            found = load_arrays(path)
+            if str(found["stamp"]) != stamp:
+                return None
+            return cls(found["samples"], found["reference"], float(found["test_accuracy"]), float(found["seconds"]))
         except READ_ERRORS as error:
             if not is_damage(error, path):
                 raise

@@ -12,7 +12,7 @@ from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig
 from kr_ray.config.classifiers import NetworkName
-from kr_ray.runs.artifacts import ArtifactError, load_tensors, save_tensors
+from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
 
 
 def build(network: NetworkName, num_classes: int, channels: int, **sizes: Any) -> Classifier:
@@ -44,12 +44,8 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         ArtifactError: the file is missing or broken.
     """
     tensors, metadata = load_tensors(path)
-    network = cast("NetworkName", metadata.pop("network", "resnet14"))  # version 0.1 had but one
-    try:
+    with holding(path, "a classifier"):
+        network = cast("NetworkName", metadata.pop("network", "resnet14"))  # version 0.1 had but one
         model = build(network, **metadata)
         model.load_state_dict(tensors)
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} must hold a classifier, but holds something else; delete it and run the stage again"
-        ) from error
     return model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from kr_ray.classifiers.training import Schedule
@@ -17,6 +16,7 @@ from kr_ray.cluster.trials import StudentWork, train_students
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError, SynthesisConfig
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.foreign.yaml_core import YamlError, read_value
 from kr_ray.methods.knowledge_recycling import student_training, train_student
 from kr_ray.methods.teacher import train_teacher
 from kr_ray.runs.artifacts import read_json, write_json
@@ -73,8 +73,10 @@ def _variant(name: str, synthesis: SynthesisConfig) -> SynthesisConfig:
     if not all(key and equals and value for key, equals, value in pairs):
         raise ConfigError(f"`--views` must read key=value,key=value, but got {name!r}; try view=seen,temperature=2")
     try:
-        keys = {key: yaml.safe_load(value) for key, _, value in pairs}
+        keys = {key: read_value(value) for key, _, value in pairs}
         return synthesis.with_values(keys)
+    except YamlError as error:
+        raise ConfigError(f"`--views` must hold values in YAML, but got {name!r}: {error}") from error
     except KeyError as error:
         raise ConfigError(f"`--views` must hold keys of the section synthesis, but got {error} in {name!r}") from error
     except ValidationError as error:

@@ -78,7 +78,7 @@ def _left_out_by(working_dir: Path, file: Path) -> str:
     folder = working_dir
     for part in file.parts:
         found = get_excludes_from_ignore_files(folder, include_gitignore=gitignore, logger=logging.getLogger(__name__))
-        rules += [(rule, f"the .gitignore or .rayignore in {str(folder)!r}") for rule in found]
+        rules += [(rule, f"in {str(folder)!r} a .gitignore or .rayignore") for rule in found]
         folder = folder / part
         for rule, name in rules:
             if rule(folder):

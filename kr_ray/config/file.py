@@ -155,8 +155,8 @@ class _Sections:
         sound = {}
         for name, value in students.items():
             path = ("students", str(name))
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
-                self.mistakes.append((path, "a student's name must be letters, digits, - and _; rename it"))
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", str(name)):
+                self.mistakes.append((path, "a student's name must be at most 100 letters, digits, - and _; rename it"))
             elif (kind := self._class_of(value, path, kinds, None)) and (checked := self._section(value, kind, path)):
                 sound[name] = checked
         self.found["students"] = sound
@@ -250,5 +250,5 @@ def _suggest(place: tuple[str, ...], model: type[BaseModel] | None) -> str:
 
 def _told(mistakes: Sequence[Mistake]) -> str:
     """One line per mistake."""
-    lines = [f"  - {'.'.join(place) or 'config'}: {message}" for place, message in mistakes]
+    lines = [f"  - {shown('.'.join(place)) or 'config'}: {message}" for place, message in mistakes]
     return f"{len(lines)} mistake(s) in the configuration:\n" + "\n".join(lines)

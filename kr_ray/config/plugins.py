@@ -31,6 +31,8 @@ def plugin_sections(modules: Sequence[str]) -> PluginSections:
     """
     found = PluginSections()
     for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"`plugins` must name modules, but got {name[:80]!r}; write package.module, without .py")
         try:
             sections = import_module(name).SECTIONS
         except ImportError as error:

@@ -156,12 +156,13 @@ def _recognise_text(head: bytes) -> Contents:
 
 
 def contents_of(path: Path) -> Contents:
-    """What the file at `path` is by its first bytes; "other" if it cannot be opened."""
-    try:
-        with path.open("rb") as file:
-            return recognise(file.read(HEAD_BYTES))
-    except OSError:
-        return OTHER
+    """What the file at `path` is by its first bytes.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as file:
+        return recognise(file.read(HEAD_BYTES))
 
 
 # --- a library's errors ----------------------------------------------------------------------------------------------
@@ -226,7 +227,10 @@ def _quiet() -> Iterator[None]:
 def _refusal(path: Path, kinds: Sequence[str], cause: BaseException, remedy: str) -> str:
     if isinstance(cause, PermissionError):
         return "one that may not be read; correct its permissions"
-    contents = contents_of(path)
+    try:
+        contents = contents_of(path)
+    except OSError as error:  # a store that does not answer, a failing disk
+        return f"one that cannot be read ({reason(error) or type(error).__name__}); try again later, or copy it elsewhere"
     if contents.kind in kinds:
         said = reason(cause)
         return f"a damaged one{f' ({said})' * bool(said)}; {remedy}"

@@ -46,9 +46,13 @@ for _name, _pattern in PATTERNS:
     _Writer.add_implicit_resolver(TAG + _name, re.compile(rf"^(?:{_pattern})$"), None)  # type: ignore[no-untyped-call]
 
 
-def write_yaml(value: Any) -> str:
-    """Plain values as block YAML, the same to a reader of YAML 1.1 and to one of the core schema."""
-    text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False)
+def write_yaml(value: Any, *, for_people: bool = False) -> str:
+    """Plain values as block YAML, the same to a reader of YAML 1.1 and to one of the core schema.
+
+    Args:
+        for_people: letters beyond ASCII as they are, and longer lines.
+    """
+    text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=for_people, width=100 if for_people else 80)
     return text
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.foreign.files import check_file, contents_of, shown
+from kr_ray.foreign.files import contents_of, decoding, shown
 from kr_ray.foreign.npz import listed, read_arrays
 from kr_ray.foreign.parquet import read_table
 from kr_ray.privacy.attacks import HEADLINE, figures, group_scores, judged_pairs, lira_variants, true_label_scores
@@ -95,12 +95,7 @@ def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
     Raises:
         ScoreError: no such file, unreadable, wrong keys, or scores that cannot be audited.
     """
-    try:
-        form, arrays = _read_file(path)
-        scored = {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
-    except ScoreError as error:
-        name = shown(path)
-        raise error if name in str(error) else ScoreError(f"{name}: {error}") from error
+    form, scored = _scored(path, seed)
     rows = [(name, group) for name, groups in scored.scores.items() for group in groups]
     judged = {group: judged_pairs(member) for group, member in scored.member.items()}
     proven = simultaneous_epsilon(
@@ -120,6 +115,16 @@ def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
         "proven": proven,
         "remarks": [*_equal_scores(scored), *_turned_scores(scored, seed), *_unjudged_pairs(judged)],
     }
+
+
+def _scored(path: Path, seed: int) -> tuple[str, Scored]:
+    """The file's form, and its scores under every attack; all refusals name the file."""
+    try:
+        form, arrays = _read_file(path)
+        return form, {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](arrays, seed)
+    except ScoreError as error:
+        name = shown(path)
+        raise error if name in str(error) else ScoreError(f"{name}: {error}") from error
 
 
 # --- what a reader must know -----------------------------------------------------------------------------------------
@@ -306,8 +311,8 @@ def _flags(arrays: Arrays, name: str) -> BoolArray:
 
 def _read_file(path: Path) -> tuple[str, Arrays]:
     """By what the file holds; what it is called does not matter."""
-    check_file(path, MUST, ScoreError)
-    contents = contents_of(path)
+    with decoding(path, MUST, (), ScoreError):
+        contents = contents_of(path)
     if contents.kind == "parquet":
         return _read_parquet(path)
     if contents.kind not in ("zip", "npy"):

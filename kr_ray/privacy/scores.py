@@ -12,9 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.foreign.files import MAKE_ANEW
-from kr_ray.foreign.npz import read_arrays
-from kr_ray.runs.artifacts import ArtifactError, atomic_write
+from kr_ray.runs.artifacts import atomic_write, load_arrays
 from kr_ray.runs.storage import storage_path
 
 FloatArray = NDArray[np.float64]
@@ -51,7 +49,7 @@ class _Arrays:
             ArtifactError: no (complete) npz file.
         """
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # every subclass is a dataclass
-        _, arrays = read_arrays(storage_path(path), ArtifactError, names, MAKE_ANEW)
+        arrays = load_arrays(storage_path(path), names)
         if missing := [name for name in names if name not in arrays]:
             raise ScoreError(
                 f"`{path}` must hold {', '.join(names)}, but lacks {', '.join(missing)}; save them with numpy.savez"

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.foreign.files import MAKE_ANEW
-from kr_ray.foreign.npz import read_arrays
-from kr_ray.runs.artifacts import ArtifactError, atomic_write
+from kr_ray.runs.artifacts import atomic_write, holding, load_arrays
 from kr_ray.runs.storage import storage_path
 
 FloatArray = NDArray[np.float64]
@@ -109,13 +107,9 @@ class ShadowScores:
         Raises:
             ArtifactError: it is damaged, or holds something else.
         """
-        _, arrays = read_arrays(storage_path(path), ArtifactError, SHADOW_ARRAYS, MAKE_ANEW)
-        try:
+        arrays = load_arrays(storage_path(path), SHADOW_ARRAYS)
+        with holding(storage_path(path), "the scores of a shadow model"):
             return ShadowScores(int(arrays["shadow"]), arrays["logits"], arrays["labels"], arrays["member"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{path} must hold the scores of a shadow model, but holds something else; {MAKE_ANEW}"
-            ) from error
 
 
 def check_logits(logits: LogitArray, labels: IndexArray) -> None:

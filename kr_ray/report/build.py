@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from kr_ray.foreign.yaml_core import write_yaml
 from kr_ray.report import assessment, figures, guarantees, verdict, words, worst_case
 from kr_ray.report.alt_texts import alt_texts
 from kr_ray.report.artefacts import artefacts
@@ -78,7 +78,7 @@ def render_page(report: Report, data: ReportData) -> str:
         samples=sample_strips(report, data.samples),
         figures=draw_figures(report),
         alts=alt_texts(report),
-        config_yaml=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True, width=100),
+        config_yaml=write_yaml(report.config, for_people=True),
         command=data.command or "kr run run.yaml",
         default_command=not data.command,
         visible_classes=VISIBLE_CLASSES,

@@ -15,13 +15,9 @@ import logging
 import os
 import pickle
 import socket
-import struct
 import tempfile
 import time
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +26,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 from safetensors import safe_open
 
+from kr_ray.foreign.files import MAKE_ANEW
+from kr_ray.foreign.files import READ_ERRORS as READ_ERRORS
+from kr_ray.foreign.npz import read_arrays, whole_arrays
 from kr_ray.masking import masked
 from kr_ray.runs.attempts import DONE_FILE, STARTED_FILE, beside, real_folder, settle
 from kr_ray.runs.locks import is_locked, lock_file
@@ -37,14 +36,8 @@ from kr_ray.runs.outputs import Recorded, changed_outputs, look_at_outputs, reco
 from kr_ray.runs.storage import RemotePath, local_copy, make_folder, remove_tree, upload
 
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
+    from numpy.typing import NDArray
     from torch import Tensor
-
-READ_ERRORS = (
-    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, SyntaxError, OverflowError, MemoryError,
-    struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError,
-)  # fmt: skip
-"""What numpy and Pillow raise on damaged files (found by truncating and altering thousands of them)."""
-
 
 VERSION_0_1 = {"fingerprint", "result"}
 """Of a done-marker: the first version sealed nothing and recorded no outputs."""
@@ -139,6 +132,36 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ArtifactError(
             f"{path} cannot be read as safetensors ({error}); delete it and run the same command again"
         ) from error
+
+
+def load_arrays(path: Path, keys: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Plain arrays of an .npz file that a run wrote: those of `keys` that are there, or all.
+
+    Raises:
+        ArtifactError: it is damaged.
+        OSError: its store cannot be reached, which says nothing about the file.
+    """
+    try:
+        return whole_arrays(path, keys)[1]
+    except READ_ERRORS as error:
+        if not is_damage(error, path):
+            raise
+    return read_arrays(path, ArtifactError, keys, MAKE_ANEW)[1]  # which says what it is instead
+
+
+@contextmanager
+def holding(path: Path, what: str) -> Iterator[None]:
+    """Make `what` of what was read at `path`; if it is something else, however whole, say so.
+
+    Raises:
+        ArtifactError: the block could not do with what it got.
+    """
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} must hold {what}, but holds something else; {MAKE_ANEW}") from error
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import SynthesisConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.runs.artifacts import ArtifactError, load_tensors, save_tensors
+from kr_ray.runs.artifacts import ArtifactError, holding, load_tensors, save_tensors
 from kr_ray.synthesis.stream import RegeneratedSet
 
 
@@ -117,11 +117,12 @@ def load_pool(path: Path, fingerprint: str) -> LabelledImages:
         ArtifactError: the file is missing or broken, or holds images drawn from something else.
     """
     tensors, metadata = load_tensors(path)
-    found = metadata.get("fingerprint")
-    if found != fingerprint:
-        rule = f"`fingerprint: {fingerprint}` must be in the metadata of {path}"
-        raise ArtifactError(f"{rule}, but it says {found!r}; delete the file and draw the pool again")
-    return LabelledImages(tensors["images"], tensors["classes"])
+    with holding(path, "a pool of images"):
+        found = metadata.get("fingerprint")
+        if found != fingerprint:
+            rule = f"`fingerprint: {fingerprint}` must be in the metadata of {path}"
+            raise ArtifactError(f"{rule}, but it says {found!r}; delete the file and draw the pool again")
+        return LabelledImages(tensors["images"], tensors["classes"])
 
 
 def positions(regeneration: int, size: int, pool_size: int, seed: int) -> Tensor:

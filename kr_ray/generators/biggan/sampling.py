@@ -12,7 +12,7 @@ from kr_ray.compute.graphs import Captured, compiled
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import BigGanConfig
 from kr_ray.generators.biggan.networks import Generator, to_uint8
-from kr_ray.runs.artifacts import ArtifactError, load_tensors
+from kr_ray.runs.artifacts import holding, load_tensors
 
 COMPILING_PAYS_FROM = 1e6
 """Images: compiling took 13 s on an H200 and saved 21 microseconds an image at 128 channels."""
@@ -83,14 +83,10 @@ class BigGanSampler:
             kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
         """
         tensors, metadata = load_tensors(path)
-        try:
+        with holding(path, "a generator"):
             config = BigGanConfig.model_validate(metadata["config"], strict=False)
             generator = Generator(config, metadata["num_classes"], metadata["channels"])
             generator.load_folded_weights(tensors)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{path} must hold a generator, but holds something else; delete it and run the stage again"
-            ) from error
         return cls(
             generator,
             device,

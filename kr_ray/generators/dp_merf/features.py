@@ -14,7 +14,7 @@ from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config.dp import DpMerfSection
 from kr_ray.data.images import LabelledImages
 from kr_ray.dp.noise import NoiseKey
-from kr_ray.runs.artifacts import load_tensors, save_tensors
+from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
 
 AUTHORS_VARIANCE, AUTHORS_VALUES = 127.0, 784
 """Kernel variance for Fashion-MNIST's 28 x 28 grey values (published code); squared distances grow with the
@@ -73,8 +73,9 @@ class Embedding:
             kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
         """
         tensors, metadata = load_tensors(path)
-        channels, height, width = metadata["shape"]
-        return cls(tensors["means"], tensors["prior"], (channels, height, width))
+        with holding(path, "a released embedding"):
+            channels, height, width = metadata["shape"]
+            return cls(tensors["means"], tensors["prior"], (channels, height, width))
 
 
 def release_embedding(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kr_ray.config import ConfigError
-from kr_ray.runs.artifacts import load_tensors, save_tensors
+from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
 
 HIDDEN = 200
 UPSAMPLINGS = 2
@@ -97,9 +97,12 @@ class MerfSampler:
             kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
         """
         tensors, metadata = load_tensors(path)
-        network = MerfGenerator(**_from_json(metadata))
-        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items() if name != "prior"})
-        return cls(network, tensors["prior"], device)
+        with holding(path, "a DP-MERF generator"):
+            network = MerfGenerator(**_from_json(metadata))
+            weights = {name.removeprefix("network."): value for name, value in tensors.items() if name != "prior"}
+            network.load_state_dict(weights)
+            prior = tensors["prior"]
+        return cls(network, prior, device)
 
     @torch.inference_mode()
     def images(self, labels: Tensor, random: torch.Generator) -> Tensor:

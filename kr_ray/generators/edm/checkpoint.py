@@ -8,7 +8,7 @@ from pathlib import Path
 from kr_ray.config import EdmConfig
 from kr_ray.generators.edm.networks import UNet
 from kr_ray.generators.interface import Checkpoint, save_checkpoint
-from kr_ray.runs.artifacts import ArtifactError, load_tensors
+from kr_ray.runs.artifacts import ArtifactError, holding, load_tensors
 
 KIND = "edm"
 FIGURES = ("loss", "image_size", "sigma_data")
@@ -51,21 +51,22 @@ class EdmCheckpoint(Checkpoint):
             kr_ray.runs.artifacts.ArtifactError: the file is missing, broken, or another kind of generator's.
         """
         weights, metadata = load_tensors(path)
-        kind = metadata.get("config", {}).get("kind", "unknown")
-        if kind != KIND:
-            raise ArtifactError(
-                f"`kind: {KIND}` must be in the metadata of {path}, but it says {kind!r}; "
-                "open it with its own kind of generator, or run the generator stage again"
+        with holding(path, "a diffusion model"):
+            kind = metadata.get("config", {}).get("kind", "unknown")
+            if kind != KIND:
+                raise ArtifactError(
+                    f"`kind: {KIND}` must be in the metadata of {path}, but it says {kind!r}; "
+                    "open it with its own kind of generator, or run the generator stage again"
+                )
+            return cls(
+                epoch=metadata["epoch"],
+                weights=weights,
+                images_seen=metadata["images_seen"],
+                figures={name: metadata[name] for name in FIGURES},
+                config=EdmConfig.model_validate(metadata["config"], strict=False),
+                num_classes=metadata["num_classes"],
+                channels=metadata["channels"],
             )
-        return cls(
-            epoch=metadata["epoch"],
-            weights=weights,
-            images_seen=metadata["images_seen"],
-            figures={name: metadata[name] for name in FIGURES},
-            config=EdmConfig.model_validate(metadata["config"], strict=False),
-            num_classes=metadata["num_classes"],
-            channels=metadata["channels"],
-        )
 
     def network(self) -> UNet:
         """The network with these weights, on the CPU."""
