@@ -1,4 +1,4 @@
-"""The benchmark's document as a table, for a terminal and for README.md."""
+"""The benchmark's document as a table, for a terminal and for README.md in this folder."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
 
     `exhaustive` (the paper) trains every student for the whole schedule. `halving` first tries all checkpoints on short but complete
     schedules (a truncated cosine would rank by what the rate has not yet annealed), and gives the whole schedule to the best of
-    them. It cuts once: short schedules tell bad checkpoints from good ones, but hardly order the good ones (README), and what rounds
+    them. It cuts once: short schedules tell bad checkpoints from good ones, but hardly order the good ones (kr_ray/bench/README.md), and what rounds
     in between would cost tries more of them in earnest.
     """
     found: dict[int, tuple[int, float]] = {}

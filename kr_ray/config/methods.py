@@ -39,7 +39,7 @@ class SynthesisConfig(Section):
     """What the teacher answers to. `clean` (the paper): the generated image, before augmentation; MixUp then mixes
     the answers. `seen`: exactly what the student sees at each step, after crop, flip, TrivialAugment and MixUp
     ("function matching", Beyer et al. 2022, section 3.1). It costs a teacher's forward pass per image and epoch, and
-    the student follows its teacher more closely: audit it (README)."""
+    the student follows its teacher more closely: audit it (configs/README.md)."""
     temperature: float = Field(1.0, gt=0)
     """Of the teacher's softmax(logits / temperature): below 1 it sharpens the soft labels, above 1 it flattens them."""
     student_mixup: bool = True

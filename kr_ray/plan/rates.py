@@ -218,7 +218,7 @@ class MeasuredHere:
 
 
 class ScaledFromH200:
-    """Rates of a GPU by its peak, from `kr bench --device cuda` on an H200 of 26 November 2026 (README). For GPUs other than that one
+    """Rates of a GPU by its peak, from `kr bench --device cuda` on an H200 of 26 November 2026 (kr_ray/bench/README.md). For GPUs other than that one
     they are guesses: memory bandwidth and launch times do not scale with the peak.
 
     Args:
