@@ -60,7 +60,7 @@ def run_offline(command: Sequence[str], home: Path, environment: Mapping[str, st
             settings |= {name: proxy for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")}
             settings |= {"NO_PROXY": "127.0.0.1,localhost"}
         done = subprocess.run(
-            command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=280
+            command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=540
         )
     output, _, counted = done.stdout.rpartition("sent: ") if in_namespace else (done.stdout, "", "")
     sent = int(counted.split()[SENT_PACKETS - 1]) if in_namespace else len(requests)
