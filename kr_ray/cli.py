@@ -206,7 +206,7 @@ def _audit_options(sub: argparse.ArgumentParser) -> None:
         metavar="ARM,ARM",
         help="worst-case audit of teacher, kr, fixed_generator or a student: many trainings with and without canaries",
     )
-    sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.models)")
+    sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.worst_case.models)")
     sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")
     sub.add_argument(
         "--scores", metavar="FILE", type=Path, help="attack somebody's own scores instead of a run (formats below)"

@@ -243,7 +243,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "wrong_types": lambda path: path.write_text(
         '{"fingerprint": 1, "spent_s": "x", "state": 7, "updated": "now", "share": []}'
     ),
-    "result_removed": lambda path: path.write_text('{"fingerprint": "one", "result": {}}'),
+    "result_removed": lambda path: write_json(path, read_json(path) | {"result": {}}),
 }
 
 
@@ -262,19 +262,23 @@ def test_no_damaged_file_of_a_run_blocks_it(run: RunDirectory, file: str, harm: 
     assert read_json(run / "status.json")["state"] == "finished"
 
 
-@pytest.mark.parametrize(
-    "marker", ["", '{"fingerprint": "one", "result": {"value": 1}}'], ids=["damaged", "of an older version"]
-)
-def test_what_a_marker_that_cannot_be_trusted_lies_beside_is_kept_until_its_successor_stands(
-    run: RunDirectory, marker: str
-) -> None:
+def test_what_a_damaged_marker_lies_beside_is_kept_until_its_successor_stands(run: RunDirectory) -> None:
     work(run, "one", 1)
-    (run / "teacher" / "done.json").write_text(marker)
+    (run / "teacher" / "done.json").write_text("")
     assert run.begin("teacher", "one") == run / "teacher"  # whose state goes on from its end
-    (run / "teacher" / "done.json").write_text(marker)
+    (run / "teacher" / "done.json").write_text("")
     assert run.begin("teacher", "two") == beside(run / "teacher") and weights(run) == 1
     work(run, "two", 2)
     assert weights(run) == 2 and run.result("teacher", "two") == {"value": 2}
+
+
+def test_what_version_0_1_finished_stands(run: RunDirectory) -> None:
+    """It sealed nothing and recorded no outputs."""
+    work(run, "one", 1)
+    (run / "teacher" / "done.json").write_text('{"fingerprint": "one", "result": {"value": 1}}')
+    assert run.result("teacher", "one") == {"value": 1} and run.stands_since_version_0_1("teacher", "one")
+    assert run.result("teacher", "two") is None and not run.stands_since_version_0_1("teacher", "two")
+    assert run.begin("teacher", "two") == beside(run / "teacher") and weights(run) == 1
 
 
 def test_a_changed_result_is_not_taken_for_the_one_that_was_written(run: RunDirectory) -> None:

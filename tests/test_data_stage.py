@@ -44,7 +44,7 @@ class Notices:
 def run(config: Config, until: str = "data") -> tuple[dict[str, Any], Notices]:
     notices = Notices()
     with Pipeline(config, notices) as pipeline:
-        return pipeline.run_until(until), notices
+        return pipeline.run_until(until).model_dump(), notices
 
 
 def noise(count: int, seed: int, classes: int = 2) -> LabelledImages:
@@ -80,7 +80,7 @@ def npz_config(tmp_path: Path, splits: Splits, **data: Any) -> Config:
 
 def test_copies_are_counted_as_constructed() -> None:
     counts = count_copies(noise_splits(test_copies=3, validation_copies=2, repeated=5))
-    assert counts == {
+    assert counts.model_dump() == {
         "within_train": 5,
         "validation_in_train": 2,
         "test_in_train": 3,
@@ -93,7 +93,7 @@ def test_sound_splits_get_no_remark_and_no_refusal() -> None:
     splits = noise_splits()
     counts = count_copies(splits)
     check_copies(splits, counts, 0.0)
-    assert counts == dict.fromkeys(counts, 0) | {"distinct_train": 100}
+    assert counts.model_dump() == dict.fromkeys(counts.model_dump(), 0) | {"distinct_train": 100}
     assert remark(splits, counts) == []
 
 
@@ -101,12 +101,12 @@ def test_a_few_copies_are_said_and_more_are_refused_with_a_remedy(tmp_path: Path
     few, notices = run(npz_config(tmp_path, noise_splits(test_copies=4)))
     assert few["duplicates"]["test_in_train"] == 4
     expected = "4 of 40 test images are also training images: test accuracies count them, the audit and the copies stage leave them out"
-    assert few["remarks"] == [expected] and notices.texts == [f"data: {expected}"]
+    assert few["remarked"] == [expected] and notices.texts == [f"data: {expected}"]
     many = npz_config(tmp_path, noise_splits(test_copies=5, validation_copies=3))
     with pytest.raises(DataError, match=r"<= 0\.1` must hold.*3 of 20 validation.*5 of 40 test.*remove the copies") as caught:
         run(many)
     assert "data.max_copied_share" in str(caught.value)
-    assert run(npz_config(tmp_path, noise_splits(test_copies=5, validation_copies=3), max_copied_share=0.2))[0]["remarks"]
+    assert run(npz_config(tmp_path, noise_splits(test_copies=5, validation_copies=3), max_copied_share=0.2))[0]["remarked"]
 
 
 def test_a_test_set_inside_the_training_set_is_refused_by_the_data_stage(tmp_path: Path) -> None:
@@ -141,8 +141,9 @@ def test_an_audit_that_the_data_cannot_bear_is_refused_before_anything_is_traine
     one, other = noise_splits(), noise_splits()
     one.train.images[:] = other.train.images[0]  # one picture, a hundred times
     config = npz_config(tmp_path, one)
-    config = config.model_copy(update={"audit": config.audit.model_copy(update={"arms": ("teacher",)})})
-    with pytest.raises(DataError, match=r"audit\.canaries <= 0"):
+    worst_case = config.audit.worst_case.model_copy(update={"arms": ("teacher",)})
+    config = config.model_copy(update={"audit": config.audit.model_copy(update={"worst_case": worst_case})})
+    with pytest.raises(DataError, match=r"audit\.worst_case\.canaries <= 0"):
         run(config, "report")
     assert not (tmp_path / "runs" / "tiny" / "teacher").exists()
 
@@ -207,8 +208,8 @@ def test_runs_inside_the_data_folder_are_refused(tmp_path: Path) -> None:
 def test_other_threads_than_the_default_are_other_inputs() -> None:
     def stamp(stage: str, **cluster: Any) -> str:
         pipeline = Pipeline(tiny_config(cluster=cluster), Notices())
-        pipeline.prints["data"] = "digest"
-        return pipeline._stamp(stage, *pipeline._plan(stage)[:2])
+        pipeline.prints |= dict.fromkeys(pipeline.stages, "of those before")
+        return pipeline.stamp(pipeline.stages[stage])
 
     trial, train = {"trial": {"cpu": 1.0}}, {"train": {"cpu": 2.0}}
     assert stamp("shadows", **trial) == stamp("shadows", trial={"cpu": 0.5}) != stamp("shadows", trial={"cpu": 2.0})
