@@ -190,6 +190,15 @@ def test_the_result_says_what_was_released_and_not_how_many_images_a_class_has(t
     assert result["class_prior"] != [0.75, 0.25] and sum(result["class_prior"]) == pytest.approx(1)
 
 
+def test_a_damaged_release_is_not_made_again(tmp_path: Path) -> None:
+    run, part = stored(tmp_path / "run"), tmp_path / "part"
+    train_dp_merf(run, part, SECTION, 0, None, nothing)
+    (part / "release.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="spends the images. privacy again"):
+        train_dp_merf(run, part, SECTION, 0, None, nothing)
+    assert (part / "release.safetensors").read_bytes() == b"damaged"
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"`image_size` must be a multiple of 4 for dp_merf, but got 30 x 30; use 32"):
         MerfGenerator(2, (1, 30, 30), 5, (16, 8))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kr_ray.config import ConfigError
 from kr_ray.config.dp import PrivacySection
 from kr_ray.privacy.accountants import event_record
 from kr_ray.privacy.ledger import LedgerError, check_target, default_delta, guarantee
+from kr_ray.runs.artifacts import ArtifactError
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -20,6 +23,24 @@ class Released:
 
     result: dict[str, Any]
     event: DpEvent
+
+
+T = TypeVar("T")
+
+
+def read_release(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a file that holds what was told about the private images.
+
+    Raises:
+        ArtifactError: it cannot be read. It must not be made again as other files are, for that would be a second release.
+    """
+    try:
+        return read(path)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{path} must hold what was released about the private images, but it is damaged; restore it from a copy, or give the "
+            "run another `name` and count its epsilon twice: made again, it spends the images' privacy again"
+        ) from error
 
 
 def own_delta(section: PrivacySection, records: int) -> float:

@@ -21,7 +21,7 @@ from kr_ray.data.augment import to_float
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import NoiseKey, forget_key, noise_key
-from kr_ray.dp.plan import Released
+from kr_ray.dp.plan import Released, read_release
 from kr_ray.methods.dpdfd.losses import bounded, generator_loss, output_gradient
 from kr_ray.methods.dpdfd.networks import DataFreeGenerator, save_data_free_generator, to_bytes
 from kr_ray.methods.dpdfd.plan import DpdfdPlan, plan_dpdfd, privacy_of
@@ -134,7 +134,8 @@ class SoundTraining:
         images = self._images(count, random)  # drawn in any case, for it moves the generator's statistics
         if not path.exists():
             self._ask(path, images, index)
-        records = [load_tensors(self.folder / f"answers-{past}.safetensors")[0] for past in range(index + 1)]
+        files = [self.folder / f"answers-{past}.safetensors" for past in range(index + 1)]
+        records = [read_release(file, lambda file: load_tensors(file)[0]) for file in files]
         self._learn(torch.cat([r["images"] for r in records]), torch.cat([r["targets"] for r in records]), index)
 
     def _images(self, count: int, random: torch.Generator) -> Tensor:
