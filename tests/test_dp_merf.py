@@ -22,7 +22,7 @@ from kr_ray.generators.dp_merf.features import Embedding, RandomFeatures, releas
 from kr_ray.generators.dp_merf.network import MerfGenerator, MerfSampler
 from kr_ray.generators.dp_merf.training import MerfTraining, plan_dp_merf, train_dp_merf
 from kr_ray.privacy.accountants import epsilon_of, event_of_record, gaussian
-from kr_ray.runs.artifacts import load_state, load_tensors, save_state
+from kr_ray.runs.artifacts import ArtifactError, load_state, load_tensors, save_state
 
 SECTION = DpMerfSection(noise_multiplier=2.0, random_features=200, steps=60, batch_size=20)
 SHAPE = (1, 8, 8)
@@ -194,7 +194,7 @@ def test_a_damaged_release_is_not_made_again(tmp_path: Path) -> None:
     run, part = stored(tmp_path / "run"), tmp_path / "part"
     train_dp_merf(run, part, SECTION, 0, None, nothing)
     (part / "release.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ArtifactError, match="spends the images. privacy again"):
+    with pytest.raises(ArtifactError, match=r"spends the images. privacy again"):
         train_dp_merf(run, part, SECTION, 0, None, nothing)
     assert (part / "release.safetensors").read_bytes() == b"damaged"
 
