@@ -15,7 +15,7 @@ SWITCHES = {
     # From 1.29 on onnxruntime keeps a device id and queued events for its vendor's server in HOME, at every
     # session.
     "ORT_DISABLE_TELEMETRY": "1",
-    # Ray: usage statistics, and questions to the addresses at which clouds tell machines about themselves.
+    # Ray's usage statistics. (It asks clouds about the machine all the same: see kr_ray.cluster.runtime.)
     "RAY_USAGE_STATS_ENABLED": "0",
     # Hugging Face's hub, which torchmetrics, datasets and others reach.
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kr_ray.config import ClusterConfig, ConfigError
@@ -44,6 +44,8 @@ LOCAL_ENVIRONMENT = {
     # Nobody announces the end of one's own machine: one process less to start per training.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+NO_WAY_OUT = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9") | dict.fromkeys(("no_proxy", "NO_PROXY"), "")
+"""Environment of a process whose requests end at a port of this machine on which nobody listens."""
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Who sets one of them has decided on the token already."""
 
@@ -103,9 +105,34 @@ def _local_ray(config: ClusterConfig) -> Iterator[None]:
     if not config.dashboard and not any(name in os.environ for name in TOKEN_VARIABLES):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
-        yield
+        with _no_questions_to_clouds():
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _no_questions_to_clouds() -> Iterator[None]:
+    """Ray's API server, which runs also without a dashboard, asks at the addresses at which Azure, Google and
+    Amazon tell machines about themselves, whatever the switch for usage statistics says: it starts without a
+    way there."""
+    start = services.start_api_server
+
+    def started_alone(*arguments: Any, **options: Any) -> Any:
+        before = {name: os.environ[name] for name in NO_WAY_OUT if name in os.environ}
+        os.environ.update(NO_WAY_OUT)
+        try:
+            return start(*arguments, **options)
+        finally:
+            for name in NO_WAY_OUT:
+                del os.environ[name]
+            os.environ.update(before)
+
+    services.start_api_server = started_alone
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 @contextmanager
