@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kr_ray.classifiers import export
 from kr_ray.classifiers.export import PredictError, export_student, predict_files
 from kr_ray.classifiers.networks import load_classifier, save_classifier
 from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.cli import main
-from kr_ray.commands import export
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.pools import resize
 from kr_ray.runs.artifacts import ArtifactError
