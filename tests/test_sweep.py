@@ -12,11 +12,12 @@ from conftest import tiny_config
 from kr_ray.cluster import sweep
 from kr_ray.cluster.compare import compare_search
 from kr_ray.cluster.trials import StudentWork
+from kr_ray.runs.figures import SweptCheckpoint
 
 
 def swept(
     monkeypatch: pytest.MonkeyPatch, checkpoints: Sequence[int], **keys: Any
-) -> tuple[list[dict[str, Any]], list[list[float]]]:
+) -> tuple[list[SweptCheckpoint], list[list[float]]]:
     """The sweep's rows, and the schedule lengths of each round. Later checkpoints are better, except at short schedules."""
     rounds: list[list[float]] = []
 
@@ -31,13 +32,13 @@ def swept(
 def test_exhaustive_trains_every_student_once_for_the_whole_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, rounds = swept(monkeypatch, range(5, 55, 5), epochs=100)
     assert rounds == [[100] * 10]
-    assert [row["epoch"] for row in rows] == list(range(5, 55, 5))
+    assert [row.epoch for row in rows] == list(range(5, 55, 5))
 
 
 def test_halving_gives_the_whole_schedule_to_as_many_of_the_best_as_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, rounds = swept(monkeypatch, range(1, 28), search="halving", epochs=90, budget=0.34)
     assert rounds == [[10] * 27, [90] * 6]  # (27 x 10 + 6 x 90) / (27 x 90) = 0.33; a seventh would be over
-    assert {row["epoch"]: row["epochs"] for row in rows if row["epochs"] > 10} == dict.fromkeys(range(22, 28), 90)
+    assert {row.epoch: row.epochs for row in rows if row.epochs > 10} == dict.fromkeys(range(22, 28), 90)
 
 
 def test_halving_that_would_save_nothing_is_exhaustive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +52,7 @@ def test_equal_scores_favour_the_earlier_checkpoint(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sweep, "train_students", lambda works, *_: [0.5] * len(works))
     config = tiny_config(checkpoints={"search": "halving", "epochs": 90, "budget": 0.5})
     rows = sweep.sweep_checkpoints(Path("run"), Path("folder"), range(1, 10), config)
-    assert [row["epoch"] for row in rows if row["epochs"] == 90] == [1, 2, 3]
+    assert [row.epoch for row in rows if row.epochs == 90] == [1, 2, 3]
 
 
 def test_what_halving_costs_and_loses(monkeypatch: pytest.MonkeyPatch) -> None:
