@@ -14,8 +14,10 @@ from kr_ray.audits.design import design_audit
 from kr_ray.audits.runs import AuditPlan
 from kr_ray.config import Config
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.methods.interface import Part
 from kr_ray.pipeline import Pipeline
 from kr_ray.runs.artifacts import load_state, read_json, save_state
+from kr_ray.runs.results import GENERATOR, R
 from kr_ray.synthesis.student_set import StudentSpec
 
 STATE = "local_state.pt"
@@ -31,7 +33,7 @@ class LocalPipeline(Pipeline):
 
     def connect(self) -> None: ...
 
-    def _train(self, work: Any, folder: Path) -> None:
+    def _train(self, part: Part[R], folder: Path) -> R:
         def save(state: dict[str, Any], row: dict[str, float]) -> None:
             if not self.states_left:
                 raise KeyboardInterrupt
@@ -40,7 +42,7 @@ class LocalPipeline(Pipeline):
 
         state = load_state(folder / STATE)
         self.began_with[folder.name] = state is not None
-        work(state, save)
+        return part.work(folder, state, save)
 
 
 def tiny(storage: Path, epochs: int = 2, **classifier: Any) -> Config:
@@ -81,8 +83,8 @@ def test_an_attempt_given_up_leaves_the_old_run_and_goes_on_later(storage: Path,
         pipeline.run_until("generator")
     assert pipeline.skipped == {"data": True, "teacher": True, "generator": True} and files(run) == before
     with LocalPipeline(tiny(storage, epochs=3)) as pipeline:
-        result = pipeline.run_until("generator")
-    assert result["checkpoints"] == [1, 2, 3] and pipeline.began_with == {"generator.next": True}
+        pipeline.run_until("generator")
+    assert pipeline.results[GENERATOR].checkpoints == [1, 2, 3] and pipeline.began_with == {"generator.next": True}
     assert not (run / "generator.next").exists()
     with LocalPipeline(tiny(tmp_path, epochs=3)) as undisturbed:
         undisturbed.run_until("generator")
@@ -105,28 +107,41 @@ def test_a_deleted_checkpoint_is_made_again_and_what_was_built_on_it_stands(stor
 
 
 def test_the_arms_train_in_a_run_of_their_own_on_top_of_each_other(storage: Path, tmp_path: Path) -> None:
-    """`student_only` puts the audited run's checkpoint in the place of the one that the arm `kr` has trained."""
+    """`fixed_generator` puts the audited run's checkpoint in the place of the one that the arm `kr` has trained."""
     config = tiny_config(
         storage=str(storage),
         classifier={"min_steps": 4},
         teacher={"epochs": 1},
         generator={"epochs": 1, "checkpoint_every": 1, "d_steps": 1, "batch_size": 16},
         audit={
-            "arms": ["teacher", "kr", "student_only"],
-            "models": 4,
-            "queries": 1,
-            "max_canary_share": 0.25,
-            "keep_models": True,
+            "worst_case": {
+                "arms": ["teacher", "kr", "fixed_generator"],
+                "models": 4,
+                "queries": 1,
+                "max_canary_share": 0.25,
+                "keep_models": True,
+            }
         },
     )
     run = storage / "tiny"
     splits = load_stored_splits(run / SPLITS_FILE)
-    spec = StudentSpec(1, config.synthesis, 1, 0)
-    plan = AuditPlan(run, tmp_path / "worst_case", config, spec, design_audit(splits, config.audit, 1), splits.digest())
+    plan = AuditPlan(
+        run=run,
+        folder=tmp_path / "worst_case",
+        config=config,
+        student=StudentSpec(config.generator, 1, config.synthesis, 1, 0),
+        design=design_audit(splits, config.audit.worst_case, 1),
+        digest=splits.digest(),
+    )
     plan.train(0, lambda share, what: None)
     assert plan.missing(0) == []
     own = tmp_path / "worst_case" / "runs" / "0"
-    assert {path.name for path in own.iterdir() if path.is_dir()} == {"teacher", "generator", "student_kr", "student_only"}
+    assert {path.name for path in own.iterdir() if path.is_dir()} == {
+        "teacher",
+        "generator",
+        "student_kr",
+        "student_fixed_generator",
+    }
     checkpoint = "checkpoints/epoch_0001.safetensors"
     assert (own / "generator" / checkpoint).read_bytes() == (run / "generator" / checkpoint).read_bytes()
     before = files(own)
@@ -142,7 +157,8 @@ def test_the_arms_train_in_a_run_of_their_own_on_top_of_each_other(storage: Path
 
 
 def test_an_export_that_fails_leaves_the_exported_set(tmp_path: Path) -> None:
-    from kr_ray.cluster.stream import export_parquet
+    from kr_ray.cluster.stream import _export
+    from kr_ray.synthesis.parquet_set import parquet_schema
 
     class Made:
         """What Ray Data would write, or not."""
@@ -159,10 +175,10 @@ def test_an_export_that_fails_leaves_the_exported_set(tmp_path: Path) -> None:
             if not self.text:
                 raise RuntimeError("no room left")
 
-    folder = tmp_path / "synthetic"
-    export_parquet(Made("first"), folder, None)  # type: ignore[arg-type]
+    folder, schema = tmp_path / "synthetic", parquet_schema((1, 4, 4), 2, {})
+    _export(Made("first"), folder, schema)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="no room"):
-        export_parquet(Made(""), folder, None)  # type: ignore[arg-type]
+        _export(Made(""), folder, schema)  # type: ignore[arg-type]
     assert (folder / "part.parquet").read_text() == "first"
-    export_parquet(Made("second"), folder, None)  # type: ignore[arg-type]
+    _export(Made("second"), folder, schema)  # type: ignore[arg-type]
     assert (folder / "part.parquet").read_text() == "second" and list(tmp_path.iterdir()) == [folder]
