@@ -74,6 +74,7 @@ def strike_at(moment: str, blow: Blow, config: str) -> bool:
     return True
 
 
+@pytest.mark.slow  # the ten seconds are promised on a machine that nothing else keeps busy
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("moment", "blow"),
