@@ -1,6 +1,7 @@
 """Attack teacher and student with shadow models, after what the attack needs.
 
-`python jobs/audit.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/audit.py configs/x.yaml`.
+`python jobs/audit.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/audit.py configs/x.yaml`.
 """
 
 import sys

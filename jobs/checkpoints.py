@@ -1,6 +1,7 @@
 """Find the checkpoint whose images teach best, after what it needs.
 
-`python jobs/checkpoints.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/checkpoints.py configs/x.yaml`.
+`python jobs/checkpoints.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/checkpoints.py configs/x.yaml`.
 """
 
 import sys

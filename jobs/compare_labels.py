@@ -1,6 +1,7 @@
 """Appendix D: the labelling strategies from one generator, after what they need.
 
-`python jobs/compare_labels.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/compare_labels.py configs/x.yaml`.
+`python jobs/compare_labels.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/compare_labels.py configs/x.yaml`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Halving over the checkpoints against the exhaustive sweep, after what they need.
 
-`python jobs/compare_search.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/compare_search.py configs/x.yaml`.
+`python jobs/compare_search.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/compare_search.py configs/x.yaml`.
 """
 
 import sys

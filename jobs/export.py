@@ -1,6 +1,7 @@
 """The student as ONNX and a synthetic set as Parquet, after what they need.
 
-`python jobs/export.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/export.py configs/x.yaml`.
+`python jobs/export.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/export.py configs/x.yaml`.
 """
 
 import sys

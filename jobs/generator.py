@@ -1,6 +1,7 @@
 """Train the generator, after the teacher, and keep its checkpoints.
 
-`python jobs/generator.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/generator.py configs/x.yaml`.
+`python jobs/generator.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/generator.py configs/x.yaml`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Report on what has finished so far; trains nothing.
 
-`python jobs/report.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/report.py configs/x.yaml`.
+`python jobs/report.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/report.py configs/x.yaml`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """The whole pipeline, from real images to the report.
 
-`python jobs/run.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/run.py configs/x.yaml`.
+`python jobs/run.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/run.py configs/x.yaml`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Train the final student on synthetic images, after what it needs.
 
-`python jobs/student.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/student.py configs/x.yaml`.
+`python jobs/student.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/student.py configs/x.yaml`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Train the teacher on the real images.
 
-`python jobs/teacher.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/teacher.py configs/x.yaml`.
+`python jobs/teacher.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/teacher.py configs/x.yaml`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Tune latent std, regeneration rate and cardinality scale, after what they need.
 
-`python jobs/tune.py configs/x.yaml`, or `ray job submit --working-dir . -- python jobs/tune.py configs/x.yaml`.
+`python jobs/tune.py configs/x.yaml`, or
+`ray job submit --working-dir . -- python jobs/tune.py configs/x.yaml`.
 """
 
 import sys

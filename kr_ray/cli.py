@@ -31,10 +31,10 @@ STAGE_COMMANDS = {
 SCORE_FORMATS = """score files: higher = more likely a member
   .npz, one model     member_scores [M], non_member_scores [N]
   .npz, many models   scores [models, samples], member [models, samples] (bool); adds LiRA on these scores
-  .npz, all attacks   logits [models, samples, classes] or [models, samples, queries, classes], labels [samples],
-                      member [models, samples]; optional true_labels [samples] where the given label was wrong;
-                      for RMIA also reference_logits [models, reference, classes], reference_labels [reference]
-                      of images that no model saw
+  .npz, all attacks   logits [models, samples, classes] or [models, samples, queries, classes],
+                      labels [samples], member [models, samples]; optional true_labels [samples]
+                      where the given label was wrong; for RMIA also reference_labels [reference]
+                      and reference_logits [models, reference, classes] of images that no model saw
   many models         every sample in at least two and out of at least two; optional canary [samples] (bool)
                       gives canaries and population their own figures
   .parquet            one row per model and sample: model, sample, score, member, optionally canary"""
@@ -117,7 +117,8 @@ def _is_input_error(error: BaseException) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    """What a person can act on (`--debug` shows the rest): our own errors as they are, else the innermost cause's last line."""
+    """What a person can act on (`--debug` shows the rest): our own errors as
+    they are, else the innermost cause's last line."""
     from kr_ray.runs.artifacts import ArtifactError
 
     if _is_input_error(error) or isinstance(error, ArtifactError):
@@ -125,7 +126,10 @@ def _message(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
-    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in str(error) else str(error)} (--debug shows the traceback)"
+    return (
+        f"{type(error).__name__}: {lines[-1] if 'Traceback' in str(error) else str(error)} (--debug shows "
+        "the traceback)"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,14 +137,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, command: Callable[[argparse.Namespace], int], config: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, text: str, command: Callable[[argparse.Namespace], int], config: bool = True
+    ) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command, patience_s=PATIENCE_S)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if config:
             optional = "?" if name == "audit" else None
             sub.add_argument("config", nargs=optional, help="a YAML file, such as configs/quickstart.yaml")
-            sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key")
+            sub.add_argument(
+                "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key"
+            )
         return sub
 
     for name, (stage, text) in STAGE_COMMANDS.items():
@@ -149,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "audit":
             _audit_options(sub)
     compare = add(
-        "compare-labels", "appendix D: gkd, gap_filler, filter and hard labels from one generator", commands.compare_labels
+        "compare-labels",
+        "appendix D: gkd, gap_filler, filter and hard labels from one generator",
+        commands.compare_labels,
     )
     compare.add_argument("--seeds", type=int, default=3, help="students per strategy (default 3)")
     compare.add_argument("--checkpoints", choices=["best", "all", "last"], default="best")
@@ -157,44 +167,77 @@ def _parser() -> argparse.ArgumentParser:
         "--views",
         nargs="*",
         metavar="KEY=VALUE,...",
-        help="compare what the teacher answers to instead: final students with these keys of the section "
-        "synthesis, such as view=seen,temperature=2, beside teachers of as many steps (default: every lever alone)",
+        help="compare what the teacher answers to instead: final students with these keys "
+        "of the section synthesis, such as view=seen,temperature=2, beside teachers "
+        "of as many steps (default: every lever alone)",
     )
     searches = add(
-        "compare-search", "halving over the checkpoints against the exhaustive sweep: cost and loss", commands.compare_search
+        "compare-search",
+        "halving over the checkpoints against the exhaustive sweep: cost and loss",
+        commands.compare_search,
     )
     searches.add_argument("--seeds", type=int, default=3, help="seeds of the students (default 3)")
     export = add("export", "the student as ONNX and the synthetic set as Parquet", commands.export)
-    export.add_argument("--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)")
-    submit = add("submit", "run a command as a job of a Ray cluster, follow it, end with its exit code", commands.submit)
-    submit.add_argument(
-        "--command", dest="job", choices=[*STAGE_COMMANDS, "compare-labels", "compare-search", "export"], default="run"
+    export.add_argument(
+        "--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)"
+    )
+    submit = add(
+        "submit",
+        "run a command as a job of a Ray cluster, follow it, end with its exit code",
+        commands.submit,
     )
     submit.add_argument(
-        "--address", default="", help="dashboard URL of the cluster (default: RAY_API_SERVER_ADDRESS, else this machine's)"
+        "--command",
+        dest="job",
+        choices=[*STAGE_COMMANDS, "compare-labels", "compare-search", "export"],
+        default="run",
     )
-    submit.add_argument("--working-dir", default=".", help="what is uploaded: a checkout of the project (default: here)")
+    submit.add_argument(
+        "--address",
+        default="",
+        help="dashboard URL of the cluster (default: RAY_API_SERVER_ADDRESS, else this machine's)",
+    )
+    submit.add_argument(
+        "--working-dir", default=".", help="what is uploaded: a checkout of the project (default: here)"
+    )
     submit.add_argument("--detach", action="store_true", help="do not wait for the job")
-    submit.set_defaults(patience_s=None)  # the first Ctrl-C stops the job, which may take long, the second leaves it alone
+    submit.set_defaults(
+        patience_s=None
+    )  # the first Ctrl-C stops the job, which may take long, the second leaves it alone
     predict = add("predict", "classes of image files by an exported student", commands.predict, config=False)
     predict.add_argument("images", nargs="+", help="image files")
     predict.add_argument("--model", required=True, help="student.onnx as written by `kr export`")
     doctor = add("doctor", "versions, devices, disk, Ray and data found", commands.doctor, config=False)
     doctor.add_argument("--data-root", default="data", help="where data sets are looked for")
-    results = add("results", "Table 2's row of every finished run, as Markdown", commands.results, config=False)
+    results = add(
+        "results", "Table 2's row of every finished run, as Markdown", commands.results, config=False
+    )
     results.add_argument("--storage", default="runs")
-    watch = add("watch", "follow a run from another terminal until it ends, and end like it", commands.watch, config=False)
+    watch = add(
+        "watch",
+        "follow a run from another terminal until it ends, and end like it",
+        commands.watch,
+        config=False,
+    )
     watch.add_argument("run", help="its name, or its folder")
     watch.add_argument("--storage", default="runs")
-    watch.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
-    plan = add("plan", "what a run will cost: FLOPs, hours per stage, memory, storage, and what would save time", commands.plan)
+    watch.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default 2)"
+    )
+    plan = add(
+        "plan",
+        "what a run will cost: FLOPs, hours per stage, memory, storage, and what would save time",
+        commands.plan,
+    )
     plan.add_argument(
         "--devices",
         default="here",
         metavar="here|NxKIND",
         help="such as 4xRTX6000 or 1xH200 (default: here, measured in seconds)",
     )
-    _bench_options(add("bench", "measure the product beside the plain way of computing", commands.bench, config=False))
+    _bench_options(
+        add("bench", "measure the product beside the plain way of computing", commands.bench, config=False)
+    )
     runs = add("runs", "list the runs and their state", commands.runs, config=False)
     runs.add_argument("--storage", default="runs")
     return parser
@@ -204,12 +247,20 @@ def _audit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--arms",
         metavar="ARM,ARM",
-        help="worst-case audit of teacher, kr, fixed_generator or a student: many trainings with and without canaries",
+        help="worst-case audit of teacher, kr, fixed_generator or a student: "
+        "many trainings with and without canaries",
     )
-    sub.add_argument("--models", type=int, help="runs of the worst-case audit, even (default: audit.worst_case.models)")
-    sub.add_argument("--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs")
     sub.add_argument(
-        "--scores", metavar="FILE", type=Path, help="attack somebody's own scores instead of a run (formats below)"
+        "--models", type=int, help="runs of the worst-case audit, even (default: audit.worst_case.models)"
+    )
+    sub.add_argument(
+        "--budget", type=float, metavar="HOURS", help="device hours it may take; cuts the number of runs"
+    )
+    sub.add_argument(
+        "--scores",
+        metavar="FILE",
+        type=Path,
+        help="attack somebody's own scores instead of a run (formats below)",
     )
     sub.add_argument("--json", metavar="OUT", type=Path, help="with --scores: write all figures to this file")
     sub.epilog, sub.formatter_class = SCORE_FORMATS, argparse.RawDescriptionHelpFormatter
@@ -217,13 +268,19 @@ def _audit_options(sub: argparse.ArgumentParser) -> None:
 
 def _bench_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--suite", action="append", default=[], metavar="NAME", help="only this one (may be repeated; --list names them)"
+        "--suite",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one (may be repeated; --list names them)",
     )
     sub.add_argument("--list", action="store_true", help="name the suites and end")
     sub.add_argument("--rounds", type=int, default=5, help="of every comparison (default 5)")
     sub.add_argument("--threads", type=int, default=1, help="of torch in one process (default 1)")
     sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    sub.add_argument("--out", type=Path, default=Path("bench.json"), help="all figures as JSON (default bench.json)")
+    sub.add_argument(
+        "--out", type=Path, default=Path("bench.json"), help="all figures as JSON (default bench.json)"
+    )
     sub.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
 
 

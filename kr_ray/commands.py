@@ -1,4 +1,5 @@
-"""What each command of `kr` does with its parsed arguments; each returns the exit code. Imports torch and ray where they are needed."""
+"""What each command of `kr` does with its parsed arguments; each returns the exit
+code. Imports torch and ray where they are needed."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ def _check_output(option: str, path: Path | None, others: Mapping[str, Path]) ->
         raise ConfigError(f"`{option}` must name a file, but got the folder {path}; add a file name")
     for name, other in others.items():
         if path.absolute() == other.absolute() or (path.exists() and other.exists() and path.samefile(other)):
-            raise ConfigError(f"`{option}` must be another file than {name}, but got {path} for both; give it another name")
+            raise ConfigError(
+                f"`{option}` must be another file than {name}, but got {path} for both; give it another name"
+            )
 
 
 def audit(parsed: argparse.Namespace) -> int:
@@ -85,14 +88,20 @@ def audit(parsed: argparse.Namespace) -> int:
         raise ConfigError("`kr audit` takes either a configuration or --scores FILE; give one of them")
     if parsed.scores is not None:
         if of_run:
-            raise ConfigError(f"`{', '.join(of_run)}` belong to a run's audit, but got --scores {parsed.scores}; remove them")
+            raise ConfigError(
+                f"`{', '.join(of_run)}` belong to a run's audit, but got "
+                f"--scores {parsed.scores}; remove them"
+            )
         return _audit_scores(parsed)
     if parsed.json is not None:
         raise ConfigError("`--json` belongs to --scores; a run's figures are in its report.json")
     if parsed.arms is not None:
         return _audit_worst_case(parsed)
     if of_audit:
-        raise ConfigError(f"`{', '.join(of_audit)}` belong to the worst-case audit; say what to audit, as in --arms teacher,kr")
+        raise ConfigError(
+            f"`{', '.join(of_audit)}` belong to the worst-case audit; say "
+            "what to audit, as in --arms teacher,kr"
+        )
     return run(parsed)
 
 
@@ -142,7 +151,9 @@ def compare_labels(parsed: argparse.Namespace) -> int:
     from kr_ray import studies
 
     with _pipeline(parsed, config) as pipeline:
-        comparison = studies.compare_labels(pipeline, parsed.seeds, all_checkpoints=parsed.checkpoints == "all")
+        comparison = studies.compare_labels(
+            pipeline, parsed.seeds, all_checkpoints=parsed.checkpoints == "all"
+        )
         file = pipeline.run / "compare_labels" / "done.json"
     table = Grid(f"{config.name}: appendix D", ("labelling", "mean validation CAS", "spread (sd)", "n"))
     for row in comparison.summary():
@@ -156,12 +167,15 @@ def _compare_views(parsed: argparse.Namespace, config: Config) -> int:
     from kr_ray import studies
 
     if parsed.checkpoints == "all":
-        raise ConfigError("`--views` compares students of one checkpoint, but got --checkpoints all; use best or last")
+        raise ConfigError(
+            "`--views` compares students of one checkpoint, but got --checkpoints all; use best or last"
+        )
     with _pipeline(parsed, config) as pipeline:
         rows = studies.compare_views(pipeline, parsed.views, parsed.seeds, last=parsed.checkpoints == "last")
         file = pipeline.run / "compare_views" / "done.json"
     table = Grid(
-        f"{config.name}: what the teacher answers to", ("labels", "test", "sd", "n", "gap", "95 %", "CPU s", "asked"),
+        f"{config.name}: what the teacher answers to", ("labels", "test", "sd", "n", "gap", "95 %", "CPU s",
+                                                        "asked"),
         note="gap: points to the teacher of as many steps; asked: images that the teacher answered",
     )  # fmt: skip
     for row in rows:
@@ -186,10 +200,22 @@ def compare_search(parsed: argparse.Namespace) -> int:
         file = pipeline.run / "compare_search" / "done.json"
     table = Grid(
         f"{config.name}: halving's share",
-        ("exhaustive: epoch", "exhaustive: CAS", "halving: epoch", "halving: CAS", "lost", "images", "seconds"),
+        (
+            "exhaustive: epoch",
+            "exhaustive: CAS",
+            "halving: epoch",
+            "halving: CAS",
+            "lost",
+            "images",
+            "seconds",
+        ),
     )
     for row in comparison.rows:
-        winners = [f"{figure}" for found in (row.exhaustive, row.halving) for figure in (found.epoch, f"{found.val_cas:.4f}")]
+        winners = [
+            f"{figure}"
+            for found in (row.exhaustive, row.halving)
+            for figure in (found.epoch, f"{found.val_cas:.4f}")
+        ]
         table.add(*winners, f"{row.lost_cas:.4f}", f"{row.images_share:.2f}", f"{row.seconds_share:.2f}")
     table.print()
     print(f"written to {file.resolve()}")
@@ -199,7 +225,9 @@ def compare_search(parsed: argparse.Namespace) -> int:
 def export(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.images < 0:
-        raise ConfigError(f"`--images >= 0` must hold, but got {parsed.images}; use 0 for the tuned cardinality")
+        raise ConfigError(
+            f"`--images >= 0` must hold, but got {parsed.images}; use 0 for the tuned cardinality"
+        )
     from kr_ray import studies
 
     with _pipeline(parsed, config) as pipeline:
@@ -220,7 +248,10 @@ def submit(parsed: argparse.Namespace) -> int:
     print(f"job {job.id}: {masked(command)}\ndashboard: {job.page}", flush=True)
     if parsed.detach:
         return 0
-    print("Ctrl-C stops the job (the next submission goes on from there); a second one leaves it alone", flush=True)
+    print(
+        "Ctrl-C stops the job (the next submission goes on from there); a second one leaves it alone",
+        flush=True,
+    )
     try:
         return job.follow(lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
@@ -252,7 +283,8 @@ def results(parsed: argparse.Namespace) -> int:
 
     def tell(path: Path) -> None:
         print(
-            f"kr: {path} is no report of kr's, or damaged; `kr report` with that run's configuration writes it anew",
+            f"kr: {path} is no report of kr's, or damaged; `kr report` with "
+            "that run's configuration writes it anew",
             file=sys.stderr,
         )
 
@@ -263,9 +295,13 @@ def results(parsed: argparse.Namespace) -> int:
 def bench(parsed: argparse.Namespace) -> int:
     for key in ("rounds", "threads"):
         if getattr(parsed, key) < 1:
-            raise ConfigError(f"`--{key} >= 1` must hold, but got {getattr(parsed, key)}; use {5 if key == 'rounds' else 1}")
+            raise ConfigError(
+                f"`--{key} >= 1` must hold, but got {getattr(parsed, key)}; use {5 if key == 'rounds' else 1}"
+            )
     if parsed.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: students choose their device by what they see
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # before torch looks: students choose their device by what they see
+        )
     import torch
 
     from kr_ray.bench.run import SUITES, run_bench
@@ -277,9 +313,13 @@ def bench(parsed: argparse.Namespace) -> int:
         print("\n".join(names))
         return 0
     if unknown := sorted(set(parsed.suite) - set(names)):
-        raise ConfigError(f"`--suite` must be one of {', '.join(names)}, but got {', '.join(unknown)}; --list names them")
+        raise ConfigError(
+            f"`--suite` must be one of {', '.join(names)}, but got {', '.join(unknown)}; --list names them"
+        )
     if parsed.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu")
+        raise ConfigError(
+            "`--device cuda` needs a GPU that torch can use, but there is none; use --device cpu"
+        )
     _check_output("--out", parsed.out, {})
     _check_output("--markdown", parsed.markdown, {"--out": parsed.out})
     document = run_bench(

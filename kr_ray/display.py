@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from kr_ray.runs.progress import StageProgress
 
 CELL_FRAME = 3
-"""Columns of the screen that a cell's frame takes: a line and a blank on either side, shared with the neighbour."""
+"""Columns of the screen that a cell's frame takes: a line and a blank
+on either side, shared with the neighbour."""
 
 
 def plain_console() -> Console:
-    """A console that shows text as it is: in a path or an error, brackets are no markup and `:key:` is no emoji."""
+    """A console that shows text as it is: in a path or an error,
+    brackets are no markup and `:key:` is no emoji."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
@@ -30,7 +32,8 @@ class Display:
     """Progress per stage: bars in a terminal, a line now and then in a log."""
 
     LOG_EVERY_S, LOG_AT_MOST_EVERY_S = 15.0, 300.0
-    """A log's lines come the rarer, the longer the stage: a tenth of the time it has taken, within these bounds."""
+    """A log's lines come the rarer, the longer the stage: a tenth of
+    the time it has taken, within these bounds."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -41,7 +44,8 @@ class Display:
         self.progress = Progress(
             TextColumn("{task.description:<21}", markup=False), BarColumn(16),
             TextColumn("{task.percentage:>3.0f}%", markup=False), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1)),  # wraps in what room is left
+            # wraps in what room is left
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1)),
             console=self.console, disable=not self.live, expand=True,
         )  # fmt: skip
         self.tasks: dict[str, Any] = {}
@@ -85,8 +89,8 @@ class Display:
 
 @dataclass
 class Grid:
-    """A table of plain text for a terminal, a pipe or a log, in which no figure is ever cut: where a row does not fit, its
-    cells stand under each other."""
+    """A table of plain text for a terminal, a pipe or a log, in which no figure is ever cut: where a row does
+    not fit, its cells stand under each other."""
 
     title: str
     headings: Sequence[str]
@@ -98,7 +102,8 @@ class Grid:
         """Raises ValueError for another number of cells than headings."""
         if len(cells) != len(self.headings):
             raise ValueError(
-                f"`len(cells) == len(headings)` must hold, but got {len(cells)} and {len(self.headings)}; give one per heading"
+                f"`len(cells) == len(headings)` must hold, but got {len(cells)} and "
+                f"{len(self.headings)}; give one per heading"
             )
         self.rows.append(cells)
 
@@ -118,13 +123,16 @@ class Grid:
         from rich.table import Column, Table
         from rich.text import Text
 
-        table = Table(*(Column(Text(heading), no_wrap=True) for heading in self.headings), title=Text(self.title))
+        table = Table(
+            *(Column(Text(heading), no_wrap=True) for heading in self.headings), title=Text(self.title)
+        )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
 
     def _print_stacked(self, console: Console) -> None:
-        """The first cell as a heading, the others below it with their names; long text wraps at words, and no word is cut."""
+        """The first cell as a heading, the others below it with their names;
+        long text wraps at words, and no word is cut."""
         from rich.text import Text
 
         name_width = max((_columns(heading) for heading in self.headings[1:]), default=0)

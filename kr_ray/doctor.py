@@ -1,5 +1,5 @@
-"""`kr doctor`: is this machine fit for a run? Looks without importing torch or ray, so that it answers at once and answers
-even where they are broken."""
+"""`kr doctor`: is this machine fit for a run? Looks without importing torch or ray, so that it answers at
+once and answers even where they are broken."""
 
 from __future__ import annotations
 
@@ -28,12 +28,18 @@ CONNECT_TIMEOUT_S, NVIDIA_SMI_TIMEOUT_S = 1.0, 2.0
 BF16_FLAGS = ("amx_bf16",)
 
 MEDMNIST = (
-    "bloodmnist", "breastmnist", "dermamnist", "octmnist", "organamnist", "organcmnist", "organsmnist", "pathmnist",
+    "bloodmnist", "breastmnist", "dermamnist", "octmnist", "organamnist", "organcmnist", "organsmnist",
+    "pathmnist",
     "pneumoniamnist", "retinamnist", "tissuemnist",
 )  # fmt: skip
-FASHION_FILES = tuple(f"{split}-{part}-ubyte.gz" for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1"))
+FASHION_FILES = tuple(
+    f"{split}-{part}-ubyte.gz" for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")
+)
 CIFAR_FILES = {
-    "cifar10": ("cifar-10-batches-py", (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta")),
+    "cifar10": (
+        "cifar-10-batches-py",
+        (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"),
+    ),
     "cifar100": ("cifar-100-python", ("train", "test", "meta")),
 }
 
@@ -47,10 +53,18 @@ def examine(data_root: Path) -> list[Row]:
     Returns:
         Rows in the order to print. FAIL: a run cannot work here. note: it can, but look at this.
     """
-    return [*_packages(), *_gpus(), _cpu(), _memory(), _disk(Path.cwd()), _ray_address(), _data_sets(data_root)]
+    return [
+        *_packages(),
+        *_gpus(),
+        _cpu(),
+        _memory(),
+        _disk(Path.cwd()),
+        _ray_address(),
+        _data_sets(data_root),
+    ]
 
 
-# --- packages --------------------------------------------------------------------------------------------------------
+# --- packages -----------------------------------------------------------------------------------------------
 
 
 def _packages() -> list[Row]:
@@ -67,7 +81,11 @@ def _packages() -> list[Row]:
     rows: list[Row] = []
     python, needed = platform.python_version(), package.metadata["Requires-Python"] or ""
     fits = SpecifierSet(needed).contains(python, prereleases=True)
-    rows.append(("ok", "python", python) if fits else ("FAIL", "python", f"{python}, but kr_ray needs {needed}; install that"))
+    rows.append(
+        ("ok", "python", python)
+        if fits
+        else ("FAIL", "python", f"{python}, but kr_ray needs {needed}; install that")
+    )
     rows.append(("ok", "kr_ray", package.version))
     for text in package.requires or []:
         requirement = Requirement(text)
@@ -84,25 +102,43 @@ def _packages() -> list[Row]:
 
 
 def _torch_pair() -> list[Row]:
-    """torchvision's kernels load only into a torch of the release and the build (CUDA version or CPU) they were made for."""
+    """torchvision's kernels load only into a torch of the release and the
+    build (CUDA version or CPU) they were made for."""
     from packaging.requirements import Requirement
 
     torch, vision = _version("torch"), _version("torchvision")
     if torch is None or vision is None:
         return []
     wanted = next(
-        (r for r in map(Requirement, metadata.requires("torchvision") or []) if r.name == "torch"), Requirement("torch")
+        (r for r in map(Requirement, metadata.requires("torchvision") or []) if r.name == "torch"),
+        Requirement("torch"),
     )
     remedy = "reinstall both from one index: pip install --force-reinstall torch torchvision"
     if not wanted.specifier.contains(torch, prereleases=True):
-        return [("FAIL", "torch + torchvision", f"torchvision {vision} needs '{wanted}', but torch is {torch}; {remedy}")]
+        return [
+            (
+                "FAIL",
+                "torch + torchvision",
+                f"torchvision {vision} needs '{wanted}', but torch is {torch}; {remedy}",
+            )
+        ]
     builds = {name: _build(name) for name in ("torch", "torchvision")}
     # Builds from source carry a commit there, which says nothing.
-    targets = {build.partition("+")[2] for build in builds.values() if re.search(r"\+(cpu|cu\d+|rocm[\d.]+|xpu)$", build)}
+    targets = {
+        build.partition("+")[2]
+        for build in builds.values()
+        if re.search(r"\+(cpu|cu\d+|rocm[\d.]+|xpu)$", build)
+    }
     if len(targets) > 1:
         found = " and ".join(f"{name} {build}" for name, build in builds.items())
         return [("FAIL", "torch + torchvision", f"different builds: {found}; {remedy}")]
-    return [("ok", "torch + torchvision", f"a matching pair{''.join(f', both for {target}' for target in targets)}")]
+    return [
+        (
+            "ok",
+            "torch + torchvision",
+            f"a matching pair{''.join(f', both for {target}' for target in targets)}",
+        )
+    ]
 
 
 def _version(package: str) -> str | None:
@@ -113,7 +149,8 @@ def _version(package: str) -> str | None:
 
 
 def _build(package: str, variable: str = "__version__") -> str:
-    """What the package's version.py says, such as 2.11.0+cpu: the metadata of some wheels leaves the build out."""
+    """What the package's version.py says, such as 2.11.0+cpu: the
+    metadata of some wheels leaves the build out."""
     file = Path(str(metadata.distribution(package).locate_file(f"{package}/version.py")))
     try:
         found = re.search(rf"^{variable}\b.*?= (.+)$", file.read_text(), re.MULTILINE)
@@ -122,7 +159,7 @@ def _build(package: str, variable: str = "__version__") -> str:
     return str(ast.literal_eval(found[1])) if found else ""
 
 
-# --- machine ---------------------------------------------------------------------------------------------------------
+# --- machine ------------------------------------------------------------------------------------------------
 
 
 def _gpus() -> list[Row]:
@@ -130,12 +167,22 @@ def _gpus() -> list[Row]:
         return [("ok", "GPU", "none found (no nvidia-smi); everything runs on the CPU")]
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)
+        answer = subprocess.run(
+            query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True
+        )
     except (subprocess.SubprocessError, OSError) as error:
         return [("note", "GPU", f"nvidia-smi does not answer ({error}); check the driver")]
-    rows: list[Row] = [("ok", f"GPU {k}", line.strip()) for k, line in enumerate(answer.stdout.strip().splitlines())]
+    rows: list[Row] = [
+        ("ok", f"GPU {k}", line.strip()) for k, line in enumerate(answer.stdout.strip().splitlines())
+    ]
     if rows and _version("torch") is not None and _build("torch", "cuda") == "None":
-        rows.append(("note", "GPU", "torch is a build without CUDA, so GPUs stay idle; install torch and torchvision for CUDA"))
+        rows.append(
+            (
+                "note",
+                "GPU",
+                "torch is a build without CUDA, so GPUs stay idle; install torch and torchvision for CUDA",
+            )
+        )
     return rows
 
 
@@ -153,12 +200,18 @@ def _cpu() -> Row:
 def _memory() -> Row:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     information = Path("/proc/meminfo")
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", information.read_text() if information.is_file() else "", re.MULTILINE)
+    available = re.search(
+        r"^MemAvailable:\s+(\d+) kB", information.read_text() if information.is_file() else "", re.MULTILINE
+    )
     if available is None:
         return "ok", "memory", f"{total:.1f} GB"
     free = int(available[1]) * 1024 / GB
     found = f"{free:.1f} of {total:.1f} GB available"
-    return ("ok", "memory", found) if free >= FREE_MEMORY_NOTE_GB else ("note", "memory", f"{found}; Ray may stop workers")
+    return (
+        ("ok", "memory", found)
+        if free >= FREE_MEMORY_NOTE_GB
+        else ("note", "memory", f"{found}; Ray may stop workers")
+    )
 
 
 def _disk(folder: Path) -> Row:
@@ -173,7 +226,13 @@ def _ray_address() -> Row:
     """Only whether something listens there; joining the cluster would take seconds."""
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
-        return "ok", "Ray", "starts its own (RAY_ADDRESS is not set)" if not address else "starts its own (RAY_ADDRESS=local)"
+        return (
+            "ok",
+            "Ray",
+            "starts its own (RAY_ADDRESS is not set)"
+            if not address
+            else "starts its own (RAY_ADDRESS=local)",
+        )
     if address == "auto":
         return "note", "Ray", "RAY_ADDRESS=auto: joins the Ray of this machine, which must be running"
     shown = f"RAY_ADDRESS={masked(address)}"
@@ -188,7 +247,8 @@ def _ray_address() -> Row:
         return (
             "note",
             "Ray",
-            f"{shown} is an address for `ray job submit`, not for `kr run` on this machine; unset it for the latter",
+            f"{shown} is an address for `ray job submit`, not for `kr run` "
+            "on this machine; unset it for the latter",
         )
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
@@ -197,20 +257,32 @@ def _ray_address() -> Row:
     return "ok", "Ray", f"{shown} answers"
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------------
 
 
 def _data_sets(root: Path) -> Row:
-    """Sets whose files lie where `kr_ray.data.public_sets` looks for them; their checksums are compared when they are used."""
+    """Sets whose files lie where `kr_ray.data.public_sets` looks for them;
+    their checksums are compared when they are used."""
     root = root.expanduser()
     homes: dict[str, list[Path]] = {}
     files: dict[str, tuple[str, ...]] = {}
     for flag in MEDMNIST:
         homes[flag], files[flag] = [root / "medmnist"], (f"{flag}.npz",)
-    homes["fashionmnist"], files["fashionmnist"] = [root / "fashionmnist", root / "FashionMNIST" / "raw"], FASHION_FILES
+    homes["fashionmnist"], files["fashionmnist"] = (
+        [root / "fashionmnist", root / "FashionMNIST" / "raw"],
+        FASHION_FILES,
+    )
     for name, (folder, names) in CIFAR_FILES.items():
         homes[name], files[name] = [root / folder, root / name / folder], names
-    found = [name for name in homes if any(all((home / file).is_file() for file in files[name]) for home in homes[name])]
+    found = [
+        name
+        for name in homes
+        if any(all((home / file).is_file() for file in files[name]) for home in homes[name])
+    ]
     if not found:
-        return "note", "data sets", f"digits (needs no file); none below {root}, so others would be downloaded"
+        return (
+            "note",
+            "data sets",
+            f"digits (needs no file); none below {root}, so others would be downloaded",
+        )
     return "ok", "data sets", f"digits (needs no file); below {root}: {', '.join(found)}"

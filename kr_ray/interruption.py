@@ -59,7 +59,9 @@ class Interruption:
             return self
         # Who ignores a signal (nohup, a job of a shell script in the background) goes on ignoring it.
         taken = SIGNALS if self._patience_s is not None else SIGNALS[:2]
-        self._before = {number: h for number in taken if (h := signal.getsignal(number)) is not signal.SIG_IGN}
+        self._before = {
+            number: h for number in taken if (h := signal.getsignal(number)) is not signal.SIG_IGN
+        }
         for number in self._before:
             signal.signal(number, self._on_signal)
         if self._patience_s is not None:
@@ -70,7 +72,9 @@ class Interruption:
             threading.Thread(target=self._listen, args=(self._ear, self._patience_s), daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Nothing is undone after a signal: what is left of the process, too, must end in time."""
         if not self._main or self.heard():
             return

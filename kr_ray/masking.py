@@ -21,7 +21,9 @@ _SECRET_WORDS = (
     r"|(?:api|access|account|storage|secret|private|shared|session|encryption)[_-]?key"
 )
 _NAME = re.compile(_SECRET_WORDS, re.IGNORECASE)
-_ABOUT_A_SECRET = re.compile(r"_(?:PATH|FILE|MODE|URL|URI|DIR|(?<!KEY_)ID)$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE)
+_ABOUT_A_SECRET = re.compile(
+    r"_(?:PATH|FILE|MODE|URL|URI|DIR|(?<!KEY_)ID)$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE
+)
 """Names that say where a secret is, which is none itself. `AWS_ACCESS_KEY_ID` is hidden with its key: it
 identifies an account."""
 
@@ -35,7 +37,8 @@ _PARAMETER = re.compile(
     re.IGNORECASE,
 )
 _ENTRY = re.compile(
-    rf"(?P<name>['\"][^'\"\s]*(?:{_SECRET_WORDS})[^'\"\s]*['\"]\s*:\s*)(?P<quote>['\"]).*?(?P=quote)", re.IGNORECASE
+    rf"(?P<name>['\"][^'\"\s]*(?:{_SECRET_WORDS})[^'\"\s]*['\"]\s*:\s*)(?P<quote>['\"]).*?(?P=quote)",
+    re.IGNORECASE,
 )
 """Of JSON, or of a Python mapping in a message."""
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
@@ -52,7 +55,9 @@ def masked(text: str, environment: Mapping[str, str] | None = None) -> str:
     text = _PARAMETER.sub(_without_value, text)
     text = _ENTRY.sub(rf"\g<name>\g<quote>{HIDDEN}\g<quote>", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    for value in sorted(_secret_values(os.environ if environment is None else environment), key=len, reverse=True):
+    for value in sorted(
+        _secret_values(os.environ if environment is None else environment), key=len, reverse=True
+    ):
         text = text.replace(value, HIDDEN)
     return text
 
@@ -73,4 +78,8 @@ def _without_value(found: re.Match[str]) -> str:
 
 
 def _secret_values(environment: Mapping[str, str]) -> set[str]:
-    return {value for name, value in environment.items() if is_secret_name(name) and len(value) >= FEWEST_CHARACTERS}
+    return {
+        value
+        for name, value in environment.items()
+        if is_secret_name(name) and len(value) >= FEWEST_CHARACTERS
+    }

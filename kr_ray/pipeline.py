@@ -2,9 +2,9 @@
 
     teacher, generator -> checkpoints -> tuning -> student -> audit (-> worst case, if asked for) -> report
 
-Every stage is a function of artefacts with a small typed result. A finished stage is skipped as long as its fingerprint stands:
-the config sections it uses, the data, and the fingerprints of the stages it builds on. So the same command resumes, and a
-changed key runs again exactly what depends on it.
+Every stage is a function of artefacts with a small typed result. A finished stage is skipped as long as its
+fingerprint stands: the config sections it uses, the data, and the fingerprints of the stages it builds on. So
+the same command resumes, and a changed key runs again exactly what depends on it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 STAGES = tuple(
     key.name
     for key in (
-        DATA, TEACHER, GENERATOR, CHECKPOINTS, TUNING, STUDENT, COPIES, EQUAL_COMPUTE_TEACHER, SHADOWS, AUDIT, WORST_CASE, REPORT,
+        DATA, TEACHER, GENERATOR, CHECKPOINTS, TUNING, STUDENT, COPIES, EQUAL_COMPUTE_TEACHER, SHADOWS, AUDIT,
+        WORST_CASE, REPORT,
     )
 )  # fmt: skip
 """Of every run, in the order in which a whole run has them; `students` add theirs before the worst case."""
@@ -75,12 +76,14 @@ class Pipeline(StageRunner):
 
             require_mlflow()
         if (encoder := config.audit.copies.encoder) and not storage_path(encoder).is_file():
-            raise ConfigError(f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path")
+            raise ConfigError(
+                f"`audit.copies.encoder` must name a file, but {encoder!r} does not exist; correct the path"
+            )
         super().__init__(config, watcher)
         if config.data.path and self.run.path.is_relative_to(storage_path(config.data.path).resolve()):
             raise ConfigError(
-                f"`storage` must not lie in data.path, or runs would be read as images, but got {config.storage!r} in "
-                f"{config.data.path!r}; use another storage"
+                "`storage` must not lie in data.path, or runs would be read as images, but got "
+                f"{config.storage!r} in {config.data.path!r}; use another storage"
             )
         self.stages = self._stages()
 
@@ -93,16 +96,20 @@ class Pipeline(StageRunner):
         stages: list[Stage[Any]] = [
             Stage(
                 key=DATA, after=(), work=self._data, workers=None, stands_for=_digest,
-                inputs=lambda: [c.data, c.generator.batch_size, file_stamps(storage_path(c.data.path)) if c.data.path else []],
+                inputs=lambda: [c.data, c.generator.batch_size,
+                                file_stamps(storage_path(c.data.path)) if c.data.path else []],
             ),
-            Stage(key=TEACHER, after=("data",), inputs=lambda: [c.seed, c.classifier, c.teacher], work=self._teacher, workers="train"),
-            Stage(key=GENERATOR, after=("data", "teacher"), inputs=lambda: [c.seed, c.generator], work=self._generator, workers="train"),
+            Stage(key=TEACHER, after=("data",), inputs=lambda: [c.seed, c.classifier, c.teacher],
+                  work=self._teacher, workers="train"),
+            Stage(key=GENERATOR, after=("data", "teacher"), inputs=lambda: [c.seed, c.generator],
+                  work=self._generator, workers="train"),
             Stage(
                 key=CHECKPOINTS, after=("generator",), work=self._checkpoints, units=self._sweep_students,
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.checkpoints],
             ),
             Stage(
-                key=TUNING, after=("checkpoints",), work=self._tuning, units=lambda: c.tuning.trials + c.tuning.confirmed_students,
+                key=TUNING, after=("checkpoints",), work=self._tuning,
+                units=lambda: c.tuning.trials + c.tuning.confirmed_students,
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.tuning],
             ),
             self._exported_student() if exported else Stage(
@@ -114,24 +121,32 @@ class Pipeline(StageRunner):
                 inputs=lambda: [c.seed, c.audit.copies, *self._encoder_stamp()],
             ),
             Stage(
-                key=EQUAL_COMPUTE_TEACHER, after=("teacher", "student"), work=self._equal_compute_teacher, workers="train",
-                wanted=lambda: c.student.equal_compute_teacher and not exported, inputs=lambda: [c.seed, c.classifier],
+                key=EQUAL_COMPUTE_TEACHER, after=("teacher", "student"), work=self._equal_compute_teacher,
+                workers="train",
+                wanted=lambda: c.student.equal_compute_teacher and not exported,
+                inputs=lambda: [c.seed, c.classifier],
             ),
             Stage(
-                key=SHADOWS, after=("data",), work=self._shadows, units=lambda: c.audit.shadow.models, wanted=lambda: not exported,
+                key=SHADOWS, after=("data",), work=self._shadows, units=lambda: c.audit.shadow.models,
+                wanted=lambda: not exported,
                 inputs=lambda: [c.seed, c.classifier, c.audit.shadow.models, c.audit.shadow.epochs],
             ),
             Stage(
-                key=AUDIT, after=("teacher", "student", "shadows"), work=self._audit, wanted=lambda: not exported,
+                key=AUDIT, after=("teacher", "student", "shadows"), work=self._audit,
+                wanted=lambda: not exported,
                 inputs=lambda: [c.seed, c.audit.shadow],
             ),
             *self._further_students(),
             Stage(
-                key=WORST_CASE, after=self._worst_case_after(), work=self._worst_case, inputs=self._worst_case_inputs,
+                key=WORST_CASE, after=self._worst_case_after(), work=self._worst_case,
+                inputs=self._worst_case_inputs,
                 units=lambda: self.config.audit.worst_case.models, resumes=True,
-                wanted=lambda: bool(self.config.audit.worst_case.arms) or self.take_over(self.stages["worst_case"]),
+                wanted=lambda: (
+                    bool(self.config.audit.worst_case.arms) or self.take_over(self.stages["worst_case"])
+                ),
             ),
-            Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)], workers=None),
+            Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)],
+                  workers=None),
         ]  # fmt: skip
         return {stage.name: stage for stage in stages}
 
@@ -143,8 +158,9 @@ class Pipeline(StageRunner):
         """
         if self.config.student.from_parquet and last not in ("report", *self._ancestors("student")):
             raise ConfigError(
-                f"`student.from_parquet` must be empty for the stage {last}, which needs a teacher or a generator, but got "
-                f"{self.config.student.from_parquet!r}; remove it, or use kr student or kr run"
+                f"`student.from_parquet` must be empty for the stage {last}, which needs "
+                f"a teacher or a generator, but got {self.config.student.from_parquet!r}; "
+                "remove it, or use kr student or kr run"
             )
         needed = self._ancestors(last)
         for name, stage in self.stages.items():
@@ -154,7 +170,12 @@ class Pipeline(StageRunner):
 
     def _wanted(self, name: str) -> bool:
         """Whether a whole run has the stage: it is wanted, or one that is builds on it."""
-        exported = self.config.student.from_parquet and name in ("teacher", "generator", "checkpoints", "tuning")
+        exported = self.config.student.from_parquet and name in (
+            "teacher",
+            "generator",
+            "checkpoints",
+            "tuning",
+        )
         return not exported and self.stages[name].wanted()
 
     def _ancestors(self, name: str) -> set[str]:
@@ -162,10 +183,12 @@ class Pipeline(StageRunner):
         return {name}.union(*(self._ancestors(before) for before in self.stages[name].after))
 
     def worst_case(self, budget_hours: float | None = None) -> Result:
-        """The worst-case audit of `audit.worst_case.arms`, after or without the other stages, and the report of what there is then.
+        """The worst-case audit of `audit.worst_case.arms`, after or without the
+        other stages, and the report of what there is then.
 
         Args:
-            budget_hours: device hours (GPU, or CPU cores where runs get no GPU) that all runs may take; the number of runs is cut to fit.
+            budget_hours: device hours (GPU, or CPU cores where runs get no GPU) that all runs
+                may take; the number of runs is cut to fit.
 
         Raises:
             ConfigError: the budget is too small for any audit.
@@ -176,8 +199,8 @@ class Pipeline(StageRunner):
         missing = [name for name in self.stages["worst_case"].after if name not in self.results]
         if missing:
             raise ArtifactError(
-                f"an arm of {', '.join(self._audited()['arms'])} needs this run's {missing[0]}, which has not been trained; "
-                f"run `kr {missing[0]}` first"
+                f"an arm of {', '.join(self._audited()['arms'])} needs this run's {missing[0]}, which has "
+                f"not been trained; run `kr {missing[0]}` first"
             )
         if budget_hours is not None:
             self._cut_to(budget_hours)
@@ -188,7 +211,9 @@ class Pipeline(StageRunner):
         """Report on what has finished so far; runs no other stage."""
         self._find_finished()
         if "data" not in self.results:
-            raise ArtifactError(f"{self.run.path} holds no finished stage of this configuration; start it with `kr run`")
+            raise ArtifactError(
+                f"{self.run.path} holds no finished stage of this configuration; start it with `kr run`"
+            )
         return self.run_stage(self.stages["report"])
 
     def _find_finished(self) -> None:
@@ -210,8 +235,8 @@ class Pipeline(StageRunner):
         splits = load_splits(self.config.data, min_images=self.config.generator.batch_size)
         if len(splits.validation) < MIN_VALIDATION:
             raise DataError(
-                f"`validation images >= {MIN_VALIDATION}` must hold, but got {len(splits.validation)}; shadow models are trained on "
-                "them: use a larger validation split"
+                f"`validation images >= {MIN_VALIDATION}` must hold, but got {len(splits.validation)}; "
+                "shadow models are trained on them: use a larger validation split"
             )
         copies = count_copies(splits)
         check_copies(splits, copies, self.config.data.max_copied_share)
@@ -261,7 +286,9 @@ class Pipeline(StageRunner):
         )
         best = best_checkpoint(swept)
         error = cas_error(best.val_cas, self.results[DATA].validation)
-        return SweepResult(checkpoints=swept, best_epoch=best.epoch, best_cas=best.val_cas, standard_error=error)
+        return SweepResult(
+            checkpoints=swept, best_epoch=best.epoch, best_cas=best.val_cas, standard_error=error
+        )
 
     def _sweep_students(self) -> int:
         from kr_ray.cluster.sweep import sweep_rounds
@@ -286,7 +313,8 @@ class Pipeline(StageRunner):
         return result.model_copy(update=source)
 
     def _exported_student(self) -> Stage[StudentResult]:
-        """A student of an exported set alone: a run that has neither teacher nor generator, nor what is made with them."""
+        """A student of an exported set alone: a run that has neither teacher
+        nor generator, nor what is made with them."""
         c = self.config
 
         def work(folder: Path) -> StudentResult:
@@ -310,10 +338,13 @@ class Pipeline(StageRunner):
         from kr_ray.data.store import SPLITS_FILE, load_stored_splits
         from kr_ray.synthesis.parquet_set import read_parquet_set
 
-        read_parquet_set(storage_path(self.config.student.from_parquet), load_stored_splits(self.run / str(SPLITS_FILE)))
+        read_parquet_set(
+            storage_path(self.config.student.from_parquet), load_stored_splits(self.run / str(SPLITS_FILE))
+        )
 
     def _further_students(self) -> list[Stage[Any]]:
-        """A stage for the last part of each of `students`, and for what it builds on that the run has not anyway."""
+        """A stage for the last part of each of `students`, and for what
+        it builds on that the run has not anyway."""
         if not self.config.students:
             return []
         from kr_ray.methods.registry import method_of
@@ -327,7 +358,8 @@ class Pipeline(StageRunner):
         return stages
 
     def _further_stage(self, student: str, described: Part[R]) -> Stage[R]:
-        """`student` is of this run's generator where the part builds on one: then of its best checkpoint, tuned."""
+        """`student` is of this run's generator where the part builds on
+        one: then of its best checkpoint, tuned."""
         from kr_ray.methods.registry import method_of
 
         method = method_of(student, self.config)
@@ -339,7 +371,11 @@ class Pipeline(StageRunner):
         def work(folder: Path) -> R:
             result = self._train(part(), folder)
             is_student = isinstance(result, ClassifierResult) and described.name == f"student_{student}"
-            return result.model_copy(update={"title": method.title, "note": method.note}) if is_student else result
+            return (
+                result.model_copy(update={"title": method.title, "note": method.note})
+                if is_student
+                else result
+            )
 
         after = [*described.after, *(["tuning"] if "generator" in described.after else [])]
         return Stage(
@@ -351,7 +387,8 @@ class Pipeline(StageRunner):
         )
 
     def final_spec(self) -> StudentSpec:
-        """Best checkpoint, tuned generation parameters, the whole schedule; what is not known yet is the last and the default."""
+        """Best checkpoint, tuned generation parameters, the whole schedule; what
+        is not known yet is the last and the default."""
         from kr_ray.synthesis.student_set import StudentSpec
 
         c, generator = self.config, self.results.get(GENERATOR)
@@ -359,7 +396,9 @@ class Pipeline(StageRunner):
         last = generator.checkpoints[-1] if generator else c.generator.epochs
         synthesis = c.synthesis.with_values(tuned.chosen) if tuned else c.synthesis
         best = sweep.best_epoch if sweep else last
-        return StudentSpec(c.generator, best, synthesis, c.student.epochs, derive_seed(c.seed, "final student"))
+        return StudentSpec(
+            c.generator, best, synthesis, c.student.epochs, derive_seed(c.seed, "final student")
+        )
 
     def _equal_compute_teacher(self, folder: Path) -> ClassifierResult:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
@@ -403,8 +442,13 @@ class Pipeline(StageRunner):
         """Section 3.6, steps 4 to 6: attack models per class, run against teacher and student."""
         from kr_ray.cluster.attack import attack_models
 
-        accuracies = {"teacher": self.results[TEACHER].test_accuracy, "student": self.results[STUDENT].test_accuracy}
-        return AuditResult(kr=attack_models(self.run.path, accuracies, self.results[DATA].num_classes, self.config))
+        accuracies = {
+            "teacher": self.results[TEACHER].test_accuracy,
+            "student": self.results[STUDENT].test_accuracy,
+        }
+        return AuditResult(
+            kr=attack_models(self.run.path, accuracies, self.results[DATA].num_classes, self.config)
+        )
 
     def _worst_case(self, folder: Path) -> WorstCaseResult:
         """Zhao & Zhang 2025: whole pipelines trained again with and without canaries, and attacked."""
@@ -421,7 +465,8 @@ class Pipeline(StageRunner):
     def _audited(self) -> dict[str, Any]:
         """The keys of the worst-case audit.
 
-        `kr audit --arms` is not in the file: without arms in the configuration, those of the audit that was made are meant.
+        `kr audit --arms` is not in the file: without arms in the
+        configuration, those of the audit that was made are meant.
         """
         keys, done = self.config.audit.worst_case, self.run.latest("worst_case")
         return dict(done["audit"]) if done and not keys.arms else keys.stamp()
@@ -457,7 +502,9 @@ class Pipeline(StageRunner):
         models = models_within(budget_hours, seconds, self.config)
         if models < keys.models:
             self.watcher.notice(f"--budget {budget_hours:g}: {models} runs instead of {keys.models}")
-        audit = self.config.audit.model_copy(update={"worst_case": keys.model_copy(update={"models": models})})
+        audit = self.config.audit.model_copy(
+            update={"worst_case": keys.model_copy(update={"models": models})}
+        )
         self.config = self.config.model_copy(update={"audit": audit})
 
     # --- report ---
@@ -466,7 +513,11 @@ class Pipeline(StageRunner):
         from kr_ray.report.collect import write_run_report
         from kr_ray.report.tracking import log_run
 
-        page = self.run / "report" / write_run_report(self.run.path, folder, self.config, self.results, self.skipped).name
+        page = (
+            self.run
+            / "report"
+            / write_run_report(self.run.path, folder, self.config, self.results, self.skipped).name
+        )
         if self.config.tracking.mlflow:
             with local_copies(sorted(folder.glob("report*.*"))) as files:
                 return ReportResult(page=str(page), mlflow_run=log_run(self.config, self.results, files))

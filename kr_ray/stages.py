@@ -1,4 +1,5 @@
-"""How a stage is run: skipped while its fingerprint stands, watched, on a Ray that is started when the first stage needs it."""
+"""How a stage is run: skipped while its fingerprint stands, watched, on a
+Ray that is started when the first stage needs it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from kr_ray.runs.stages import done_once, found
 from kr_ray.runs.storage import RemotePath, storage_path
 
 WORK_VERSION = 1
-"""Raised when a stage's meaning changes, so that results of an older program are not taken for the new one's."""
+"""Raised when a stage's meaning changes, so that results of an
+older program are not taken for the new one's."""
 
 LOCAL_LOOK_S, REMOTE_LOOK_S = 0.25, 4.0
 """How often a stage's progress is looked at: of a store every look is a request per unit of work."""
@@ -45,11 +47,13 @@ class Stage(Generic[R]):
         after: the stages whose results it reads.
         inputs: the config's sections, and other JSON values, that decide its result beside those stages.
         check: refuses wrong inputs before Ray is started for the work.
-        work: does it in the given folder, in which a killed attempt on the same inputs may have left something.
+        work: does it in the given folder, in which a killed attempt on the
+            same inputs may have left something.
         units: how many units of its work report their own progress.
         wanted: whether a whole run of this configuration has it.
         workers: the resources of its workers, a key of `cluster`; None: it is done without Ray.
-        resumes: whether a killed or changed attempt's files name their own inputs, so that they stay whatever has changed.
+        resumes: whether a killed or changed attempt's files name their own inputs,
+            so that they stay whatever has changed.
         stands_for: what later stages' fingerprints know of it; None: its own fingerprint.
     """
 
@@ -136,15 +140,19 @@ class StageRunner:
         return fingerprint(*parts, *self._threads(stage))
 
     def _threads(self, stage: Stage[Any]) -> list[int]:
-        """CPU threads of a stage's workers, where not the default: the last bits of what they train depend on them."""
+        """CPU threads of a stage's workers, where not the default: the
+        last bits of what they train depend on them."""
         if stage.workers is None:
             return []
-        usual, used = (getattr(cluster, stage.workers).threads for cluster in (ClusterConfig(), self.config.cluster))
+        usual, used = (
+            getattr(cluster, stage.workers).threads for cluster in (ClusterConfig(), self.config.cluster)
+        )
         return [used] if used != usual else []
 
     @contextmanager
     def watched(self, stage: Stage[Any], folder: Path) -> Iterator[Callable[[], float]]:
-        """While the block runs, keep telling status.json and the watcher how far it is; yields a clock of the stage's wall time."""
+        """While the block runs, keep telling status.json and the watcher how far
+        it is; yields a clock of the stage's wall time."""
         started, before, over = time.monotonic(), self.run.spent_s(stage.name), threading.Event()
         look_s = REMOTE_LOOK_S if isinstance(folder, RemotePath) else LOCAL_LOOK_S
 
@@ -156,7 +164,9 @@ class StageRunner:
             while not over.wait(look_s):
                 try:
                     progress = look_at_stage(folder, stage.units(), clock())
-                except OSError:  # a store that failed for a minute: whoever works on the stage will find out too
+                except (
+                    OSError
+                ):  # a store that failed for a minute: whoever works on the stage will find out too
                     continue
                 self.watcher.stage_progress(stage.name, progress)
                 if time.monotonic() - beat > 2:
@@ -209,7 +219,8 @@ def _storage(config: Config) -> Path:
     )
     if joins and not storage.is_absolute():
         raise ConfigError(
-            f"`storage` must be an absolute path on a file system that all nodes share, but got {config.storage!r} while joining a "
-            "Ray cluster; use --set storage=/shared/runs or --set storage=s3://bucket/runs"
+            "`storage` must be an absolute path on a file system that all nodes share, "
+            f"but got {config.storage!r} while joining a Ray cluster; use --set "
+            "storage=/shared/runs or --set storage=s3://bucket/runs"
         )
     return storage.resolve()

@@ -1,4 +1,5 @@
-"""What is done beside the pipeline with a run's artefacts: comparisons (appendix D, searches), and the export."""
+"""What is done beside the pipeline with a run's artefacts:
+comparisons (appendix D, searches), and the export."""
 
 from __future__ import annotations
 
@@ -86,15 +87,20 @@ def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> Lab
     epochs = [row.epoch for row in sweep.checkpoints] if all_checkpoints else [sweep.best_epoch]
 
     def work(folder: Path) -> LabelComparison:
-        rows = compare_labelling(pipeline.run.path, folder, epochs, LABELLINGS, _seeds(pipeline, name, seeds), c)
+        rows = compare_labelling(
+            pipeline.run.path, folder, epochs, LABELLINGS, _seeds(pipeline, name, seeds), c
+        )
         return LabelComparison(rows=[LabelRow.model_validate(row) for row in rows])
 
     inputs = [c.seed, c.classifier, c.synthesis, c.checkpoints, epochs, seeds]
-    return pipeline.run_stage(Stage(key=Key(name, LabelComparison), after=("checkpoints",), inputs=lambda: inputs, work=work))
+    return pipeline.run_stage(
+        Stage(key=Key(name, LabelComparison), after=("checkpoints",), inputs=lambda: inputs, work=work)
+    )
 
 
 def compare_views(pipeline: Pipeline, names: Sequence[str], seeds: int, last: bool) -> list[ViewSummary]:
-    """Final students of this run's generator whose teacher answers in other ways, beside teachers of as many steps.
+    """Final students of this run's generator whose teacher answers in
+    other ways, beside teachers of as many steps.
 
     Args:
         names: the variants (see cluster.compare.view_variants); none: those of `VIEWS`.
@@ -115,12 +121,15 @@ def compare_views(pipeline: Pipeline, names: Sequence[str], seeds: int, last: bo
         return ViewComparison(rows=compare_views(pipeline.run.path, folder, checkpoint, variants, seeded, c))
 
     inputs = [c.seed, c.classifier, c.synthesis, c.student.epochs, checkpoint, list(variants), seeds]
-    stage = Stage(key=Key(name, ViewComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work)
+    stage = Stage(
+        key=Key(name, ViewComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work
+    )
     return gap_rows(pipeline.run_stage(stage).rows, EQUAL_TEACHER)
 
 
 def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
-    """Halving over the checkpoints of this run's generator against the exhaustive sweep, for several seeds of the students."""
+    """Halving over the checkpoints of this run's generator against the
+    exhaustive sweep, for several seeds of the students."""
     from kr_ray.cluster.compare import compare_search
 
     pipeline.run_until("generator")
@@ -133,7 +142,9 @@ def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
 
     inputs = [c.seed, c.classifier, c.synthesis, c.checkpoints, seeds]
     return pipeline.run_stage(
-        Stage(key=Key(name, SearchComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work)
+        Stage(
+            key=Key(name, SearchComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work
+        )
     )
 
 
@@ -142,7 +153,8 @@ def _seeds(pipeline: Pipeline, name: str, count: int) -> list[int]:
 
 
 def export(pipeline: Pipeline, images: int) -> dict[str, str]:
-    """The student as ONNX, checked against PyTorch, and a synthetic set as Parquet; says where each of them is."""
+    """The student as ONNX, checked against PyTorch, and a synthetic
+    set as Parquet; says where each of them is."""
     from kr_ray.classifiers.export import export_student
     from kr_ray.cluster.stream import Makers, export_parquet
     from kr_ray.synthesis.parquet_set import parquet_schema
@@ -158,9 +170,16 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     # The labeller of view: seen, the teacher, does not travel with the images: they get its answers to them.
     spec = replace(spec, synthesis=spec.synthesis.model_copy(update={"view": "clean"}))
     images = images or spec.synthesis.cardinality_scale * data.train
-    metadata: dict[str, Any] = {"run": c.name, "class_names": data.class_names, "seed": c.seed, "images": images}
+    metadata: dict[str, Any] = {
+        "run": c.name,
+        "class_names": data.class_names,
+        "seed": c.seed,
+        "images": images,
+    }
     shape = (data.channels, data.image_size, data.image_size)
-    schema = parquet_schema(shape, data.num_classes, metadata | {"synthesis": spec.synthesis.model_dump(mode="json")})
+    schema = parquet_schema(
+        shape, data.num_classes, metadata | {"synthesis": spec.synthesis.model_dump(mode="json")}
+    )
     pipeline.connect()
     export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
     return {

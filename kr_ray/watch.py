@@ -39,7 +39,10 @@ class Snapshot:
 
     def describe(self) -> str:
         """One line for a person."""
-        parts = [f"{self.state}: {self.stage or 'start'} {self.progress.share:.0%}", self.error or self.progress.describe()]
+        parts = [
+            f"{self.state}: {self.stage or 'start'} {self.progress.share:.0%}",
+            self.error or self.progress.describe(),
+        ]
         return " · ".join(part for part in parts if part)
 
 

@@ -16,7 +16,8 @@ from kr_ray.config.file import parse_config
 # Two spinning OpenMP threads on shared cores cost twice the wall time of one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(1)
-# A shell's background job ignores Ctrl-C, and what it starts goes on ignoring it; the commands under test must hear it.
+# A shell's background job ignores Ctrl-C, and what it starts goes on
+# ignoring it; the commands under test must hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,7 +32,13 @@ def tiny_settings(**sections: Any) -> dict[str, Any]:
         "data": {"name": "digits", "image_size": 16, "max_train_images": 160, "max_test_images": 80},
         "classifier": {"width": 4, "min_steps": 20, "batch_size": 64, "horizontal_flip": False},
         "teacher": {"epochs": 4},
-        "generator": {"architecture": "tiny16", "epochs": 4, "batch_size": 32, "checkpoint_every": 2, "d_steps": 2},
+        "generator": {
+            "architecture": "tiny16",
+            "epochs": 4,
+            "batch_size": 32,
+            "checkpoint_every": 2,
+            "d_steps": 2,
+        },
         "synthesis": {"epoch_unit": "real", "regeneration_rate": 2, "sampling": {"standing_batches": 2}},
         "checkpoints": {"epochs": 5},
         "tuning": {
@@ -51,7 +58,11 @@ def tiny_settings(**sections: Any) -> dict[str, Any]:
 
 def merged(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`raw` with `changes` merged into it, section by section."""
-    both = {key: merged(raw[key], changes[key]) for key in raw.keys() & changes.keys() if isinstance(changes[key], dict)}
+    both = {
+        key: merged(raw[key], changes[key])
+        for key in raw.keys() & changes.keys()
+        if isinstance(changes[key], dict)
+    }
     return raw | changes | both
 
 

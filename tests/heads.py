@@ -1,4 +1,5 @@
-"""A real Ray head with its dashboard on loopback, as `ray start --head` gives a user, for as long as a block runs."""
+"""A real Ray head with its dashboard on loopback, as
+`ray start --head` gives a user, for as long as a block runs."""
 
 from __future__ import annotations
 
@@ -53,10 +54,14 @@ class Head:
     def metrics(self) -> str:
         return f"http://127.0.0.1:{self.ports['--metrics-export-port']}/metrics"
 
-    def job(self, verb: str, *arguments: str, check: bool = False, limit_s: float = 280) -> subprocess.CompletedProcess[str]:
+    def job(
+        self, verb: str, *arguments: str, check: bool = False, limit_s: float = 280
+    ) -> subprocess.CompletedProcess[str]:
         """`ray job VERB --address ... ARGUMENTS`."""
         command = [str(RAY), "job", verb, "--address", self.dashboard, *arguments]
-        return subprocess.run(command, env=dict(self.environment), capture_output=True, text=True, check=check, timeout=limit_s)
+        return subprocess.run(
+            command, env=dict(self.environment), capture_output=True, text=True, check=check, timeout=limit_s
+        )
 
 
 def free_ports(count: int) -> list[int]:
@@ -69,10 +74,18 @@ def free_ports(count: int) -> list[int]:
 
 
 def client_environment(**extra: str) -> dict[str, str]:
-    """This process's environment without any pointer to another cluster, and loopback never through a proxy."""
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
+    """This process's environment without any pointer to another
+    cluster, and loopback never through a proxy."""
+    plain = {
+        key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"
+    }
     path = os.pathsep.join([str(RAY.parent), os.environ["PATH"]])  # the job's `python` is this one
-    return plain | {"PATH": path} | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"} | extra
+    return (
+        plain
+        | {"PATH": path}
+        | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+        | extra
+    )
 
 
 @contextmanager
@@ -85,8 +98,10 @@ def local_head(**environment: str) -> Iterator[Head]:
     with (root / "log").open("w") as log:
         process = subprocess.Popen(
             [
-                str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=true",
-                "--object-store-memory=268435456", "--disable-usage-stats", f"--temp-dir={root / 'ray'}", *options,
+                str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+                "--include-dashboard=true",
+                "--object-store-memory=268435456", "--disable-usage-stats", f"--temp-dir={root / 'ray'}",
+                *options,
             ],
             env=dict(head.environment), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -100,7 +115,10 @@ def local_head(**environment: str) -> Iterator[Head]:
 
 def _wait_until_it_answers(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
     limit = time.monotonic() + START_LIMIT_S
-    for url in (f"{head.dashboard}/api/version", f"http://127.0.0.1:{head.ports['--dashboard-agent-listen-port']}/api/healthz"):
+    for url in (
+        f"{head.dashboard}/api/version",
+        f"http://127.0.0.1:{head.ports['--dashboard-agent-listen-port']}/api/healthz",
+    ):
         while True:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < limit, f"{url} does not answer\n{log.read_text()}"

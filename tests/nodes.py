@@ -1,4 +1,5 @@
-"""Several Ray nodes on this machine (`ray.cluster_utils.Cluster`), a driver that joins them, and ways to hurt both."""
+"""Several Ray nodes on this machine (`ray.cluster_utils.Cluster`), a
+driver that joins them, and ways to hurt both."""
 
 from __future__ import annotations
 
@@ -112,7 +113,9 @@ def workers_of(node: Any, title: str) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], Any], driver: subprocess.Popen[str] | None = None, limit_s: float = 120.0) -> Any:
+def wait_until(
+    condition: Callable[[], Any], driver: subprocess.Popen[str] | None = None, limit_s: float = 120.0
+) -> Any:
     """The first true value of `condition`; the driver must not end before."""
     limit = time.monotonic() + limit_s
     while not (value := condition()):

@@ -50,17 +50,30 @@ class Outcome:
 def run_offline(command: Sequence[str], home: Path, environment: Mapping[str, str] | None = None) -> Outcome:
     """Run with HOME empty and without any setting that would silence a library."""
     home.mkdir()
-    inherited = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "OMP_NUM_THREADS", "TMPDIR")}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key in ("PATH", "LANG", "OMP_NUM_THREADS", "TMPDIR")
+    }
     settings = inherited | {"HOME": str(home), "PYTHONPATH": str(REPOSITORY)} | dict(environment or {})
     in_namespace = namespaces_allowed()
     with recording_proxy() as (proxy, requests):
         if in_namespace:
             command = ["unshare", "-n", "sh", "-c", NAMESPACE, "sh", *command]
         else:
-            settings |= {name: proxy for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")}
+            settings |= {
+                name: proxy
+                for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")
+            }
             settings |= {"NO_PROXY": "127.0.0.1,localhost"}
         done = subprocess.run(
-            command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=540
+            command,
+            env=settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=540,
         )
     output, _, counted = done.stdout.rpartition("sent: ") if in_namespace else (done.stdout, "", "")
     sent = int(counted.split()[SENT_PACKETS - 1]) if in_namespace else len(requests)
@@ -77,7 +90,9 @@ def namespaces_allowed() -> bool:
     """Whether this machine lets the tests make a network of their own."""
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         return False
-    tried = subprocess.run(["unshare", "-n", "sh", "-c", NAMESPACE, "sh", "true"], capture_output=True, check=False)
+    tried = subprocess.run(
+        ["unshare", "-n", "sh", "-c", NAMESPACE, "sh", "true"], capture_output=True, check=False
+    )
     return tried.returncode == 0
 
 

@@ -1,7 +1,8 @@
 """Whether two runs found the same: `python tests/same_report.py OLD/report.json NEW/report.json`.
 
-Every number that both reports hold must be equal to the last bit, times and rates apart. Keys that were renamed since version
-0.1 are compared under their new names; what only one of the two has is named, and is no difference.
+Every number that both reports hold must be equal to the last bit, times and rates apart. Keys that were
+renamed since version 0.1 are compared under their new names; what only one of the two has is named, and is no
+difference.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def found(path: Path) -> dict[str, Any]:
 def compare(old: Path, new: Path) -> tuple[int, list[str], list[str]]:
     """Number of equal leaves, differences, and what only one of the two holds."""
     one, other = found(old), found(new)
-    differ = [f"{key}: {one[key]!r} / {other[key]!r}" for key in one.keys() & other.keys() if one[key] != other[key]]
+    differ = [
+        f"{key}: {one[key]!r} / {other[key]!r}" for key in one.keys() & other.keys() if one[key] != other[key]
+    ]
     alone = sorted(f"old: {key}" for key in one.keys() - other.keys() if one[key] is not None)
     alone += sorted(f"new: {key}" for key in other.keys() - one.keys() if other[key] is not None)
     return len(one.keys() & other.keys()) - len(differ), sorted(differ), alone

@@ -59,8 +59,10 @@ class Driver:
         )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kr_ray.cli", *self.arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT,
+                                                                                     signal.SIGHUP)],
         )  # fmt: skip
 
     def status(self) -> dict[str, Any]:

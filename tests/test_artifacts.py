@@ -80,7 +80,9 @@ def test_one_driver_at_a_time_and_a_killed_one_is_seen(tmp_path: Path) -> None:
 def test_stored_splits_are_the_same_bytes(tmp_path: Path) -> None:
     def part(seed: int) -> LabelledImages:
         random = torch.Generator().manual_seed(seed)
-        return LabelledImages(torch.randint(0, 256, (5, 3, 8, 8), generator=random).to(torch.uint8), torch.arange(5) % 2)
+        return LabelledImages(
+            torch.randint(0, 256, (5, 3, 8, 8), generator=random).to(torch.uint8), torch.arange(5) % 2
+        )
 
     splits = Splits("made", ("a", "b"), part(1), part(2), part(3))
     save_splits(tmp_path / "s.safetensors", splits)

@@ -1,4 +1,5 @@
-"""A finished result stays until its successor is whole, is known by its bytes, and no damaged file of a run blocks it."""
+"""A finished result stays until its successor is whole, is known by its
+bytes, and no damaged file of a run blocks it."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def run(tmp_path: Path, told: list[str]) -> RunDirectory:
     return RunDirectory(tmp_path / "runs" / "demo", told.append)
 
 
-# --- never destroy before the successor stands -------------------------------------------------------------------------
+# --- never destroy before the successor stands --------------------------------------------------------------
 
 
 def test_a_finished_result_stays_where_it_is_until_its_successor_is_whole(run: RunDirectory) -> None:
@@ -59,10 +60,18 @@ def test_a_finished_result_stays_where_it_is_until_its_successor_is_whole(run: R
     assert attempt == beside(run / "teacher") and stage_name(attempt) == "teacher"
     save_tensors(attempt / "weights.safetensors", {"value": torch.tensor([2])})
     run.heartbeat("teacher", 3.0, {})
-    assert weights(run) == 1 and run.result("teacher", "one") == {"value": 1}  # as a failed or killed attempt leaves it
-    assert run.begin("teacher", "two") == attempt and run.spent_s("teacher") == 3.0  # which goes on from what it has
+    assert weights(run) == 1 and run.result("teacher", "one") == {
+        "value": 1
+    }  # as a failed or killed attempt leaves it
+    assert (
+        run.begin("teacher", "two") == attempt and run.spent_s("teacher") == 3.0
+    )  # which goes on from what it has
     run.finish("teacher", "two", {"value": 2})
-    assert weights(run) == 2 and run.result("teacher", "two") == {"value": 2} and run.result("teacher", "one") is None
+    assert (
+        weights(run) == 2
+        and run.result("teacher", "two") == {"value": 2}
+        and run.result("teacher", "one") is None
+    )
     assert not attempt.exists()
 
 
@@ -126,7 +135,8 @@ def test_what_cannot_be_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "full").mkdir()
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(
-        LocationError, match=r"full` must be a folder that can be removed.*Permission denied.*remove it yourself"
+        LocationError,
+        match=r"full` must be a folder that can be removed.*Permission denied.*remove it yourself",
     ):
         remove_tree(tmp_path / "full")
 
@@ -153,7 +163,7 @@ def test_bytes_are_on_the_disk_before_their_name_is(tmp_path: Path, monkeypatch:
     assert calls[6:] == ["replace"]
 
 
-# --- artefacts are known by their bytes --------------------------------------------------------------------------------
+# --- artefacts are known by their bytes ---------------------------------------------------------------------
 
 
 def test_the_done_marker_names_every_output_with_its_hash(run: RunDirectory) -> None:
@@ -200,7 +210,9 @@ def test_an_output_that_is_not_what_was_written_is_made_again_and_said(
     assert run.result("teacher", "one") == {"value": 1} and weights(run) == 1
 
 
-def test_a_copied_run_still_stands_and_is_read_once(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_run_still_stands_and_is_read_once(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work(run, "one", 1)
     shutil.copytree(run.path, tmp_path / "copy", copy_function=shutil.copyfile)  # other times
     read: list[Path] = []
@@ -220,7 +232,8 @@ def test_bytes_that_changed_without_a_sign_are_found_before_they_are_used(run: R
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert run.result("teacher", "one") == {"value": 1}
     with pytest.raises(
-        ArtifactError, match=r"weights\.safetensors` must hold what its stage wrote.* delete it and run the same command"
+        ArtifactError,
+        match=r"weights\.safetensors` must hold what its stage wrote.* delete it and run the same command",
     ):
         run.begin("student", "of the teacher")
     path.unlink()  # the remedy
@@ -230,7 +243,7 @@ def test_bytes_that_changed_without_a_sign_are_found_before_they_are_used(run: R
     again.begin("student", "of the teacher")
 
 
-# --- damaged files of a run --------------------------------------------------------------------------------------------
+# --- damaged files of a run ---------------------------------------------------------------------------------
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
@@ -302,9 +315,16 @@ def test_a_damaged_training_state_is_begun_anew(tmp_path: Path) -> None:
 def test_what_ray_train_would_refuse_of_a_killed_attempt_is_removed(tmp_path: Path) -> None:
     from kr_ray.cluster.train import drop_damaged
 
-    folder, snapshot = tmp_path / "tiny_teacher", tmp_path / "tiny_teacher" / "checkpoint_manager_snapshot.json"
+    folder, snapshot = (
+        tmp_path / "tiny_teacher",
+        tmp_path / "tiny_teacher" / "checkpoint_manager_snapshot.json",
+    )
     drop_damaged(folder)  # the first attempt
-    sound = {"ray_version": "2", "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}], "current_report_index": 1}
+    sound = {
+        "ray_version": "2",
+        "checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}],
+        "current_report_index": 1,
+    }
 
     def leave(text: str) -> None:
         (folder / "checkpoint_1").mkdir(parents=True, exist_ok=True)
@@ -335,7 +355,7 @@ def test_one_damaged_status_hides_no_run(run: RunDirectory) -> None:
     assert all(s["state"] == "unreadable" and name in s["error"] for name, s in others.items())
 
 
-# --- files behind links ------------------------------------------------------------------------------------------------
+# --- files behind links -------------------------------------------------------------------------------------
 
 
 def test_a_lock_that_cannot_be_looked_at_hides_no_run(run: RunDirectory) -> None:
@@ -348,7 +368,10 @@ def test_a_lock_that_cannot_be_looked_at_hides_no_run(run: RunDirectory) -> None
         ("demo", "finished"),
         ("other", "running"),
     ]
-    with pytest.raises(ArtifactError, match=r"\.lock` must be a file that can be locked.*remove it"), RunDirectory(other):
+    with (
+        pytest.raises(ArtifactError, match=r"\.lock` must be a file that can be locked.*remove it"),
+        RunDirectory(other),
+    ):
         pass
 
 
@@ -363,14 +386,16 @@ def test_files_behind_links_are_listed_and_loops_are_not_followed(tmp_path: Path
     (tmp_path / "farm" / "file.png").symlink_to(tmp_path / "archive" / "a" / "deep" / "1.png")
 
     def seen() -> dict[str, int]:
-        return {str(file.path.relative_to(tmp_path / "farm")): file.size for file in list_files(tmp_path / "farm")}
+        return {
+            str(file.path.relative_to(tmp_path / "farm")): file.size for file in list_files(tmp_path / "farm")
+        }
 
     assert seen() == {"a/deep/1.png": 3, "b/deep/1.png": 3, "file.png": 3}
     (tmp_path / "archive" / "a" / "deep" / "2.png").write_text("2")
     assert set(seen()) == {"a/deep/1.png", "a/deep/2.png", "b/deep/1.png", "b/deep/2.png", "file.png"}
 
 
-# --- object stores -----------------------------------------------------------------------------------------------------
+# --- object stores ------------------------------------------------------------------------------------------
 
 
 def test_a_successor_in_a_store_is_whole_until_it_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,10 +403,20 @@ def test_a_successor_in_a_store_is_whole_until_it_has_its_place(monkeypatch: pyt
     done: list[str] = []
     old, new = RemotePath("s3://bucket/run/teacher"), RemotePath("s3://bucket/run/teacher.next")
     monkeypatch.setattr("kr_ray.runs.attempts.remove_tree", lambda path: done.append(f"remove {path.name}"))
-    monkeypatch.setattr("kr_ray.runs.attempts.copy_objects", lambda path, target: done.append(f"copy to {target.name}"))
-    monkeypatch.setattr(RemotePath, "unlink", lambda path, missing_ok=False: done.append(f"unlink {path.name}"))
+    monkeypatch.setattr(
+        "kr_ray.runs.attempts.copy_objects", lambda path, target: done.append(f"copy to {target.name}")
+    )
+    monkeypatch.setattr(
+        RemotePath, "unlink", lambda path, missing_ok=False: done.append(f"unlink {path.name}")
+    )
     replace_folder(old, new, ("done.json", "started.json"))
-    assert done == ["remove teacher", "copy to teacher", "unlink done.json", "unlink started.json", "remove teacher.next"]
+    assert done == [
+        "remove teacher",
+        "copy to teacher",
+        "unlink done.json",
+        "unlink started.json",
+        "remove teacher.next",
+    ]
 
 
 def test_a_seal_does_not_depend_on_how_json_writes_keys(run: RunDirectory) -> None:

@@ -1,4 +1,5 @@
-"""The arrays of an audit, score files and `kr audit --scores`: round trips, forms that agree, and what is refused."""
+"""The arrays of an audit, score files and `kr audit --scores`: round
+trips, forms that agree, and what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def long_table(scores: np.ndarray, member: np.ndarray, **columns: Any) -> pyarro
     return pyarrow.table({name: values[order] for name, values in table.items()})
 
 
-# --- arrays ----------------------------------------------------------------------------------------------------------
+# --- arrays -------------------------------------------------------------------------------------------------
 
 
 def test_arrays_come_back_as_they_were_saved(tmp_path: Path) -> None:
@@ -89,7 +90,10 @@ MEMBER = arrays()["member"]
         ({"member": MEMBER.astype(np.int64)}, r"`member` must be bool \[6, 40\]"),
         ({"member": MEMBER[:, 1:]}, r"`member` must be bool \[6, 40\]"),
         ({"member": np.ones_like(MEMBER)}, "sample 0 is in 6 .40 of 40 samples fail."),
-        ({"member": np.arange(MODELS)[:, None] < np.where(np.arange(SAMPLES) == 7, 1, 3)}, "sample 7 is in 1 .1 of 40 samples"),
+        (
+            {"member": np.arange(MODELS)[:, None] < np.where(np.arange(SAMPLES) == 7, 1, 3)},
+            "sample 7 is in 1 .1 of 40 samples",
+        ),
     ],
 )
 def test_wrong_arrays_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -97,7 +101,7 @@ def test_wrong_arrays_are_refused(changes: dict[str, Any], message: str) -> None
         SampleScores(**arrays(**changes))
 
 
-# --- score files -----------------------------------------------------------------------------------------------------
+# --- score files --------------------------------------------------------------------------------------------
 
 
 def test_one_model_as_npz_and_as_parquet(tmp_path: Path) -> None:
@@ -117,11 +121,14 @@ def test_many_models_as_npz_and_as_parquet(tmp_path: Path) -> None:
     member, canary = MEMBER, np.arange(SAMPLES) < 15
     scores = LOGITS[:, :, 0, 0].astype(np.float64)
     np.savez(tmp_path / "b.npz", scores=scores, member=member.astype(int), canary=canary)
-    parquet.write_table(long_table(scores, member, canary=np.tile(canary, (MODELS, 1))), tmp_path / "b.parquet")
+    parquet.write_table(
+        long_table(scores, member, canary=np.tile(canary, (MODELS, 1))), tmp_path / "b.parquet"
+    )
     found, again = (audit_score_file(tmp_path / f"b.{kind}", seed=0) for kind in ("npz", "parquet"))
     assert found["attacks"] == again["attacks"]
     assert sorted(found["attacks"]) == [
-        "global_threshold", "lira_offline_fixed", "lira_offline_per_sample", "lira_online_fixed", "lira_online_per_sample"
+        "global_threshold", "lira_offline_fixed", "lira_offline_per_sample", "lira_online_fixed",
+        "lira_online_per_sample"
     ]  # fmt: skip
     assert found["attacks"]["global_threshold"]["canary"] == figures(scores[:, canary], member[:, canary], 0)
     assert found["attacks"]["global_threshold"]["population"]["n_members"] == 25 * 3
@@ -132,13 +139,21 @@ def test_logits_get_all_attacks(tmp_path: Path) -> None:
     samples.save(tmp_path / "c.npz")  # what the audit itself writes is such a file
     found = audit_score_file(tmp_path / "c.npz", seed=0)["attacks"]
     assert f"{HEADLINE}_true_label" in found
-    assert {name: found[name] for name in found if name != f"{HEADLINE}_true_label"} == attack_groups({"all": samples}, None, 0)
+    assert {name: found[name] for name in found if name != f"{HEADLINE}_true_label"} == attack_groups(
+        {"all": samples}, None, 0
+    )
     extra = {"reference_logits": LOGITS[:, :9, 0], "reference_labels": np.zeros(9, dtype=np.int32)}
-    np.savez(tmp_path / "d.npz", logits=LOGITS[:, :, 0].astype(np.float64), labels=samples.labels, member=MEMBER, **extra)
+    np.savez(
+        tmp_path / "d.npz",
+        logits=LOGITS[:, :, 0].astype(np.float64),
+        labels=samples.labels,
+        member=MEMBER,
+        **extra,
+    )
     assert "rmia_offline" in audit_score_file(tmp_path / "d.npz", seed=0)["attacks"]
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------
 
 ONE = {"member_scores": np.arange(50.0), "non_member_scores": np.arange(60.0)}
 MANY = {"scores": LOGITS[:, :, 0, 0], "member": MEMBER}
@@ -151,7 +166,10 @@ ALL = {name: values for name, values in arrays().items() if name != "true_labels
         (ONE | {"member_scores": np.array([1.0, np.nan])}, "`member_scores` must be finite, but 1 of 2"),
         (ONE | {"non_member_scores": np.zeros(0)}, "`non_member_scores` must hold at least one score"),
         (ONE | {"member_scores": np.zeros((2, 2))}, "`member_scores` must be numbers, [M]"),
-        ({"members": np.zeros(3)}, "must hold one of these sets of arrays: member_scores, non_member_scores;"),
+        (
+            {"members": np.zeros(3)},
+            "must hold one of these sets of arrays: member_scores, non_member_scores;",
+        ),
         (MANY | {"cannary": np.zeros(SAMPLES)}, "rename or remove"),
         (MANY | {"scores": LOGITS[:, 1:, 0, 0]}, "`member` must be bool [6, 39]"),
         (MANY | {"member": np.ones_like(MEMBER)}, "is a member of >= 2 models"),
@@ -175,11 +193,19 @@ ALL = {name: values for name, values in arrays().items() if name != "true_labels
             "`reference_labels` must be int64 [9], but got int64 (8,); one per sample of `reference_logits`",
         ),
         (
-            ALL | {"reference_logits": LOGITS[:, :9, 0].repeat(2, axis=-1), "reference_labels": np.zeros(9, dtype=int)},
+            ALL
+            | {
+                "reference_logits": LOGITS[:, :9, 0].repeat(2, axis=-1),
+                "reference_labels": np.zeros(9, dtype=int),
+            },
             "`reference_logits` must have the 3 classes of `logits`, but got 6",
         ),
         (
-            ALL | {"reference_logits": np.full((MODELS, 9, 3), np.nan), "reference_labels": np.zeros(9, dtype=int)},
+            ALL
+            | {
+                "reference_logits": np.full((MODELS, 9, 3), np.nan),
+                "reference_labels": np.zeros(9, dtype=int),
+            },
             "`reference_logits` must be finite, but 162 of 162",
         ),
         (
@@ -212,12 +238,23 @@ def test_bad_score_files_end_with_one_message_and_code_2(
             lambda table: pyarrow.concat_tables([table.slice(1), table.slice(1, 1)]),
             "every sample under every model exactly once",
         ),
-        (lambda table: table.set_column(2, "score", pyarrow.nulls(len(table), pyarrow.float64())), "no empty cells"),
-        (lambda table: table.set_column(2, "score", pyarrow.array(["a"] * len(table))), "`score` must be numbers"),
-        (lambda table: table.append_column("canary", pyarrow.array(np.arange(len(table)) < 3)), "same for a sample under all"),
+        (
+            lambda table: table.set_column(2, "score", pyarrow.nulls(len(table), pyarrow.float64())),
+            "no empty cells",
+        ),
+        (
+            lambda table: table.set_column(2, "score", pyarrow.array(["a"] * len(table))),
+            "`score` must be numbers",
+        ),
+        (
+            lambda table: table.append_column("canary", pyarrow.array(np.arange(len(table)) < 3)),
+            "same for a sample under all",
+        ),
     ],
 )
-def test_bad_tables_end_with_code_2(edit: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_tables_end_with_code_2(
+    edit: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parquet.write_table(edit(long_table(LOGITS[:, :, 0, 0], MEMBER)), tmp_path / "bad.parquet")
     assert main(["audit", "--scores", str(tmp_path / "bad.parquet")]) == 2
     assert message in capsys.readouterr().err
@@ -248,7 +285,9 @@ def test_finite_scores_of_any_size_give_the_same_figures(size: float, tmp_path: 
     np.savez(tmp_path / "plain.npz", scores=scores, member=MEMBER)
     np.savez(tmp_path / "sized.npz", scores=scores * size, member=MEMBER)
     with np.errstate(all="raise", under="ignore"):
-        plain, sized = (audit_score_file(tmp_path / f"{name}.npz", seed=0)["attacks"] for name in ("plain", "sized"))
+        plain, sized = (
+            audit_score_file(tmp_path / f"{name}.npz", seed=0)["attacks"] for name in ("plain", "sized")
+        )
     for name, groups in plain.items():
         assert sized[name]["all"]["auc"] == pytest.approx(groups["all"]["auc"], abs=2e-3), name
 
@@ -262,9 +301,14 @@ def test_one_model_s_scores_may_be_of_any_finite_size(tmp_path: Path) -> None:
     assert found["attacks"]["global_threshold"]["all"]["auc"] == 1.0
 
 
-def test_scores_of_the_wrong_sign_are_told_with_the_turned_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_of_the_wrong_sign_are_told_with_the_turned_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
-    losses = {"member_scores": -np.log(rng.beta(9, 1, 2000)), "non_member_scores": -np.log(rng.beta(3, 2, 2000))}
+    losses = {
+        "member_scores": -np.log(rng.beta(9, 1, 2000)),
+        "non_member_scores": -np.log(rng.beta(3, 2, 2000)),
+    }
     np.savez(tmp_path / "losses.npz", **losses)
     np.savez(tmp_path / "scores.npz", **{name: -values for name, values in losses.items()})
     right = audit_score_file(tmp_path / "scores.npz", seed=0)
@@ -307,7 +351,9 @@ def test_pairs_that_membership_settles_are_left_out_and_told(tmp_path: Path) -> 
     assert found["attacks"]["lira_online_fixed"]["all"]["n_members"] == (judged & member).sum()
 
 
-def test_what_is_proven_is_said_for_one_attack_and_for_all_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_proven_is_said_for_one_attack_and_for_all_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     member = np.argsort(rng.random((8, 300)), axis=0) < 4
     np.savez(tmp_path / "x [a].npz", scores=rng.normal(size=(8, 300)) + 3 * member, member=member)
@@ -322,11 +368,16 @@ def test_what_is_proven_is_said_for_one_attack_and_for_all_together(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.npz"])
-def test_other_formats_are_named_as_such(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_formats_are_named_as_such(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / name).write_text("model,sample,score,member\n0,0,1.5,1\n")
     assert main(["audit", "--scores", str(tmp_path / name)]) == 2
     error = capsys.readouterr().err
-    assert "must be a score file (.npz or .parquet), but got a text table (CSV); save the table as Parquet" in error
+    assert (
+        "must be a score file (.npz or .parquet), but got a text table (CSV); save the table as Parquet"
+        in error
+    )
     assert "pickle" not in error and "unsafe" not in error
 
 
@@ -349,13 +400,17 @@ def test_configuration_and_scores_exclude_each_other(capsys: pytest.CaptureFixtu
 
 def test_the_command_prints_counts_and_intervals_without_torch_or_ray(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "own.npz", member_scores=rng.normal(1, 1, 2000), non_member_scores=rng.normal(0, 1, 500))
+    np.savez(
+        tmp_path / "own.npz", member_scores=rng.normal(1, 1, 2000), non_member_scores=rng.normal(0, 1, 500)
+    )
     code = (
         "import sys; from kr_ray.cli import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'ray'} & set(sys.modules), 'imported for nothing'; sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "audit", "--scores", "own.npz", "--json", "out.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**_environment(), "COLUMNS": "200"})
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**_environment(), "COLUMNS": "200"}
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["attacks"]["global_threshold"]["all"]
     assert f"{found['true_positives_0.01']} TP, 5 FP" in done.stdout

@@ -23,8 +23,11 @@ def make_generator(seed: int = 0) -> torch.Generator:
 
 
 def make_images(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Noise, dull noise, gradients, few levels and flat images in turn: what tells the operations' corner cases apart."""
-    images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=make_generator(seed))
+    """Noise, dull noise, gradients, few levels and flat images in turn:
+    what tells the operations' corner cases apart."""
+    images = torch.randint(
+        0, 256, (count, channels, height, width), dtype=torch.uint8, generator=make_generator(seed)
+    )
     images[1::5] = images[1::5] // 4 + 90
     images[2::5] = (torch.arange(width) * 255 // (width - 1)).to(torch.uint8)
     images[3::5] = images[3::5] // 64 * 64
@@ -44,7 +47,9 @@ def torchvision_one(image: Tensor, operation: int, magnitude_bin: int, sign: int
     magnitudes, signed = space[OPERATIONS[operation]]
     magnitude = float(magnitudes[magnitude_bin]) if magnitudes.ndim > 0 else 0.0
     magnitude = sign * magnitude if signed else magnitude
-    return _apply_op(image, OPERATIONS[operation], magnitude, interpolation=InterpolationMode.BILINEAR, fill=None)
+    return _apply_op(
+        image, OPERATIONS[operation], magnitude, interpolation=InterpolationMode.BILINEAR, fill=None
+    )
 
 
 def assert_close_per_operation(ours: Tensor, theirs: Tensor, operations: Tensor) -> None:
@@ -60,8 +65,8 @@ def test_operations_are_torchvisions_in_its_order() -> None:
     assert list(TrivialAugmentWide()._augmentation_space(NUM_BINS)) == list(OPERATIONS)
 
 
-# Found with torch 2.15, torchvision 0.29.2 and AVX-512: all 14 operations equal in every value, but for 28 x 28, where
-# shears differ by one level in 15 of 388,864 values (RGB and grey).
+# Found with torch 2.15, torchvision 0.29.2 and AVX-512: all 14 operations equal in every value, but for 28 x
+# 28, where shears differ by one level in 15 of 388,864 values (RGB and grey).
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 16), (28, 28), (13, 21), (2, 5)])
 def test_every_setting_equals_torchvision(channels: int, height: int, width: int) -> None:
@@ -69,7 +74,10 @@ def test_every_setting_equals_torchvision(channels: int, height: int, width: int
     before = images.clone()
     operations, bins, signs = every_setting()
     theirs = torch.stack(
-        [torchvision_one(*draw) for draw in zip(images, operations.tolist(), bins.tolist(), signs.tolist(), strict=True)]
+        [
+            torchvision_one(*draw)
+            for draw in zip(images, operations.tolist(), bins.tolist(), signs.tolist(), strict=True)
+        ]
     )
     ours = augment.apply_operations(images, operations, bins, signs)
     assert ours.dtype == torch.uint8 and ours.shape == images.shape
@@ -122,7 +130,9 @@ def naive_crop_and_flip(images: Tensor, padding: int, flip: bool, generator: tor
     count, _, height, width = images.shape
     offsets = torch.zeros(2, count, dtype=torch.int64)
     if padding > 0:
-        offsets = torch.stack([torch.randint(2 * padding + 1, (count,), generator=generator) for _ in range(2)])
+        offsets = torch.stack(
+            [torch.randint(2 * padding + 1, (count,), generator=generator) for _ in range(2)]
+        )
     mirrored = torch.randint(2, (count,), generator=generator) if flip else torch.zeros(count)
     result = []
     for image, top, left, mirror in zip(images, *offsets.tolist(), mirrored.tolist(), strict=True):
@@ -134,7 +144,9 @@ def naive_crop_and_flip(images: Tensor, padding: int, flip: bool, generator: tor
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("padding", "flip"), [(2, True), (4, True), (2, False), (0, True), (0, False), (9, True)])
+@pytest.mark.parametrize(
+    ("padding", "flip"), [(2, True), (4, True), (2, False), (0, True), (0, False), (9, True)]
+)
 def test_crop_and_flip_equals_naive_loop(channels: int, padding: int, flip: bool) -> None:
     images = make_images(200, channels, 16, 20)
     expected = naive_crop_and_flip(images, padding, flip, make_generator(1))
@@ -150,7 +162,9 @@ def test_crop_then_flip_is_crop_and_flip() -> None:
 def test_crop_offsets_and_flips_are_uniform() -> None:
     images = torch.zeros(9000, 1, 7, 7, dtype=torch.uint8)
     images[:, :, 3, 3] = 1
-    hits = augment.random_crop(images, 1, make_generator(4)).flatten(1).argmax(1)  # the dot lands on one of 3 x 3 places
+    hits = (
+        augment.random_crop(images, 1, make_generator(4)).flatten(1).argmax(1)
+    )  # the dot lands on one of 3 x 3 places
     counts = torch.bincount(hits, minlength=49).view(7, 7)
     assert counts[2:5, 2:5].sum() == 9000
     assert stats.chisquare(counts[2:5, 2:5].flatten().numpy()).pvalue > 0.001
@@ -181,10 +195,13 @@ def test_mixup_weight_follows_beta() -> None:
     weights = []
     for _ in range(4000):
         mixed, _ = augment.mixup(images, targets, 0.2, generator)
-        if mixed[0] + mixed[1] != 0 and not torch.equal(mixed, images):  # half of the permutations of two are the identity
+        if mixed[0] + mixed[1] != 0 and not torch.equal(
+            mixed, images
+        ):  # half of the permutations of two are the identity
             weights.append(float(mixed[1]))
     assert len(weights) > 1500
-    # A weight within 1e-7 of 0 or 1 is lost in float32 (a few percent of Beta(0.2, 0.2)), hence only the middle.
+    # A weight within 1e-7 of 0 or 1 is lost in float32 (a few percent
+    # of Beta(0.2, 0.2)), hence only the middle.
     middle = np.array([weight for weight in weights if 0.01 < weight < 0.99])
     law = stats.beta(0.2, 0.2)
     low, high = law.cdf(0.01), law.cdf(0.99)
@@ -237,11 +254,15 @@ def test_bad_arguments_are_refused() -> None:
         augment.apply_operations(images, ones * 14, ones, ones)
     with pytest.raises(ValueError, match=r"`signs` must be -1 or 1, but got 0"):
         augment.apply_operations(images, ones, ones, ones * 0)
-    with pytest.raises(ValueError, match=r"`magnitude_bins` must be int64 \[4\] on the CPU, but got torch.int64 \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"`magnitude_bins` must be int64 \[4\] on the CPU, but got torch.int64 \(3,\)"
+    ):
         augment.apply_operations(images, ones, ones[:3], ones)
     with pytest.raises(ValueError, match=r"`alpha >= 0` must hold, but got alpha=-1"):
         augment.mixup(images.float(), torch.eye(4), -1, generator)
-    with pytest.raises(ValueError, match=r"equally many, but got torch.float32 \(4, 3, 8, 8\) and torch.float32 \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"equally many, but got torch.float32 \(4, 3, 8, 8\) and torch.float32 \(3, 3\)"
+    ):
         augment.mixup(images.float(), torch.eye(3), 0.2, generator)
     with pytest.raises(ValueError, match=r"`images` must be uint8, but got torch.float32"):
         augment.to_float(images.float())
@@ -259,7 +280,11 @@ def test_device_gives_what_the_host_gives() -> None:
 
 @pytest.mark.gpu
 def test_nothing_waits_for_the_device() -> None:
-    images, targets, generator = make_images(SETTINGS, 3, 32, 32).cuda(), torch.rand(SETTINGS, 10).cuda(), make_generator()
+    images, targets, generator = (
+        make_images(SETTINGS, 3, 32, 32).cuda(),
+        torch.rand(SETTINGS, 10).cuda(),
+        make_generator(),
+    )
 
     def step() -> None:
         augmented = augment.trivial_augment(augment.crop_and_flip(images, 2, True, generator), generator)

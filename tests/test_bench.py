@@ -1,4 +1,5 @@
-"""The benchmark: turns and medians by a clock of our own, equal work on both sides of a comparison, the document's shape."""
+"""The benchmark: turns and medians by a clock of our own, equal work on
+both sides of a comparison, the document's shape."""
 
 from __future__ import annotations
 
@@ -55,11 +56,12 @@ TINY = Sizes(
 )
 FIGURE_KEYS = {"name", "value", "low", "high", "rounds", "unit", "rule", "target", "passed"}
 TIMING_KEYS = {
-    "name", "median_s", "low_s", "high_s", "rounds", "images_per_s", "flops", "matrix_share", "copy_share", "peak_bytes",
+    "name", "median_s", "low_s", "high_s", "rounds", "images_per_s", "flops", "matrix_share", "copy_share",
+    "peak_bytes",
 }  # fmt: skip
 
 
-# --- harness ---------------------------------------------------------------------------------------------------------
+# --- harness ------------------------------------------------------------------------------------------------
 
 
 class FakeTime:
@@ -89,7 +91,10 @@ def test_variants_take_turns_in_flipped_order() -> None:
 
 def test_ratio_is_the_median_of_the_rounds_ratios_and_leaves_the_warm_up_out() -> None:
     time = FakeTime()
-    variants = [Variant("slow", time.worker("slow", 99, 4, 6, 30), 12), Variant("fast", time.worker("fast", 99, 2, 2, 3), 12)]
+    variants = [
+        Variant("slow", time.worker("slow", 99, 4, 6, 30), 12),
+        Variant("fast", time.worker("fast", 99, 2, 2, 3), 12),
+    ]
     slow, fast = measure(variants, 3, Meter(DEVICE, lambda: time.now)).values()
     assert slow.seconds == (4, 6, 30)
     assert slow.median_s == 6
@@ -101,7 +106,9 @@ def test_ratio_is_the_median_of_the_rounds_ratios_and_leaves_the_warm_up_out() -
 
 def test_work_in_other_processes_states_its_own_seconds() -> None:
     time = FakeTime()
-    (timing,) = measure([Variant("x", lambda: 0.25, times_itself=True)], 2, Meter(DEVICE, lambda: time.now)).values()
+    (timing,) = measure(
+        [Variant("x", lambda: 0.25, times_itself=True)], 2, Meter(DEVICE, lambda: time.now)
+    ).values()
     assert timing.seconds == (0.25, 0.25)
 
 
@@ -127,7 +134,9 @@ def test_shares_of_the_devices_rates() -> None:
         torch.mm(left, right)
         time.now += 0.5
 
-    (timing,) = measure([Variant("mm", multiply, 10, bytes_moved=6)], 2, Meter(DEVICE, lambda: time.now)).values()
+    (timing,) = measure(
+        [Variant("mm", multiply, 10, bytes_moved=6)], 2, Meter(DEVICE, lambda: time.now)
+    ).values()
     assert timing.flops == 2 * 8 * 4 * 2
     described = DeviceRates("float32", matrix_flops=1024.0, copy_bytes=24.0).describe(timing)
     assert described["matrix_share"] == pytest.approx(0.25)
@@ -135,7 +144,7 @@ def test_shares_of_the_devices_rates() -> None:
     assert described["images_per_s"] == pytest.approx(20)
 
 
-# --- both sides compute the same --------------------------------------------------------------------------------------
+# --- both sides compute the same ----------------------------------------------------------------------------
 
 
 def plain_gradients(name: str, layer: nn.Module) -> list[Tensor]:
@@ -148,7 +157,10 @@ def plain_gradients(name: str, layer: nn.Module) -> list[Tensor]:
 
 def test_plain_networks_have_the_products_outputs_and_gradients() -> None:
     config = gan_config(CPU, channels=8)
-    generator, discriminator = Generator(config, NUM_CLASSES, CHANNELS), Discriminator(config, NUM_CLASSES, CHANNELS)
+    generator, discriminator = (
+        Generator(config, NUM_CLASSES, CHANNELS),
+        Discriminator(config, NUM_CLASSES, CHANNELS),
+    )
     with torch.no_grad():  # gains of attention start at 0 and would hide it; embeddings and biases likewise
         for network in (generator, discriminator):
             for module in network.modules():
@@ -164,7 +176,10 @@ def test_plain_networks_have_the_products_outputs_and_gradients() -> None:
         assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in theirs.parameters())
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(8)
-    latents, real = torch.randn(8, config.latent_dim, generator=random), torch.rand(8, CHANNELS, 32, 32, generator=random)
+    latents, real = (
+        torch.randn(8, config.latent_dim, generator=random),
+        torch.rand(8, CHANNELS, 32, 32, generator=random),
+    )
     for network in (generator, discriminator):
         network.refresh_spectral_norm(iterate=False)
     outputs = []
@@ -180,7 +195,9 @@ def test_plain_networks_have_the_products_outputs_and_gradients() -> None:
             if isinstance(layer, SpectralLayer):
                 expected = plain_gradients(name, theirs.get_submodule(name))
                 found = [p.grad for p in layer.parameters()]
-                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    found, expected, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                )
                 assert any(gradient.abs().max() > 1e-4 for gradient in expected), name
                 compared += 1
     assert compared > 50
@@ -196,24 +213,33 @@ def test_plain_classifier_starts_with_the_products_loss() -> None:
 
 def test_plain_gan_takes_its_steps() -> None:
     config = gan_config(TINY, d_steps=2)
-    generator, discriminator = Generator(config, NUM_CLASSES, CHANNELS), Discriminator(config, NUM_CLASSES, CHANNELS)
+    generator, discriminator = (
+        Generator(config, NUM_CLASSES, CHANNELS),
+        Discriminator(config, NUM_CLASSES, CHANNELS),
+    )
     plain = PlainGanSteps(generator, discriminator, random_images(32, 16, DEVICE), config)
     before = {name: value.clone() for name, value in plain.average.items()}
     plain.run()
-    steps = [next(iter(optimizer.state.values()))["step"].item() for optimizer in (plain.optimizer_d, plain.optimizer_g)]
+    steps = [
+        next(iter(optimizer.state.values()))["step"].item()
+        for optimizer in (plain.optimizer_d, plain.optimizer_g)
+    ]
     assert steps == [4, 2]
     assert any(not torch.equal(before[name], value) for name, value in plain.average.items())
 
 
 def test_every_way_of_calling_is_measured_on_equal_work(tmp_path: Path) -> None:
-    """On a CPU the three ways are one, so that the ratios are near 1; what they give on a GPU is tested there (test_graphs.py)."""
+    """On a CPU the three ways are one, so that the ratios are near 1; what they
+    give on a GPU is tested there (test_graphs.py)."""
     meter = Meter(DEVICE)
-    found = graphs_and_compilation(Bench(meter, TINY, 1, device_rates(meter, torch.float32, 32, 1024), tmp_path, 1))
+    found = graphs_and_compilation(
+        Bench(meter, TINY, 1, device_rates(meter, torch.float32, 32, 1024), tmp_path, 1)
+    )
     assert {timing.flops for timing in found.timings[:3]} == {found.timings[0].flops} != {0}
     assert len(found.figures) == 2 * (3 + 3 + 2)
 
 
-# --- suites and document ----------------------------------------------------------------------------------------------
+# --- suites and document ------------------------------------------------------------------------------------
 
 IN_PROCESS = [suite.name for suite in bench_run.SUITES if not suite.needs_ray and not suite.needs_gpu]
 
@@ -280,7 +306,9 @@ def test_a_failing_suite_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch
 def test_a_gpu_gets_larger_work_of_the_same_kind() -> None:
     assert GPU.gan_channels == 128
     assert (64, 256) in [step[:2] for step in GPU.steps]
-    assert all(batch * steps == images for images, (_, batch, steps) in zip((25_600, 25_600), GPU.steps, strict=True))
+    assert all(
+        batch * steps == images for images, (_, batch, steps) in zip((25_600, 25_600), GPU.steps, strict=True)
+    )
 
 
 def test_command_writes_json_and_table(
@@ -288,7 +316,17 @@ def test_command_writes_json_and_table(
 ) -> None:
     monkeypatch.setattr(bench_run, "CPU", TINY)
     out, table = tmp_path / "deep" / "bench.json", tmp_path / "bench.md"
-    arguments = ["bench", "--suite", "optimiser", "--rounds", "2", "--out", str(out), "--markdown", str(table)]
+    arguments = [
+        "bench",
+        "--suite",
+        "optimiser",
+        "--rounds",
+        "2",
+        "--out",
+        str(out),
+        "--markdown",
+        str(table),
+    ]
     assert cli.main(arguments) == 0
     check_document(json.loads(out.read_text()), ["optimiser"])
     assert "optimiser, clip and average" in table.read_text()
@@ -297,8 +335,13 @@ def test_command_writes_json_and_table(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--suite", "speed"], "`--suite` must be one of augmentation"), (["--rounds", "0"], "`--rounds >= 1` must hold")],
+    [
+        (["--suite", "speed"], "`--suite` must be one of augmentation"),
+        (["--rounds", "0"], "`--rounds >= 1` must hold"),
+    ],
 )
-def test_command_refuses_what_it_does_not_know(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses_what_it_does_not_know(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err

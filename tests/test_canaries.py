@@ -1,4 +1,5 @@
-"""Who is audited and who is in which run: counts, copies, labels, queries. Constructed sets with known answers; one real one."""
+"""Who is audited and who is in which run: counts, copies, labels, queries.
+Constructed sets with known answers; one real one."""
 
 from __future__ import annotations
 
@@ -49,14 +50,17 @@ def test_every_sample_is_in_half_of_the_runs_and_in_every_even_number_of_first_r
 
 
 def test_samples_are_in_or_out_independently_of_each_other() -> None:
-    """Within a run, membership is a fair coin per sample: counts and agreements of pairs are as binomial as coins'."""
+    """Within a run, membership is a fair coin per sample: counts and
+    agreements of pairs are as binomial as coins'."""
     design = design_audit(noise_splits(train=4000), audit(), seed=2)
     member = design.member(200)[::2]  # one of each pair
     counts = member.sum(axis=1)
     n = member.shape[1]
     assert n == 800
     assert abs(counts.mean() - n / 2) < 4 * np.sqrt(n / 4 / 100)
-    assert 0.6 < counts.var(ddof=1) / (n / 4) < 1.6  # chi-square with 99 degrees of freedom: 0.6 and 1.6 lie beyond 4 sd
+    assert (
+        0.6 < counts.var(ddof=1) / (n / 4) < 1.6
+    )  # chi-square with 99 degrees of freedom: 0.6 and 1.6 lie beyond 4 sd
     agree = (member[:, :-1] == member[:, 1:]).mean()
     assert abs(agree - 0.5) < 4 * np.sqrt(0.25 / (100 * (n - 1)))
 
@@ -97,7 +101,11 @@ def test_copies_are_neither_canaries_nor_population_nor_reference() -> None:
     images[1], images[7] = images[0], images[0]  # three alike within train
     images[2], images[3] = splits.validation.images[0], test[4]
     test[6] = test[5]
-    splits = replace(splits, train=LabelledImages(images, splits.train.labels), test=LabelledImages(test, splits.test.labels))
+    splits = replace(
+        splits,
+        train=LabelledImages(images, splits.train.labels),
+        test=LabelledImages(test, splits.test.labels),
+    )
     seen: set[int] = set()
     for seed in range(40):
         design = design_audit(splits, audit(max_canary_share=0.25, reference=30), seed)
@@ -127,7 +135,9 @@ def test_outliers_are_the_highest_losses_but_never_most_of_a_class() -> None:
     assert set(design.canaries) == set(np.argsort(losses)[-10:])
     assert (design.given_labels == splits.train.labels.numpy()[design.canaries]).all()
     losses[splits.train.labels.numpy() == 2] += 10
-    design = design_audit(splits, audit(canary_kind="outlier", canaries=100, max_canary_share=0.25), 0, losses)
+    design = design_audit(
+        splits, audit(canary_kind="outlier", canaries=100, max_canary_share=0.25), 0, losses
+    )
     assert np.bincount(splits.train.labels.numpy()[design.canaries])[2] == 50
     with pytest.raises(ValueError, match="losses"):
         design_audit(splits, audit(canary_kind="outlier"), 0)
@@ -144,12 +154,16 @@ def test_the_queries_are_what_training_augments_by() -> None:
     assert query_offsets(tiny_recipe(horizontal_flip=False, crop_padding=0), 18) == [(False, 0, 0)]
     full = query_offsets(tiny_recipe(horizontal_flip=True, crop_padding=2), 18)
     assert full[:2] == [(False, 0, 0), (True, 0, 0)]
-    assert set(full) == {(flip, down, right) for flip in (False, True) for down in (-2, 0, 2) for right in (-2, 0, 2)}
+    assert set(full) == {
+        (flip, down, right) for flip in (False, True) for down in (-2, 0, 2) for right in (-2, 0, 2)
+    }
     assert query_offsets(tiny_recipe(horizontal_flip=True), 5) == full[:5]
 
 
 def test_a_query_shifts_black_in_and_then_mirrors() -> None:
-    images = torch.randint(1, 256, (3, 2, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        1, 256, (3, 2, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     for flip, down, right in [(False, 0, 0), (False, 2, -1), (True, -2, 2), (True, 0, 0)]:
         expected = torch.zeros_like(images)
         for row in range(5):
@@ -166,15 +180,23 @@ def test_config_rules_of_the_audit() -> None:
         audit(arms=["kr", "kr"])
     with pytest.raises(ConfigError, match=r"audit\.worst_case\.arms"):
         audit(arms=["nothing"])
-    assert parse_config({"name": "a", "data": {"name": "digits"}, "generator": {}}).audit.worst_case.models == 32  # the paper's
+    assert (
+        parse_config({"name": "a", "data": {"name": "digits"}, "generator": {}}).audit.worst_case.models == 32
+    )  # the paper's
 
 
 def test_every_arm_that_a_run_has_is_a_method() -> None:
-    assert [method_of(arm, tiny_config()).title for arm in OWN_ARMS] == ["Teacher", "Student", "Student, fixed generator"]
+    assert [method_of(arm, tiny_config()).title for arm in OWN_ARMS] == [
+        "Teacher",
+        "Student",
+        "Student, fixed generator",
+    ]
 
 
 def test_pneumoniamnists_copies_are_kept_out(shared_data: Path) -> None:
     """18 training images have an earlier twin and 8 validation images are copies of training images."""
-    splits = load_splits(DataConfig(name="pneumoniamnist", root=str(shared_data), download=False, image_size=28))
+    splits = load_splits(
+        DataConfig(name="pneumoniamnist", root=str(shared_data), download=False, image_size=28)
+    )
     design = design_audit(splits, audit(), 0)
     assert design.excluded >= 18 + 8

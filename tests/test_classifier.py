@@ -105,14 +105,26 @@ def test_a_training_interrupted_at_any_step_ends_bit_equal(stop: int, precision:
 def test_one_plain_step_equals_torch_sgd() -> None:
     """Against the step written with nothing but torch: no augmentation, no mixup, one batch of all images."""
     recipe = tiny_recipe(
-        trivial_augment=False, mixup_alpha=0.0, crop_padding=0, precision="full", batch_size=96, min_steps=0, warmup_epochs=0
+        trivial_augment=False,
+        mixup_alpha=0.0,
+        crop_padding=0,
+        precision="full",
+        batch_size=96,
+        min_steps=0,
+        warmup_epochs=0,
     )
     ours = training(recipe, epochs=1)
     images, labels = images_of_two_classes()
-    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))  # any order: batch statistics do not depend on it
+    order = torch.randperm(
+        96, generator=torch.Generator().manual_seed(0)
+    )  # any order: batch statistics do not depend on it
     reference = new_classifier(2, 1, recipe, 0)
     optimizer = torch.optim.SGD(
-        reference.parameters(), lr=ours.schedule.rate(0), momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        reference.parameters(),
+        lr=ours.schedule.rate(0),
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
     )
     loss = torch.nn.functional.cross_entropy(
         reference(images[order].float() / 127.5 - 1), labels[order], label_smoothing=recipe.label_smoothing

@@ -1,4 +1,5 @@
-"""What users start clusters with: each file against its own schema, linter or list of required fields. None of it was started here."""
+"""What users start clusters with: each file against its own schema, linter or
+list of required fields. None of it was started here."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ from kr_ray.config.file import load_config
 DOCKER = REPOSITORY / "docker"
 CLUSTERS = REPOSITORY / "configs" / "clusters"
 UPS = sorted(CLUSTERS.glob("*.yaml"))
-CAPABILITIES = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+CAPABILITIES = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
 def load(path: Path) -> Any:
@@ -32,7 +37,11 @@ def load(path: Path) -> Any:
 
 
 def manifests() -> list[dict[str, Any]]:
-    return [document for path in (DOCKER / "kuberay").glob("*.yaml") for document in yaml.safe_load_all(path.read_text())]
+    return [
+        document
+        for path in (DOCKER / "kuberay").glob("*.yaml")
+        for document in yaml.safe_load_all(path.read_text())
+    ]
 
 
 def of_kind(kind: str) -> dict[str, Any]:
@@ -40,7 +49,7 @@ def of_kind(kind: str) -> dict[str, Any]:
     return found
 
 
-# --- image and compose -----------------------------------------------------------------------------------------------
+# --- image and compose --------------------------------------------------------------------------------------
 
 
 def test_the_dockerfile_passes_hadolint() -> None:
@@ -55,17 +64,22 @@ def test_the_image_is_pinned_locked_and_unprivileged() -> None:
     lines = (DOCKER / "Dockerfile").read_text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("USER")][-1] == "1000:100"
     bases = re.findall(
-        r"rayproject/ray:[\w.-]+", "".join(path.read_text() for path in DOCKER.glob("*ompose*.yaml")) + "\n".join(lines)
+        r"rayproject/ray:[\w.-]+",
+        "".join(path.read_text() for path in DOCKER.glob("*ompose*.yaml")) + "\n".join(lines),
     )
     assert set(bases) == {"rayproject/ray:2.60.0-py312-gpu", "rayproject/ray:2.60.0-py312-cpu"}
     copied = {part for line in lines if line.startswith("COPY") for part in line.split()[2:-1]}
     assert all((REPOSITORY / part).exists() for part in copied)
-    admitted = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    admitted = {
+        line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
     assert all(any(part == name or part.startswith(f"{name}/") for name in admitted) for part in copied)
 
 
 def test_the_constraints_lock_every_dependency_and_name_no_host() -> None:
-    lines = [line for line in (DOCKER / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (DOCKER / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    ]
     locked = dict(re.fullmatch(r"([a-z0-9.-]+)==([\w.]+)", line).groups() for line in lines)  # type: ignore[union-attr]
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     for text in [*project["dependencies"], *project["optional-dependencies"]["mlflow"]]:
@@ -75,8 +89,12 @@ def test_the_constraints_lock_every_dependency_and_name_no_host() -> None:
 
 
 def compose_schema() -> Any:
-    pytest.importorskip("check_jsonschema", reason="check-jsonschema, which ships the compose schema, is not installed")
-    return json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
+    pytest.importorskip(
+        "check_jsonschema", reason="check-jsonschema, which ships the compose schema, is not installed"
+    )
+    return json.loads(
+        (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
@@ -94,7 +112,10 @@ def test_compose_publishes_on_loopback_only_and_asks_for_the_token() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
     for name in ("head", "worker"):
         environment = services[name]["environment"]
-        assert environment["RAY_AUTH_MODE"] == "token" and environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token", name
+        assert (
+            environment["RAY_AUTH_MODE"] == "token"
+            and environment["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        ), name
         assert services[name]["secrets"] == ["ray_token"]
     assert "/docker/token" in (REPOSITORY / ".gitignore").read_text().splitlines()
 
@@ -109,9 +130,13 @@ def test_compose_prometheus_and_grafana_meet_each_other() -> None:
     [source] = load(DOCKER / "grafana" / "provisioning" / "datasources" / "prometheus.yaml")["datasources"]
     assert source["url"] == compose["head"]["environment"]["RAY_PROMETHEUS_HOST"] == "http://prometheus:9090"
     paths = [
-        p["options"]["path"] for p in load(DOCKER / "grafana" / "provisioning" / "dashboards" / "dashboards.yaml")["providers"]
+        p["options"]["path"]
+        for p in load(DOCKER / "grafana" / "provisioning" / "dashboards" / "dashboards.yaml")["providers"]
     ]
-    assert "./grafana/dashboards:/etc/grafana/kr_ray:ro" in compose["grafana"]["volumes"] and "/etc/grafana/kr_ray" in paths
+    assert (
+        "./grafana/dashboards:/etc/grafana/kr_ray:ro" in compose["grafana"]["volumes"]
+        and "/etc/grafana/kr_ray" in paths
+    )
 
 
 def test_the_grafana_dashboard_asks_for_exactly_the_metrics_that_are_exported() -> None:
@@ -119,7 +144,9 @@ def test_the_grafana_dashboard_asks_for_exactly_the_metrics_that_are_exported() 
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     asked = set(re.findall(r"ray_kr_\w+", " ".join(queries)))
     # Prometheus' convention, which Ray follows: a counter's name ends in `_total`.
-    assert asked == {f"ray_{name}" for name in [*GAUGES, STAGE_GAUGE]} | {f"ray_{name}_total" for name in COUNTERS}
+    assert asked == {f"ray_{name}" for name in [*GAUGES, STAGE_GAUGE]} | {
+        f"ray_{name}_total" for name in COUNTERS
+    }
     labels = {label for query in queries for label in re.findall(r"(\w+)=~", query)}
     assert labels <= set(TAGS)
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
@@ -128,36 +155,48 @@ def test_the_grafana_dashboard_asks_for_exactly_the_metrics_that_are_exported() 
         assert place["x"] + place["w"] <= 24, panel["title"]  # Grafana's grid
 
 
-# --- KubeRay ---------------------------------------------------------------------------------------------------------
+# --- KubeRay ------------------------------------------------------------------------------------------------
 
 RAY_CLUSTER_KEYS = {
-    "rayVersion", "authOptions", "gcsFaultToleranceOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs",
+    "rayVersion", "authOptions", "gcsFaultToleranceOptions", "enableInTreeAutoscaling", "autoscalerOptions",
+    "headGroupSpec", "workerGroupSpecs",
 }  # fmt: skip
 WORKER_GROUP_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 RAY_JOB_KEYS = {
-    "entrypoint", "submissionMode", "submitterPodTemplate", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+    "entrypoint", "submissionMode", "submitterPodTemplate", "backoffLimit", "shutdownAfterJobFinishes",
+    "ttlSecondsAfterFinished",
     "rayClusterSpec",
 }  # fmt: skip
 
 
 def check_pod(pod: dict[str, Any]) -> None:
     security = pod["securityContext"]
-    assert security["runAsNonRoot"] and security["runAsUser"] > 0 and security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert (
+        security["runAsNonRoot"]
+        and security["runAsUser"] > 0
+        and security["seccompProfile"] == {"type": "RuntimeDefault"}
+    )
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in pod["containers"]:
         assert container["name"] and container["image"]
         assert container["securityContext"] == CAPABILITIES
-        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container["resources"]["limits"].keys()
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container["resources"][
+            "limits"
+        ].keys()
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
 def check_ray_cluster(spec: dict[str, Any]) -> None:
-    """The fields of KubeRay's custom resource (ray.io/v1) that a cluster of ours needs; and none that it does not know."""
+    """The fields of KubeRay's custom resource (ray.io/v1) that a cluster
+    of ours needs; and none that it does not know."""
     assert spec.keys() == RAY_CLUSTER_KEYS
     assert spec["authOptions"] == {"mode": "token"}
     fault_tolerance = spec["gcsFaultToleranceOptions"]
     assert fault_tolerance["redisAddress"] == "redis:6379"
-    assert fault_tolerance["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "kr-ray-redis", "key": "password"}
+    assert fault_tolerance["redisPassword"]["valueFrom"]["secretKeyRef"] == {
+        "name": "kr-ray-redis",
+        "key": "password",
+    }
     assert spec["enableInTreeAutoscaling"] and spec["autoscalerOptions"]["version"] == "v2"
     assert spec["autoscalerOptions"]["securityContext"] == CAPABILITIES
     head = spec["headGroupSpec"]
@@ -168,14 +207,20 @@ def check_ray_cluster(spec: dict[str, Any]) -> None:
         check_pod(pod)
         assert pod["restartPolicy"] == "Never"
         claims = [
-            volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod["volumes"]
+            if "persistentVolumeClaim" in volume
         ]
         assert claims == ["kr-ray-shared"]
     for group in spec["workerGroupSpecs"]:
         assert group.keys() == WORKER_GROUP_KEYS
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         [container] = group["template"]["spec"]["containers"]
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"] == 1
+        assert (
+            container["resources"]["limits"]["nvidia.com/gpu"]
+            == container["resources"]["requests"]["nvidia.com/gpu"]
+            == 1
+        )
 
 
 def test_ray_cluster_manifest() -> None:
@@ -189,24 +234,36 @@ def test_ray_job_manifest() -> None:
     spec = job["spec"]
     assert job["apiVersion"] == "ray.io/v1" and spec.keys() == RAY_JOB_KEYS
     assert spec["rayClusterSpec"] == of_kind("RayCluster")["spec"]
-    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0  # the TTL counts only with the shutdown
+    assert (
+        spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0
+    )  # the TTL counts only with the shutdown
     check_pod(spec["submitterPodTemplate"]["spec"])
     program, config, *options = spec["entrypoint"].removeprefix("python ").split()
     assert all((REPOSITORY / path.removeprefix("/opt/kr_ray/")).is_file() for path in (program, config))
     cluster = load_config(REPOSITORY / config.removeprefix("/opt/kr_ray/"), options[1::2]).cluster
-    limits = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    limits = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"][
+        "limits"
+    ]
     assert cluster.train.gpu <= limits["nvidia.com/gpu"] and cluster.train.cpu <= float(limits["cpu"])
 
 
 def test_shared_manifests() -> None:
-    claims = {m["metadata"]["name"]: m["spec"]["accessModes"] for m in manifests() if m["kind"] == "PersistentVolumeClaim"}
+    claims = {
+        m["metadata"]["name"]: m["spec"]["accessModes"]
+        for m in manifests()
+        if m["kind"] == "PersistentVolumeClaim"
+    }
     assert claims == {"kr-ray-shared": ["ReadWriteMany"], "kr-ray-redis": ["ReadWriteOnce"]}
     deployment, service = of_kind("Deployment")["spec"], of_kind("Service")["spec"]
-    assert service["selector"] == deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
+    assert (
+        service["selector"]
+        == deployment["selector"]["matchLabels"]
+        == deployment["template"]["metadata"]["labels"]
+    )
     check_pod(deployment["template"]["spec"])
 
 
-# --- `ray up` and Slurm ----------------------------------------------------------------------------------------------
+# --- `ray up` and Slurm -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", UPS, ids=lambda path: path.stem)
@@ -243,4 +300,6 @@ def test_the_slurm_script_is_sound() -> None:
 def test_no_file_holds_a_secret() -> None:
     for path in [*DOCKER.rglob("*"), *CLUSTERS.iterdir()]:
         if path.is_file():
-            assert not re.search(r"(?i)(password|token|secret)\s*[:=]\s*[\"']?[0-9a-f]{16,}", path.read_text()), path
+            assert not re.search(
+                r"(?i)(password|token|secret)\s*[:=]\s*[\"']?[0-9a-f]{16,}", path.read_text()
+            ), path

@@ -1,4 +1,5 @@
-"""What the commands print of other people's text, what they overwrite, and how one bad file among many ends."""
+"""What the commands print of other people's text, what they
+overwrite, and how one bad file among many ends."""
 
 from __future__ import annotations
 
@@ -31,19 +32,26 @@ def write_scores(path: Path) -> Path:
     return path
 
 
-# --- other people's text is never markup -------------------------------------------------------------------------------
+# --- other people's text is never markup --------------------------------------------------------------------
 
 
 def test_every_console_is_the_plain_one() -> None:
-    """rich reads brackets in what it prints as markup unless told otherwise: there is one place where it is told."""
+    """rich reads brackets in what it prints as markup unless told
+    otherwise: there is one place where it is told."""
     places = []
     for file in sorted((REPOSITORY / "kr_ray").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
                 places += [
-                    (file.name, name.name) for name in node.names if name.name in ("Console", "print", "get_console", "inspect")
+                    (file.name, name.name)
+                    for name in node.names
+                    if name.name in ("Console", "print", "get_console", "inspect")
                 ]
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "TextColumn":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "TextColumn"
+            ):
                 assert any(key.arg == "markup" for key in node.keywords), file
     assert set(places) == {("display.py", "Console")}
 
@@ -53,7 +61,9 @@ def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == f"{ODD}\n"
 
 
-def test_a_run_whose_error_has_brackets_is_listed_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_whose_error_has_brackets_is_listed_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError), RunDirectory(tmp_path / "x"):
         raise ValueError(ODD)
     assert main(["runs", "--storage", str(tmp_path)]) == 0
@@ -72,20 +82,24 @@ def test_progress_notes_notices_and_summaries_with_brackets_are_shown(
         display.stage_finished("other", Result(wall_s=1.0), False)
     print_summary(tiny_config(storage=str(tmp_path / ODD)), "data", Results(), Result())
     page = tmp_path / ODD / "report.html"
-    write_json(page.with_suffix(".json"), validate_report(fake_report()).model_dump(mode="json", by_alias=True))
+    write_json(
+        page.with_suffix(".json"), validate_report(fake_report()).model_dump(mode="json", by_alias=True)
+    )
     print_summary(tiny_config(), "report", Results(), ReportResult(page=str(page)))
     shown = capsys.readouterr().out
     assert shown.count(ODD) == 6
 
 
-def test_a_score_file_with_brackets_in_its_path_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_score_file_with_brackets_in_its_path_is_audited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_scores(tmp_path / "scores[" / "final].npz")
     assert main(["audit", "--scores", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "scores[" in shown and "final]" in shown and "\\[" not in shown
 
 
-# --- outputs take no input's place -------------------------------------------------------------------------------------
+# --- outputs take no input's place --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["same", "relative", "link", "hard_link"])
@@ -105,17 +119,21 @@ def test_the_figures_do_not_take_the_place_of_the_scores(
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
 
 
-def test_a_folder_as_output_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_as_output_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["audit", "--scores", str(tmp_path / "not_looked_for.npz"), "--json", str(tmp_path)]) == 2
     assert "must name a file, but got the folder" in capsys.readouterr().err
     both = ["--out", str(tmp_path / "b"), "--markdown", str(tmp_path / "b")]
     assert main(["bench", "--suite", "augmentation", *both]) == 2
 
 
-# --- one bad file among many -------------------------------------------------------------------------------------------
+# --- one bad file among many --------------------------------------------------------------------------------
 
 
-def test_a_damaged_or_foreign_report_hides_no_other_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_or_foreign_report_hides_no_other_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = validate_report(fake_report() | {"run": "good"})
     write_json(tmp_path / "good" / "report" / "report.json", whole.model_dump(mode="json", by_alias=True))
     bad = {
@@ -135,7 +153,9 @@ def test_a_damaged_or_foreign_report_hides_no_other_run(tmp_path: Path, capsys: 
     assert all(f"{name}/report/report.json" in err for name in bad) and "good/" not in err
 
 
-def test_watching_a_run_with_a_damaged_status_says_which_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watching_a_run_with_a_damaged_status_says_which_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "status.json").write_text("<html>")
     assert main(["watch", "x", "--storage", str(tmp_path)]) == 1

@@ -15,7 +15,8 @@ from kr_ray.config.file import load_config, parse_config
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 PAPER_SETS = {
-    "cifar10", "cifar100", "fashionmnist", "bloodmnist", "dermamnist", "organcmnist", "organsmnist", "pneumoniamnist", "retinamnist",
+    "cifar10", "cifar100", "fashionmnist", "bloodmnist", "dermamnist", "organcmnist", "organsmnist",
+    "pneumoniamnist", "retinamnist",
 }  # fmt: skip
 
 
@@ -41,7 +42,12 @@ def test_paper_scale_is_tables_1_3_and_4(name: str) -> None:
     config = load_config(REPOSITORY / "configs" / f"{name}.yaml")
     recipe, gan = config.classifier, config.generator
     assert (recipe.width, recipe.batch_size, recipe.learning_rate, recipe.warmup_epochs) == (64, 256, 0.5, 10)
-    assert (recipe.warmup_learning_rate, recipe.momentum, recipe.weight_decay, recipe.clip_norm) == (1e-5, 0.9, 5e-4, 1.0)
+    assert (recipe.warmup_learning_rate, recipe.momentum, recipe.weight_decay, recipe.clip_norm) == (
+        1e-5,
+        0.9,
+        5e-4,
+        1.0,
+    )
     assert (recipe.label_smoothing, recipe.mixup_alpha, recipe.crop_padding) == (0.1, 0.2, 2)
     assert (gan.loss, gan.output, gan.d_steps, gan.d_label_smoothing, gan.d_weight_decay) == (
         "logistic",
@@ -50,15 +56,30 @@ def test_paper_scale_is_tables_1_3_and_4(name: str) -> None:
         0.1,
         0.004,
     )
-    assert (gan.batch_size, gan.latent_dim, gan.shared_dim, gan.checkpoint_every, gan.epochs) == (64, 128, 128, 5, 500)
-    assert (config.teacher.epochs, config.student.epochs, config.checkpoints.epochs, config.tuning.epochs) == (
+    assert (gan.batch_size, gan.latent_dim, gan.shared_dim, gan.checkpoint_every, gan.epochs) == (
+        64,
+        128,
+        128,
+        5,
+        500,
+    )
+    assert (
+        config.teacher.epochs,
+        config.student.epochs,
+        config.checkpoints.epochs,
+        config.tuning.epochs,
+    ) == (
         500,
         500,
         100,
         100,
     )
     assert (config.tuning.trials, config.audit.shadow.models) == (50, 10)
-    assert (config.synthesis.sampling.latent_std, config.synthesis.regeneration_rate, config.synthesis.cardinality_scale) == (
+    assert (
+        config.synthesis.sampling.latent_std,
+        config.synthesis.regeneration_rate,
+        config.synthesis.cardinality_scale,
+    ) == (
         1.0,
         10,
         1,
@@ -96,7 +117,9 @@ def test_all_mistakes_are_reported_at_once_with_key_value_and_remedy(tmp_path: P
     ):
         assert part in text
     assert "latent_std=[2.5, 1.0]; swap" in text
-    assert "`data.image_size == 4 * 2**len(generator.g_in)`" in text  # a rule between two sections that are sound in themselves
+    assert (
+        "`data.image_size == 4 * 2**len(generator.g_in)`" in text
+    )  # a rule between two sections that are sound in themselves
 
 
 @pytest.mark.parametrize(
@@ -138,7 +161,12 @@ def test_the_resolved_config_loads_to_the_same_config(tmp_path: Path) -> None:
 def test_overrides_and_yaml_traps(tmp_path: Path) -> None:
     path = write(tmp_path, tiny_settings())
     config = load_config(
-        path, ["classifier.warmup_learning_rate=1e-4", "tuning.space.latent_std=[1.0, 2.0]", "cluster.trial.cpu=0.5"]
+        path,
+        [
+            "classifier.warmup_learning_rate=1e-4",
+            "tuning.space.latent_std=[1.0, 2.0]",
+            "cluster.trial.cpu=0.5",
+        ],
     )
     assert config.classifier.warmup_learning_rate == 1e-4
     assert config.tuning.space["latent_std"] == (1.0, 2.0)
@@ -150,7 +178,10 @@ def test_overrides_and_yaml_traps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("- a\n- b\n", "mappings"), ("a: [1", "not valid YAML"), ("name: a\nname: b\n", "written twice"), ("data: 2020-01-01\nname: x\n", "data: .*'2020-01-01' .text.; correct")],
+    [("- a\n- b\n", "mappings"),
+     ("a: [1", "not valid YAML"),
+     ("name: a\nname: b\n", "written twice"),
+     ("data: 2020-01-01\nname: x\n", "data: .*'2020-01-01' .text.; correct")],
 )  # fmt: skip
 def test_broken_files(tmp_path: Path, text: str, named: str) -> None:
     path = tmp_path / "broken.yaml"
@@ -166,7 +197,10 @@ def test_a_missing_file_names_the_examples(tmp_path: Path) -> None:
 
 def test_a_wrong_config_exits_with_2_before_ray_or_torch_are_imported(tmp_path: Path) -> None:
     path = write(tmp_path, tiny_settings(teacher={"epochs": 0}))
-    code = f"import sys; from kr_ray.cli import main; c = main(['run', {str(path)!r}]); print(c, 'ray' in sys.modules, 'torch' in sys.modules)"
+    code = (
+        f"import sys; from kr_ray.cli import main; c = main(['run', {str(path)!r}]); print(c, 'ray' in "
+        "sys.modules, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False", "False"]
     assert "teacher.epochs" in done.stderr

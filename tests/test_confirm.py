@@ -37,11 +37,14 @@ def test_a_finalist_wins_by_more_than_its_error_only() -> None:
     assert (many.trial, many.winner, few.winner) == (4, 4, DEFAULTS)
     assert many.gain == few.gain == pytest.approx(0.05)
     # Differences per seed 0.06, 0.05, 0.04: sd 0.01.
-    assert many.standard_error == pytest.approx(np.hypot(0.01 / 3**0.5, difference_error(0.86, 0.81, 100_000)))
+    assert many.standard_error == pytest.approx(
+        np.hypot(0.01 / 3**0.5, difference_error(0.86, 0.81, 100_000))
+    )
 
 
 def test_candidates_that_are_alike_seldom_oust_the_defaults() -> None:
-    """The null case: all candidates are one and the same; the best of two finalists still has an expected gain above 0."""
+    """The null case: all candidates are one and the same; the best of two
+    finalists still has an expected gain above 0."""
     random = np.random.default_rng(1)
     won = 0
     for _ in range(2000):
@@ -82,7 +85,9 @@ def trained(cas: Callable[[StudentWork], float]) -> tuple[list[StudentWork], Cal
 def test_finalists_and_defaults_are_trained_with_the_same_fresh_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    works, train = trained(lambda work: 0.9 if work.spec.synthesis.values(["latent_std"]) == {"latent_std": 4.0} else 0.7)
+    works, train = trained(
+        lambda work: 0.9 if work.spec.synthesis.values(["latent_std"]) == {"latent_std": 4.0} else 0.7
+    )
     monkeypatch.setattr(confirm, "train_students", train)
     found = confirm.confirm(outcomes(), shared(), finalists=2, seeds=3, images=400)
     assert [row.trial for row in found.rows] == [3, 0, DEFAULTS]

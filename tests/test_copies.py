@@ -1,4 +1,5 @@
-"""Near-copies and fidelity: planted copies are found, fresh samples are not, libraries and naive versions agree."""
+"""Near-copies and fidelity: planted copies are found, fresh samples
+are not, libraries and naive versions agree."""
 
 from __future__ import annotations
 
@@ -55,7 +56,10 @@ def test_planted_copies_are_counted_exactly() -> None:
 
 
 def test_without_copying_z_is_standard_normal_and_near_copies_are_the_quantile() -> None:
-    found = [copy_figures(normal(3 * k, 400), normal(3 * k + 1, 400), normal(3 * k + 2, 400), quantile=0.05) for k in range(60)]
+    found = [
+        copy_figures(normal(3 * k, 400), normal(3 * k + 1, 400), normal(3 * k + 2, 400), quantile=0.05)
+        for k in range(60)
+    ]
     z = np.array([figures["data_copying"] for figures in found])
     # Neighbours are shared, so distances of one set are not quite independent; the level is what matters.
     assert abs(z.mean()) < 0.4 and 0.7 < z.std() < 1.5
@@ -82,7 +86,10 @@ def test_histograms_are_shares() -> None:
 
 def test_fid_is_the_frechet_distance_of_the_fitted_gaussians() -> None:
     real, fake = normal(0, 900), 1.3 * normal(1, 800) + 0.2
-    (a, b), (s, t) = ((x.double().mean(0).numpy() for x in (real, fake)), (np.cov(x.double().numpy().T) for x in (real, fake)))
+    (a, b), (s, t) = (
+        (x.double().mean(0).numpy() for x in (real, fake)),
+        (np.cov(x.double().numpy().T) for x in (real, fake)),
+    )
     expected = ((a - b) ** 2).sum() + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
     assert fidelity(real, fake, seed=0)["fid"] == pytest.approx(expected, rel=1e-3)
 
@@ -109,7 +116,7 @@ def test_duplicates_of_pneumoniamnist(shared_data: Path) -> None:
     assert len(duplicate_indices(splits.validation.images, splits.train.images)) == 8
 
 
-# --- encoders --------------------------------------------------------------------------------------------------------
+# --- encoders -----------------------------------------------------------------------------------------------
 
 
 class Halves(torch.nn.Module):
@@ -126,7 +133,14 @@ def encoder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     example = torch.zeros(2, 3, 8, 8)
     torch.jit.save(torch.jit.trace(Halves(), example), str(files["torchscript"]))
     batch = torch.export.Dim("batch")
-    torch.onnx.export(Halves().eval(), (example,), str(files["onnx"]), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    torch.onnx.export(
+        Halves().eval(),
+        (example,),
+        str(files["onnx"]),
+        dynamo=True,
+        dynamic_shapes=({0: batch},),
+        verbose=False,
+    )
     return files
 
 
@@ -136,12 +150,15 @@ def test_encoders_from_files(encoder_files: dict[str, Path], kind: str, channels
     images = torch.randint(256, (300, channels, 16, 16), dtype=torch.uint8)
     config = CopiesConfig(encoder=str(encoder_files[kind]), encoder_size=8)
     encoded = file_encoder(config, torch.device("cpu"))(images)
-    small = torch.nn.functional.interpolate(images.float() / 255, size=[8, 8], mode="bilinear", antialias=True)
+    small = torch.nn.functional.interpolate(
+        images.float() / 255, size=[8, 8], mode="bilinear", antialias=True
+    )
     torch.testing.assert_close(encoded, Halves()(small.expand(-1, 3, -1, -1)).flatten(1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("missing.pt", None), ("broken.pt", b"no zip"), ("broken.onnx", b"no protobuf"), ("x.txt", b"text")]
+    ("name", "content"),
+    [("missing.pt", None), ("broken.pt", b"no zip"), ("broken.onnx", b"no protobuf"), ("x.txt", b"text")],
 )
 def test_wrong_encoder_files_are_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:
@@ -177,7 +194,9 @@ def test_encoders_of_no_features_are_named(tmp_path: Path, network: nn.Module, s
 
 
 def test_an_onnx_encoder_that_fails_inside_is_named(tmp_path: Path) -> None:
-    shape = helper.make_node("Reshape", ["x", "shape"], ["y"])  # free input sides, so only running it shows the wrong size
+    shape = helper.make_node(
+        "Reshape", ["x", "shape"], ["y"]
+    )  # free input sides, so only running it shows the wrong size
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y"))
     wanted = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 7])
     graph = helper.make_graph([shape], "encoder", [x], [y], [wanted])
@@ -188,14 +207,16 @@ def test_an_onnx_encoder_that_fails_inside_is_named(tmp_path: Path) -> None:
         encode(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
 
 
-# --- the stage -------------------------------------------------------------------------------------------------------
+# --- the stage ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Splits with known exact copies, an untrained teacher and an untrained generator."""
     folder = tmp_path_factory.mktemp("run")
-    images = torch.randint(256, (400, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        256, (400, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     images[10] = images[11]  # within the training images
     images[300] = images[12]  # a test image that is also a training image
     images[301] = images[302]  # within the test images

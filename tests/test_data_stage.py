@@ -1,4 +1,5 @@
-"""What the data stage refuses, says and sees again: leaks between splits, empty images, edits behind links, foreign artefacts."""
+"""What the data stage refuses, says and sees again: leaks between splits,
+empty images, edits behind links, foreign artefacts."""
 
 from __future__ import annotations
 
@@ -71,11 +72,17 @@ def write_npz(path: Path, splits: Splits) -> Path:
 
 def npz_config(tmp_path: Path, splits: Splits, **data: Any) -> Config:
     path = write_npz(tmp_path / "set.npz", splits)
-    keys = {"name": "npz", "path": str(path), "image_size": 16, "max_train_images": 0, "max_test_images": 0} | data
+    keys = {
+        "name": "npz",
+        "path": str(path),
+        "image_size": 16,
+        "max_train_images": 0,
+        "max_test_images": 0,
+    } | data
     return tiny_config(data=keys, storage=str(tmp_path / "runs"))
 
 
-# --- leaks between splits ----------------------------------------------------------------------------------------------
+# --- leaks between splits -----------------------------------------------------------------------------------
 
 
 def test_copies_are_counted_as_constructed() -> None:
@@ -85,7 +92,10 @@ def test_copies_are_counted_as_constructed() -> None:
         "validation_in_train": 2,
         "test_in_train": 3,
         "test_in_validation": 0,
-        "distinct_train": 100 - 5 - 5 - 3,  # the repeated with their originals (two of which are validation's), and the test's
+        "distinct_train": 100
+        - 5
+        - 5
+        - 3,  # the repeated with their originals (two of which are validation's), and the test's
     }
 
 
@@ -100,26 +110,42 @@ def test_sound_splits_get_no_remark_and_no_refusal() -> None:
 def test_a_few_copies_are_said_and_more_are_refused_with_a_remedy(tmp_path: Path) -> None:
     few, notices = run(npz_config(tmp_path, noise_splits(test_copies=4)))
     assert few["duplicates"]["test_in_train"] == 4
-    expected = "4 of 40 test images are also training images: test accuracies count them, the audit and the copies stage leave them out"
+    expected = (
+        "4 of 40 test images are also training images: test accuracies count "
+        "them, the audit and the copies stage leave them out"
+    )
     assert few["remarked"] == [expected] and notices.texts == [f"data: {expected}"]
     many = npz_config(tmp_path, noise_splits(test_copies=5, validation_copies=3))
-    with pytest.raises(DataError, match=r"<= 0\.1` must hold.*3 of 20 validation.*5 of 40 test.*remove the copies") as caught:
+    with pytest.raises(
+        DataError, match=r"<= 0\.1` must hold.*3 of 20 validation.*5 of 40 test.*remove the copies"
+    ) as caught:
         run(many)
     assert "data.max_copied_share" in str(caught.value)
-    assert run(npz_config(tmp_path, noise_splits(test_copies=5, validation_copies=3), max_copied_share=0.2))[0]["remarked"]
+    assert run(npz_config(tmp_path, noise_splits(test_copies=5, validation_copies=3), max_copied_share=0.2))[
+        0
+    ]["remarked"]
 
 
 def test_a_test_set_inside_the_training_set_is_refused_by_the_data_stage(tmp_path: Path) -> None:
     splits = noise_splits()
-    inside = Splits("inside", splits.class_names, splits.train, splits.train.subset(torch.arange(20)), splits.train)
-    with pytest.raises(DataError, match=r"20 of 20 validation images are also training images; 100 of 100 test images"):
+    inside = Splits(
+        "inside", splits.class_names, splits.train, splits.train.subset(torch.arange(20)), splits.train
+    )
+    with pytest.raises(
+        DataError, match=r"20 of 20 validation images are also training images; 100 of 100 test images"
+    ):
         run(npz_config(tmp_path, inside, max_copied_share=0.5))
     assert not (tmp_path / "runs" / "tiny" / "data" / "done.json").exists()
 
 
 def test_constant_images_are_refused_as_copies_and_called_constant(tmp_path: Path) -> None:
-    black = {n: LabelledImages(torch.zeros(n, 1, 16, 16, dtype=torch.uint8), torch.arange(n) % 2) for n in (40, 20, 21)}
-    with pytest.raises(DataError, match=r"constant images, all pixels alike: 40 training, 20 validation, 21 test"):
+    black = {
+        n: LabelledImages(torch.zeros(n, 1, 16, 16, dtype=torch.uint8), torch.arange(n) % 2)
+        for n in (40, 20, 21)
+    }
+    with pytest.raises(
+        DataError, match=r"constant images, all pixels alike: 40 training, 20 validation, 21 test"
+    ):
         run(npz_config(tmp_path, Splits("black", ("a", "b"), black[40], black[20], black[21])))
 
 
@@ -128,12 +154,14 @@ def test_empty_images_and_lacking_classes_get_a_remark() -> None:
     splits.train.images[7], splits.train.images[9] = 80, 90
     splits.test.images[:3] = torch.tensor([0, 1], dtype=torch.uint8).repeat(128).view(16, 16)
     splits.test.images[1, 0, 0, 0], splits.test.images[2, 0, 0, 1] = 2, 2  # three different ones
-    lacking = Splits("x", ("a", "b"), splits.train, splits.validation.subset(splits.validation.labels == 0), splits.test)
+    lacking = Splits(
+        "x", ("a", "b"), splits.train, splits.validation.subset(splits.validation.labels == 0), splits.test
+    )
     assert remark(lacking, count_copies(lacking)) == [
         "2 of 100 training images are constant, all pixels alike (the first: number 7)",
         "the validation split has no image of 1 of 2 classes (b): its figures say nothing on them",
-        "3 of 40 test images are nearly black, no value above 10 of 255 (the first: number 0); were they scaled to [0, 1] before they "
-        "were saved?",
+        "3 of 40 test images are nearly black, no value above 10 of 255 (the first: number 0); were they "
+        "scaled to [0, 1] before they were saved?",
     ]
 
 
@@ -148,7 +176,7 @@ def test_an_audit_that_the_data_cannot_bear_is_refused_before_anything_is_traine
     assert not (tmp_path / "runs" / "tiny" / "teacher").exists()
 
 
-# --- stale and foreign inputs ------------------------------------------------------------------------------------------
+# --- stale and foreign inputs -------------------------------------------------------------------------------
 
 
 def picture(seed: int) -> Image.Image:
@@ -168,7 +196,13 @@ def farm(tmp_path: Path) -> Path:
 
 
 def test_an_edit_behind_linked_class_folders_is_read_again(tmp_path: Path) -> None:
-    data = {"name": "folder", "path": str(farm(tmp_path)), "image_size": 16, "max_train_images": 0, "max_test_images": 0}
+    data = {
+        "name": "folder",
+        "path": str(farm(tmp_path)),
+        "image_size": 16,
+        "max_train_images": 0,
+        "max_test_images": 0,
+    }
     config = tiny_config(data=data, storage=str(tmp_path / "runs"))
     first, _ = run(config)
     assert run(config)[1].skipped == {"data": True}
@@ -196,7 +230,11 @@ def test_the_stored_images_are_those_of_the_digest_or_are_read_again(tmp_path: P
         assert load_stored_splits(stored).digest() != result["digest"]
     again, notices = run(config)
     assert again["digest"] == result["digest"] == load_stored_splits(stored).digest()
-    assert len(notices.texts) == 1 and str(stored) in notices.texts[0] and "data is made again" in notices.texts[0]
+    assert (
+        len(notices.texts) == 1
+        and str(stored) in notices.texts[0]
+        and "data is made again" in notices.texts[0]
+    )
 
 
 def test_runs_inside_the_data_folder_are_refused(tmp_path: Path) -> None:
@@ -212,11 +250,19 @@ def test_other_threads_than_the_default_are_other_inputs() -> None:
         return pipeline.stamp(pipeline.stages[stage])
 
     trial, train = {"trial": {"cpu": 1.0}}, {"train": {"cpu": 2.0}}
-    assert stamp("shadows", **trial) == stamp("shadows", trial={"cpu": 0.5}) != stamp("shadows", trial={"cpu": 2.0})
-    assert stamp("teacher", **train) == stamp("teacher", **train, trial={"cpu": 2.0}) != stamp("teacher", train={"cpu": 4.0})
+    assert (
+        stamp("shadows", **trial)
+        == stamp("shadows", trial={"cpu": 0.5})
+        != stamp("shadows", trial={"cpu": 2.0})
+    )
+    assert (
+        stamp("teacher", **train)
+        == stamp("teacher", **train, trial={"cpu": 2.0})
+        != stamp("teacher", train={"cpu": 4.0})
+    )
 
 
-# --- never destroy -----------------------------------------------------------------------------------------------------
+# --- never destroy ------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_parquet_set_is_refused_at_once_and_costs_no_finished_student(
@@ -234,7 +280,17 @@ def test_a_wrong_parquet_set_is_refused_at_once_and_costs_no_finished_student(
     }
     pq.write_table(pa.table(table), tmp_path / "wrong.parquet")
     write_json(tmp_path / "config.yaml", config.model_dump(mode="json"))  # JSON is YAML
-    assert main(["student", str(tmp_path / "config.yaml"), "--set", f"student.from_parquet={tmp_path / 'wrong.parquet'}"]) == 2
+    assert (
+        main(
+            [
+                "student",
+                str(tmp_path / "config.yaml"),
+                "--set",
+                f"student.from_parquet={tmp_path / 'wrong.parquet'}",
+            ]
+        )
+        == 2
+    )
     assert "wrong.parquet" in capsys.readouterr().err
     assert (folder / "weights.safetensors").read_text() == "the student"
     assert RunDirectory(directory.path).result("student", "of the generator") == {"test_accuracy": 0.9}

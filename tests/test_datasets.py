@@ -59,12 +59,18 @@ def arrays(count: int = 12, shape: tuple[int, ...] = (8, 8), classes: int = 2) -
     return made
 
 
-def load_npz(folder: Path, made: dict[str, np.ndarray], image_size: int = 8, min_images: int = 2, **keys: Any) -> Splits:
+def load_npz(
+    folder: Path, made: dict[str, np.ndarray], image_size: int = 8, min_images: int = 2, **keys: Any
+) -> Splits:
     np.savez(folder / "own.npz", **made)
-    return load_splits(DataConfig(name="npz", path=str(folder / "own.npz"), image_size=image_size, **keys), min_images)
+    return load_splits(
+        DataConfig(name="npz", path=str(folder / "own.npz"), image_size=image_size, **keys), min_images
+    )
 
 
-def save_images(folder: Path, count: int, shape: tuple[int, ...] = (8, 8), suffix: str = "png", seed: int = 0) -> None:
+def save_images(
+    folder: Path, count: int, shape: tuple[int, ...] = (8, 8), suffix: str = "png", seed: int = 0
+) -> None:
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +83,7 @@ def load_folder(folder: Path, image_size: int = 8, **keys: Any) -> Splits:
     return load_splits(DataConfig(name="folder", path=str(folder), image_size=image_size, **keys))
 
 
-# --- the public sets ---------------------------------------------------------------------------------------------------
+# --- the public sets ----------------------------------------------------------------------------------------
 
 
 @real_files
@@ -124,9 +130,13 @@ def test_fashion_equals_torchvision_s_reader_and_the_split_loses_nothing(tmp_pat
     assert torch.equal(splits.test.labels, test.targets)
 
     def census(images: torch.Tensor, labels: torch.Tensor) -> Counter[tuple[bytes, int]]:
-        return Counter((image.tobytes(), int(label)) for image, label in zip(images.numpy(), labels, strict=True))
+        return Counter(
+            (image.tobytes(), int(label)) for image, label in zip(images.numpy(), labels, strict=True)
+        )
 
-    found = census(splits.train.images, splits.train.labels) + census(splits.validation.images, splits.validation.labels)
+    found = census(splits.train.images, splits.train.labels) + census(
+        splits.validation.images, splits.validation.labels
+    )
     assert found == census(train.data, train.targets)
     assert splits.train.labels.bincount().tolist() == [5000] * 10
     assert splits.validation.labels.bincount().tolist() == [1000] * 10
@@ -138,7 +148,9 @@ def test_torchvision_s_folder_layout_is_read_in_place(tmp_path: Path) -> None:
     raw.parent.mkdir()
     raw.symlink_to(SHARED / "fashionmnist")
     splits = load_splits(
-        DataConfig(name="fashionmnist", root=str(tmp_path), download=False, image_size=28, max_train_images=50)
+        DataConfig(
+            name="fashionmnist", root=str(tmp_path), download=False, image_size=28, max_train_images=50
+        )
     )
     assert sizes(splits) == (50, 10000, 10000)
     assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["FashionMNIST", "raw"]
@@ -181,14 +193,18 @@ def test_digits_hold_scikit_learn_s_images_split_by_share() -> None:
 
 
 def test_same_seed_same_splits_other_seed_other_splits() -> None:
-    digests = [load_splits(DataConfig(name="digits", image_size=8, split_seed=seed)).digest() for seed in (0, 0, 1)]
+    digests = [
+        load_splits(DataConfig(name="digits", image_size=8, split_seed=seed)).digest() for seed in (0, 0, 1)
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_accepted_medmnist_names_are_the_two_dimensional_single_label_ones() -> None:
     from medmnist import INFO
 
-    expected = {flag for flag, info in INFO.items() if not flag.endswith("3d") and "multi-label" not in info["task"]}
+    expected = {
+        flag for flag, info in INFO.items() if not flag.endswith("3d") and "multi-label" not in info["task"]
+    }
     assert set(public_sets.medmnist_names()) == expected
     assert len(expected) == 11
     assert set(TABLE_5) <= set(known_names())
@@ -218,7 +234,9 @@ def test_absent_without_download_writes_nothing(name: str, tmp_path: Path) -> No
     assert not (tmp_path / "root").exists()
 
 
-def test_unreachable_network_is_one_clear_error_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_network_is_one_clear_error_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torchvision.datasets
     import torchvision.datasets.utils
 
@@ -227,9 +245,13 @@ def test_unreachable_network_is_one_clear_error_and_leaves_no_file(tmp_path: Pat
         raise ConnectionResetError("no network")
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", unreachable)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "__init__", lambda self, root, **keys: unreachable("", root))
+    monkeypatch.setattr(
+        torchvision.datasets.CIFAR10, "__init__", lambda self, root, **keys: unreachable("", root)
+    )
     for name in ("bloodmnist", "cifar10"):
-        with pytest.raises(DataError, match=r"download failed \(ConnectionResetError: no network\); check the network"):
+        with pytest.raises(
+            DataError, match=r"download failed \(ConnectionResetError: no network\); check the network"
+        ):
             load_splits(DataConfig(name=name, root=str(tmp_path)))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -245,7 +267,9 @@ def test_read_only_root_is_refused_not_written(tmp_path: Path) -> None:
 
 
 @real_files
-def test_download_is_moved_into_place_verified_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_is_moved_into_place_verified_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torchvision.datasets.utils
 
     source = (SHARED / "medmnist/breastmnist.npz").read_bytes()
@@ -270,7 +294,9 @@ def test_damaged_official_files_are_refused_and_left_alone(damage: str, tmp_path
     (tmp_path / "medmnist").mkdir()
     file = tmp_path / "medmnist/breastmnist.npz"
     file.write_bytes(raw)
-    with pytest.raises(DataError, match=r"md5\(.*750601b1f35ba3300ea97c75c52ff8f6.*bytes\); the file is truncated, damaged"):
+    with pytest.raises(
+        DataError, match=r"md5\(.*750601b1f35ba3300ea97c75c52ff8f6.*bytes\); the file is truncated, damaged"
+    ):
         load_splits(DataConfig(name="breastmnist", root=str(tmp_path)))
     assert file.read_bytes() == bytes(raw)
 
@@ -320,7 +346,7 @@ def test_cifar_is_checked_before_torchvision_reads_it_and_split_by_class(
     assert not made  # nothing was unpickled
 
 
-# --- resizing, splitting, thinning -------------------------------------------------------------------------------------
+# --- resizing, splitting, thinning --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("image_size", [8, 28, 32, 64])
@@ -328,8 +354,11 @@ def test_cifar_is_checked_before_torchvision_reads_it_and_split_by_class(
 def test_resizing_is_pillow_s_bilinear_rounded_to_the_nearest(image_size: int, channels: int) -> None:
     from PIL import Image
 
-    # NHWC in memory, as files come: the result must not depend on the layout, nor on what else is in the batch.
-    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (5, 28, 20, channels), dtype=np.uint8))
+    # NHWC in memory, as files come: the result must not depend on the
+    # layout, nor on what else is in the batch.
+    pixels = torch.from_numpy(
+        np.random.default_rng(1).integers(0, 256, (5, 28, 20, channels), dtype=np.uint8)
+    )
     images = pixels.permute(0, 3, 1, 2)
     resized = resize(images, image_size)
     assert resized.is_contiguous() and resized.dtype == torch.uint8
@@ -371,7 +400,7 @@ def test_too_few_training_images_for_a_batch(tmp_path: Path) -> None:
         load_npz(tmp_path, arrays(12), min_images=13)
 
 
-# --- the user's .npz ---------------------------------------------------------------------------------------------------
+# --- the user's .npz ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3)])
@@ -411,7 +440,11 @@ def nan_pixel(images: np.ndarray) -> np.ndarray:
         ),
         ("val_labels", lambda x: x[:, None, None], r"must be \[N\] or \[N, 1\]"),
         ("train_labels", lambda x: x - 1, "train_labels` must lie in 0 to 2147483647, but got -1 to 0"),
-        ("train_labels", lambda x: x.astype(np.uint64) + 2**63, "but got 9223372036854775808 to 9223372036854775809"),
+        (
+            "train_labels",
+            lambda x: x.astype(np.uint64) + 2**63,
+            "but got 9223372036854775808 to 9223372036854775809",
+        ),
         ("train_labels", lambda x: x + 10**9, "`label < 13`.*but got label 1000000001 in .*train"),
         ("test_labels", lambda x: x + 1, "`label < 2` .*but got label 2 in .*test"),
         ("train_labels", lambda x: x * 2, "every class has a training image.*for class 1;"),
@@ -420,17 +453,35 @@ def nan_pixel(images: np.ndarray) -> np.ndarray:
         ("test_images", lambda x: x[:5], "test_labels` .*but got 12 labels and 5 images"),
         ("test_images", lambda x: x[:0], "test_images` must hold at least one image"),
         ("train_images", lambda x: x.astype(np.int16), "train_images` must be uint8 .*but got int16"),
-        ("train_images", lambda x: x.astype(np.float32), r"train_images` in floating point must lie in \[0, 1\], but got"),
+        (
+            "train_images",
+            lambda x: x.astype(np.float32),
+            r"train_images` in floating point must lie in \[0, 1\], but got",
+        ),
         ("train_images", lambda x: x / 255 - 0.5, r"must lie in \[0, 1\], but got -0.5 to"),
         ("train_images", nan_pixel, "train_images` must be finite, but got 1 NaN or infinite pixels"),
-        ("train_images", lambda x: np.repeat(x[:, None], 3, 1), r"channels last, but got shape \(12, 3, 8, 8\)"),
+        (
+            "train_images",
+            lambda x: np.repeat(x[:, None], 3, 1),
+            r"channels last, but got shape \(12, 3, 8, 8\)",
+        ),
         ("train_images", lambda x: np.repeat(x[..., None], 4, 3), r"but got shape \(12, 8, 8, 4\)"),
         ("train_images", lambda x: x[0], r"but got shape \(8, 8\)"),
-        ("train_images", lambda x: np.repeat(x[..., None], 3, 3), "all splits are grey .*'train': 3.*convert"),
-        ("train_images", lambda x: np.array([*x, "x"], dtype=object)[:12], "Python objects, which are never unpickled"),
+        (
+            "train_images",
+            lambda x: np.repeat(x[..., None], 3, 3),
+            "all splits are grey .*'train': 3.*convert",
+        ),
+        (
+            "train_images",
+            lambda x: np.array([*x, "x"], dtype=object)[:12],
+            "Python objects, which are never unpickled",
+        ),
     ],
 )
-def test_bad_arrays_are_refused_with_rule_and_value(key: str, change: Any, message: str, tmp_path: Path) -> None:
+def test_bad_arrays_are_refused_with_rule_and_value(
+    key: str, change: Any, message: str, tmp_path: Path
+) -> None:
     made = arrays()
     made[key] = change(made[key])
     with pytest.raises(DataError, match=message):
@@ -446,7 +497,9 @@ def test_bad_archives_are_refused(tmp_path: Path) -> None:
     config = DataConfig(name="npz", path=str(file))
     for raw in (file.read_bytes()[:-100], b"", b"not an archive", b"PK\x03\x04 nor this"):
         file.write_bytes(raw)
-        with pytest.raises(DataError, match=r"must be a complete .npz file, but got \w+.*; write or copy it again"):
+        with pytest.raises(
+            DataError, match=r"must be a complete .npz file, but got \w+.*; write or copy it again"
+        ):
             load_splits(config)
     with file.open("wb") as stream:
         np.save(stream, made["train_images"])
@@ -481,11 +534,15 @@ def test_damage_never_escapes_as_another_error(compressed: bool, tmp_path: Path)
             continue  # the rest are bytes that mean nothing, such as times
 
 
-# --- the user's folder -------------------------------------------------------------------------------------------------
+# --- the user's folder --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "suffix"), [((8, 8), "png"), ((8, 8, 3), "png"), ((8, 8), "bmp"), ((8, 8, 3), "tif")])
-def test_folder_is_read_pixel_by_pixel_with_sorted_class_names(shape: tuple[int, ...], suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "suffix"), [((8, 8), "png"), ((8, 8, 3), "png"), ((8, 8), "bmp"), ((8, 8, 3), "tif")]
+)
+def test_folder_is_read_pixel_by_pixel_with_sorted_class_names(
+    shape: tuple[int, ...], suffix: str, tmp_path: Path
+) -> None:
     for seed, name in enumerate(("zebra", "ant", "cow")):
         save_images(tmp_path / name, 10, shape, suffix, seed)
     (tmp_path / "README.md").write_text("ignored")
@@ -585,11 +642,17 @@ def put_frames(folder: Path) -> None:
     [
         (put_text, "must hold images only .*labels.csv; move or convert"),
         (put_broken, "a/001.png` must be a readable image"),
-        (put_other_text_as_image, "a/001.png` must be a readable image, but got text; repair or remove the file"),
+        (
+            put_other_text_as_image,
+            "a/001.png` must be a readable image, but got text; repair or remove the file",
+        ),
         (put_sixteen_bits, "a/001.png` must have 8 bits per channel, grey or RGB, but got mode I;16"),
         (put_transparent, "a/001.png` must be one opaque image, .*transparent"),
         (put_frames, "stack.tif` must be one opaque image, but got 2 frame"),
-        (lambda folder: save_images(folder / "b", 1, (8, 8, 3)), "all images are grey or all are RGB.*000.png.*convert"),
+        (
+            lambda folder: save_images(folder / "b", 1, (8, 8, 3)),
+            "all images are grey or all are RGB.*000.png.*convert",
+        ),
         (lambda folder: (folder / "c").mkdir(), r"every class has a training image.*for class 2 \(c\)"),
         (lambda folder: save_images(folder, 1), "one folder per class, but got the loose image 000.png"),
         (lambda folder: save_images(folder / "a/deeper", 1), "but got the folder deeper"),
@@ -622,5 +685,13 @@ def test_folders_that_are_none_or_too_small_are_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_module_loads_no_data_library() -> None:
-    code = "import sys, kr_ray.data.datasets; print(*({'torchvision', 'medmnist', 'sklearn', 'PIL'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    code = (
+        "import sys, kr_ray.data.datasets; print(*({'torchvision', "
+        "'medmnist', 'sklearn', 'PIL'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

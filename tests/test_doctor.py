@@ -42,15 +42,25 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def add(folder: Path, name: str, version: str, requires: tuple[str, ...] = (), build: str = "", python: str = ">=3.11") -> None:
+def add(
+    folder: Path,
+    name: str,
+    version: str,
+    requires: tuple[str, ...] = (),
+    build: str = "",
+    python: str = ">=3.11",
+) -> None:
     information = folder / f"{name}-{version}.dist-info"
     information.mkdir()
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", f"Requires-Python: {python}"]
-    (information / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {each}" for each in requires)]) + "\n")
+    (information / "METADATA").write_text(
+        "\n".join([*lines, *(f"Requires-Dist: {each}" for each in requires)]) + "\n"
+    )
     (information / "RECORD").write_text("")
     (folder / name).mkdir()
     (folder / name / "version.py").write_text(
-        f"from typing import Optional\n__version__ = '{version}{build}'\ndebug = False\ncuda: Optional[str] = None\n"
+        "from typing import Optional\n__version__ = "
+        f"'{version}{build}'\ndebug = False\ncuda: Optional[str] = None\n"
     )
 
 
@@ -66,8 +76,9 @@ def test_this_environment_is_sound(tmp_path: Path) -> None:
 def test_it_imports_neither_torch_nor_ray_and_is_quick() -> None:
     """Processor time, which does not depend on what else the machine does."""
     program = (
-        "import json, sys, time; from pathlib import Path; from kr_ray.doctor import examine; examine(Path('data'));"
-        "print(json.dumps([time.process_time(), [m for m in ('torch', 'ray', 'numpy') if m in sys.modules]]))"
+        "import json, sys, time; from pathlib import Path; from kr_ray.doctor import examine; "
+        "examine(Path('data'));print(json.dumps([time.process_time(), [m for m in ('torch', 'ray', "
+        "'numpy') if m in sys.modules]]))"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     seconds, imported = json.loads(answer.stdout)
@@ -75,11 +86,16 @@ def test_it_imports_neither_torch_nor_ray_and_is_quick() -> None:
     assert seconds < 1.5
 
 
-# --- packages --------------------------------------------------------------------------------------------------------
+# --- packages -----------------------------------------------------------------------------------------------
 
 
 def test_missing_and_old_packages_fail_with_a_remedy(installed: Path) -> None:
-    add(installed, "kr_ray", "0.1", ("torch>=2.11", "ray[tune,train]>=2.50", "onnx>=1.17", "ruff>=1; extra == 'dev'"))
+    add(
+        installed,
+        "kr_ray",
+        "0.1",
+        ("torch>=2.11", "ray[tune,train]>=2.50", "onnx>=1.17", "ruff>=1; extra == 'dev'"),
+    )
     add(installed, "torch", "2.10.0")
     add(installed, "onnx", "1.17.0")
     rows = doctor._packages()
@@ -102,8 +118,10 @@ PAIRS = [
     ("2.11.0", "+cpu", "0.26.0", "+cpu", "torch==2.11.0", "ok", "both for cpu"),
     ("2.11.0+cpu", "", "0.26.0+cpu", "", "torch==2.11.0", "ok", "both for cpu"),
     ("2.11.0", "", "0.26.0", "", "torch==2.11.0", "ok", "a matching pair"),
-    ("2.12.0", "", "0.26.0", "", "torch==2.11.0", "FAIL", "needs 'torch==2.11.0', but torch is 2.12.0; reinstall both"),
-    ("2.15.0", "+cpu", "0.29.2", "+cu132", "torch>=2.14.0", "FAIL", "different builds: torch 2.15.0+cpu and torchvision 0.29.2+cu132"),
+    ("2.12.0", "", "0.26.0", "", "torch==2.11.0", "FAIL",
+     "needs 'torch==2.11.0', but torch is 2.12.0; reinstall both"),
+    ("2.15.0", "+cpu", "0.29.2", "+cu132", "torch>=2.14.0", "FAIL",
+     "different builds: torch 2.15.0+cpu and torchvision 0.29.2+cu132"),
     ("2.15.0", "+cu132", "0.29.2", "+cu132", "torch>=2.14.0", "ok", "both for cu132"),
     # Built from source: commits, of two repositories.
     ("2.12.0a0", "+34c6371d24", "0.27.0a0", "+428a54c9", "torch", "ok", "a matching pair"),
@@ -112,7 +130,14 @@ PAIRS = [
 
 @pytest.mark.parametrize(("torch", "torch_build", "vision", "vision_build", "needs", "state", "found"), PAIRS)
 def test_torch_and_torchvision_must_match(
-    installed: Path, torch: str, torch_build: str, vision: str, vision_build: str, needs: str, state: str, found: str
+    installed: Path,
+    torch: str,
+    torch_build: str,
+    vision: str,
+    vision_build: str,
+    needs: str,
+    state: str,
+    found: str,
 ) -> None:
     add(installed, "torch", torch, build=torch_build)
     add(installed, "torchvision", vision, ("numpy", needs), build=vision_build)
@@ -121,7 +146,7 @@ def test_torch_and_torchvision_must_match(
     assert found in text
 
 
-# --- machine ---------------------------------------------------------------------------------------------------------
+# --- machine ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -172,7 +197,7 @@ def test_cpu_and_memory_agree_with_the_system() -> None:
     assert "GB" in doctor._memory()[2]
 
 
-# --- Ray -------------------------------------------------------------------------------------------------------------
+# --- Ray ----------------------------------------------------------------------------------------------------
 
 
 def test_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +221,7 @@ def test_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
         assert doctor._ray_address()[0] == state, address
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------------
 
 
 def test_file_names_are_those_of_the_libraries() -> None:
@@ -222,4 +247,6 @@ def test_data_sets_are_found_where_they_are_read(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     state, _, found = doctor._data_sets(tmp_path)
     assert state == "ok"
-    assert found.endswith(": bloodmnist, fashionmnist, cifar10")  # neither a multi-label nor an incomplete set
+    assert found.endswith(
+        ": bloodmnist, fashionmnist, cifar10"
+    )  # neither a multi-label nor an incomplete set

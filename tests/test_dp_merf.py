@@ -66,10 +66,14 @@ def test_the_default_kernel_is_the_authors_at_28_pixels_and_scales_with_the_valu
         assert RandomFeatures.draw(values, many, 0).frequencies.var() == pytest.approx(1 / variance, rel=0.01)
 
 
-def raw(images: LabelledImages, key_text: str = "k", section: DpMerfSection = SECTION) -> tuple[Tensor, Tensor]:
+def raw(
+    images: LabelledImages, key_text: str = "k", section: DpMerfSection = SECTION
+) -> tuple[Tensor, Tensor]:
     """The released sums, undone from the means: [features, K], and counts [K]."""
     key = insecure_key(key_text)
-    embedding = release_embedding(images, 2, features(section), section.noise_multiplier or 1.0, section.prior_share, key)
+    embedding = release_embedding(
+        images, 2, features(section), section.noise_multiplier or 1.0, section.prior_share, key
+    )
     exact = torch.bincount(images.labels, minlength=2).double()
     counts = exact + 2.0 * (1 + 1e-5) / math.sqrt(section.prior_share) * key.gaussian((2,), "counts")
     return embedding.means.double() * counts, counts
@@ -106,8 +110,15 @@ def test_the_noise_of_features_and_counts_is_together_one_gaussian_of_the_stated
 def test_counts_swallowed_by_noise_give_a_prior_all_the_same() -> None:
     few = bars(4)
     embedding = release_embedding(few, 2, features(), 1000.0, 0.1, insecure_key("k"))
-    assert embedding.prior.sum() == pytest.approx(1.0) and (embedding.prior >= 0).all() and embedding.means.isfinite().all()
-    priors = [release_embedding(few, 2, features(), 1e6, 0.1, insecure_key(str(number))).prior for number in range(20)]
+    assert (
+        embedding.prior.sum() == pytest.approx(1.0)
+        and (embedding.prior >= 0).all()
+        and embedding.means.isfinite().all()
+    )
+    priors = [
+        release_embedding(few, 2, features(), 1e6, 0.1, insecure_key(str(number))).prior
+        for number in range(20)
+    ]
     assert any(torch.equal(prior, torch.tensor([0.5, 0.5], dtype=torch.float64)) for prior in priors)
 
 
@@ -172,7 +183,9 @@ def test_a_killed_training_releases_once_and_ends_with_the_same_weights(tmp_path
     save_splits(run / SPLITS_FILE, changed)
     again = train_dp_merf(run, folder, SECTION, 0, load_state(folder / "state.pt"), nothing)
     assert (
-        (folder / "release.safetensors").read_bytes() == released == (tmp_path / "whole" / "release.safetensors").read_bytes()
+        (folder / "release.safetensors").read_bytes()
+        == released
+        == (tmp_path / "whole" / "release.safetensors").read_bytes()
     )
     one, other = (load_tensors(tmp_path / name / "generator.safetensors")[0] for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -200,7 +213,9 @@ def test_a_damaged_release_is_not_made_again(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`image_size` must be a multiple of 4 for dp_merf, but got 30 x 30; use 32"):
+    with pytest.raises(
+        ConfigError, match=r"`image_size` must be a multiple of 4 for dp_merf, but got 30 x 30; use 32"
+    ):
         MerfGenerator(2, (1, 30, 30), 5, (16, 8))
     with pytest.raises(ConfigError, match=r"`delta < 1/N` must hold"):
         plan_dp_merf(SECTION.model_copy(update={"delta": 0.01}), 400)

@@ -124,14 +124,21 @@ def naive_step(step: DpSgdTraining, section: DpSgdSection) -> Tensor:
     parameters, copies = list(model.parameters()), section.augmentation_multiplicity
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for record, target in enumerate(targets):
-        loss = sum(F.cross_entropy(model(image[None]), target[None]) for image in images[record * copies :][:copies]) / copies
+        loss = (
+            sum(
+                F.cross_entropy(model(image[None]), target[None])
+                for image in images[record * copies :][:copies]
+            )
+            / copies
+        )
         gradients = torch.autograd.grad(loss, parameters)  # type: ignore[arg-type]
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         for whole, gradient in zip(total, gradients, strict=True):
             whole += gradient * min(1.0, section.max_grad_norm / float(norm))
     noise_std = (section.noise_multiplier or 0) * section.max_grad_norm
     after = [
-        parameter.detach() - step.schedule.rate(0) * (whole + noise_std * key.gaussian(parameter.shape, 0, index)).float() / 16
+        parameter.detach()
+        - step.schedule.rate(0) * (whole + noise_std * key.gaussian(parameter.shape, 0, index)).float() / 16
         for index, (parameter, whole) in enumerate(zip(parameters, total, strict=True))
     ]
     return torch.cat([parameter.flatten() for parameter in after])
@@ -175,7 +182,9 @@ def test_no_image_moves_the_sum_by_more_than_the_bound() -> None:
     (zero-out: once)."""
     moved = []
     for pixel in (0, 255):
-        step = training(SECTION.model_copy(update={"max_grad_norm": 0.2}), RECIPE.model_copy(update={"warmup_epochs": 0}))
+        step = training(
+            SECTION.model_copy(update={"max_grad_norm": 0.2}), RECIPE.model_copy(update={"warmup_epochs": 0})
+        )
         chosen = int(step.key.poisson_sample(80, step.plan.sampling_probability, 0)[0])
         step.data.epoch(0)[0][chosen] = pixel
         step.train_until(1)
@@ -232,7 +241,9 @@ def test_a_killed_training_goes_on_with_the_same_noise_to_the_same_weights(tmp_p
         (folder / KEY_FILE).write_bytes(secret)
     first = train_dp_sgd(run, whole, SECTION, RECIPE, 0, None, lambda state, row: None)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    child = subprocess.run([sys.executable, "-c", KILLED_CHILD, str(run), str(killed)], env=environment, capture_output=True)
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_CHILD, str(run), str(killed)], env=environment, capture_output=True
+    )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     assert (killed / KEY_FILE).read_bytes() == secret and not (killed / "weights.safetensors").exists()
     state = load_state(killed / "state.pt")
@@ -267,7 +278,9 @@ def test_the_result_carries_event_and_guarantee_and_never_the_key(tmp_path: Path
 
     released = train_dp_sgd(run, tmp_path / "part", SECTION, RECIPE, 0, None, save)
     text = (tmp_path / "part" / "result.json").read_text()
-    assert secrets[0].hex() not in text and not any(secrets[0] in path.read_bytes() for path in (tmp_path / "part").iterdir())
+    assert secrets[0].hex() not in text and not any(
+        secrets[0] in path.read_bytes() for path in (tmp_path / "part").iterdir()
+    )
     privacy = json.loads(text)["privacy"]
     assert event_of_record(privacy["release"]) == released.event
     assert privacy["guarantee"]["epsilon"] == pytest.approx(
@@ -280,7 +293,9 @@ def test_the_result_carries_event_and_guarantee_and_never_the_key(tmp_path: Path
 
 def test_a_known_key_is_marked_as_no_guarantee(tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"insecure_noise_key": "tests"})
-    released = train_dp_sgd(stored(tmp_path / "run"), tmp_path / "part", section, RECIPE, 0, None, lambda state, row: None)
+    released = train_dp_sgd(
+        stored(tmp_path / "run"), tmp_path / "part", section, RECIPE, 0, None, lambda state, row: None
+    )
     assert released.result["privacy"]["guarantee"]["guarantee"] is False
     assert released.result["privacy"]["words"].startswith("not a guarantee")
 
@@ -291,11 +306,15 @@ def test_it_learns_what_is_easy_to_see(tmp_path: Path) -> None:
 
     def easy(count: int) -> LabelledImages:
         base = random_images(count)
-        return LabelledImages((base.images // 8 + 100 * base.labels[:, None, None, None]).to(torch.uint8), base.labels)
+        return LabelledImages(
+            (base.images // 8 + 100 * base.labels[:, None, None, None]).to(torch.uint8), base.labels
+        )
 
     splits = Splits("easy", ("a", "b", "c"), easy(600), easy(90), easy(90))
     save_splits(tmp_path / SPLITS_FILE, splits)
-    section = DpSgdSection(target_epsilon=8, epochs=8, expected_batch_size=100, learning_rate=1.0, insecure_noise_key="t")
+    section = DpSgdSection(
+        target_epsilon=8, epochs=8, expected_batch_size=100, learning_rate=1.0, insecure_noise_key="t"
+    )
     released = train_dp_sgd(tmp_path, tmp_path / "part", section, RECIPE, 0, None, lambda state, row: None)
     assert released.result["test_accuracy"] > 0.8
     assert released.result["privacy"]["guarantee"]["epsilon"] <= 8
@@ -326,14 +345,18 @@ def test_it_learns_what_is_easy_to_see(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_private_is_refused_before_any_work(section: dict[str, Any], recipe: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_private_is_refused_before_any_work(
+    section: dict[str, Any], recipe: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         plan_dp_sgd(SECTION.model_copy(update=section), RECIPE.model_copy(update=recipe), 80)
     assert said in str(refused.value)
 
 
 def test_the_real_class_prior_is_refused_with_a_private_method() -> None:
-    with pytest.raises(ConfigError, match=r"`class_prior: uniform` must hold with dp_merf, but got .*real; use uniform"):
+    with pytest.raises(
+        ConfigError, match=r"`class_prior: uniform` must hold with dp_merf, but got .*real; use uniform"
+    ):
         refuse_private_facts("dp_merf", "real")
     refuse_private_facts("dp_merf", "uniform")
 
@@ -355,8 +378,14 @@ def test_contradictory_keys_are_refused(keys: dict[str, Any], said: str) -> None
 
 
 def test_the_sections_need_neither_torch_nor_ray() -> None:
-    code = "import sys, kr_ray.config.dp; print(sorted({'torch', 'ray', 'opacus', 'dp_accounting'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, kr_ray.config.dp; print(sorted({'torch', 'ray', "
+        "'opacus', 'dp_accounting'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 # --- the network
@@ -372,6 +401,8 @@ def test_group_norm_looks_at_one_image_alone_and_batch_norm_does_not() -> None:
 
 
 def test_both_norms_have_equally_many_weights_and_start_alike() -> None:
-    batch, group = (ResNet14(3, 1, 12, torch.Generator().manual_seed(0), norm=norm) for norm in ("batch", "group"))  # type: ignore[arg-type]
+    batch, group = (
+        ResNet14(3, 1, 12, torch.Generator().manual_seed(0), norm=norm) for norm in ("batch", "group")
+    )  # type: ignore[arg-type]
     assert weights(batch).equal(weights(group))
     assert [name for name, _ in batch.named_parameters()] == [name for name, _ in group.named_parameters()]

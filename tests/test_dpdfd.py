@@ -56,7 +56,9 @@ def flat(count: int, seed: int = 0, classes: int = 3) -> LabelledImages:
 
 
 def stored(run: Path, count: int = 90) -> Path:
-    save_splits(run / SPLITS_FILE, Splits("flat", ("dark", "grey", "bright"), flat(count), flat(30, 1), flat(33, 2)))
+    save_splits(
+        run / SPLITS_FILE, Splits("flat", ("dark", "grey", "bright"), flat(count), flat(30, 1), flat(33, 2))
+    )
     return run
 
 
@@ -85,15 +87,21 @@ def test_the_teachers_loss_is_decoupled_distillation_by_its_definition() -> None
         assert of_target + (1 - t[k]) * of_others == pytest.approx(plain, rel=1e-9)
 
 
-def test_outputs_moved_along_the_target_part_name_the_teachers_class_and_along_the_cited_loss_they_do_not() -> None:
+def test_outputs_moved_along_the_target_part_name_the_teachers_class_but_along_the_cited_loss_do_not() -> (
+    None
+):
     teacher = 2 * torch.randn(2000, 10, generator=torch.Generator().manual_seed(0))
     agreeing = []
     for others_weight in (0.0, 8.0):
         moved = -bounded(output_gradient(torch.zeros(2000, 10), teacher, others_weight), 1.0, "normalise")
         agreeing.append(float((moved.argmax(1) == teacher.argmax(1)).double().mean()))
     assert agreeing[0] == 1.0 and agreeing[1] < 0.01
-    sound, paper = (SECTION.model_copy(update={"accounting": kind}).weight_of_others for kind in ("sound", "paper"))
-    assert (sound, paper) == (0.0, 8.0) and SECTION.model_copy(update={"others_weight": 2.0}).weight_of_others == 2.0
+    sound, paper = (
+        SECTION.model_copy(update={"accounting": kind}).weight_of_others for kind in ("sound", "paper")
+    )
+    assert (sound, paper) == (0.0, 8.0) and SECTION.model_copy(
+        update={"others_weight": 2.0}
+    ).weight_of_others == 2.0
 
 
 def test_a_student_that_agrees_has_no_gradient_and_stays_bounded() -> None:
@@ -110,15 +118,17 @@ def test_no_gradient_exceeds_the_bound_and_only_clipping_keeps_small_ones(bound:
     assert (found.norm(dim=1) <= 0.5).all()
     assert found[0].norm() == pytest.approx(0.5, rel=1e-5) and found[2].norm() == pytest.approx(0.5, rel=1e-5)
     assert found[1].norm() == pytest.approx(0.5 if bound == "normalise" else 0.05, rel=1e-3)
-    assert torch.allclose(found / found.norm(dim=1, keepdim=True), gradient / gradient.norm(dim=1, keepdim=True))
+    assert torch.allclose(
+        found / found.norm(dim=1, keepdim=True), gradient / gradient.norm(dim=1, keepdim=True)
+    )
 
 
 def test_the_generators_loss_rewards_sure_balanced_and_active_predictions() -> None:
     sure, unsure, one_class = 20 * torch.eye(3), torch.zeros(3, 3), 20 * torch.eye(3)[[0, 0, 0]]
     features = torch.full((3, 4), 2.0)
-    assert generator_loss(sure, features, 1, 0, 0) < 1e-6 and generator_loss(unsure, features, 1, 0, 0) == pytest.approx(
-        math.log(3)
-    )
+    assert generator_loss(sure, features, 1, 0, 0) < 1e-6 and generator_loss(
+        unsure, features, 1, 0, 0
+    ) == pytest.approx(math.log(3))
     assert generator_loss(sure, features, 0, 1, 0) == pytest.approx(-math.log(3), abs=1e-4)
     assert generator_loss(one_class, features, 0, 1, 0) == pytest.approx(0, abs=1e-4)
     assert generator_loss(sure, features, 0, 0, 1) == pytest.approx(-4.0)
@@ -141,23 +151,31 @@ def test_the_generators_loss_rewards_sure_balanced_and_active_predictions() -> N
     ],
 )
 def test_sound_answers_cost_what_is_known(sigma: float, answer: str, queries: int, epsilon: float) -> None:
-    section = SECTION.model_copy(update={"noise_multiplier": float(sigma), "answer": answer, "queries": queries, "delta": 1e-5})
+    section = SECTION.model_copy(
+        update={"noise_multiplier": float(sigma), "answer": answer, "queries": queries, "delta": 1e-5}
+    )
     plan = plan_dpdfd(section, 60_000)
     assert epsilon_of([plan.event], 1e-5)[0] == pytest.approx(epsilon, rel=0.03)
-    fitted = plan_dpdfd(section.model_copy(update={"noise_multiplier": None, "target_epsilon": float(epsilon)}), 60_000)
+    fitted = plan_dpdfd(
+        section.model_copy(update={"noise_multiplier": None, "target_epsilon": float(epsilon)}), 60_000
+    )
     assert fitted.sigma == pytest.approx(sigma, rel=0.03) and epsilon_of([fitted.event], 1e-5)[0] <= epsilon
 
 
 @pytest.mark.parametrize(("batch", "steps", "honest"), [(64, 1, 5.84), (64, 1000, 991), (256, 1000, 13_797)])
 def test_the_papers_accounting_shows_the_honest_figure(batch: int, steps: int, honest: float) -> None:
-    section = PAPER.model_copy(update={"batch_size": batch, "steps": steps, "norm_bound": 1e-3, "delta": 1e-5})
+    section = PAPER.model_copy(
+        update={"batch_size": batch, "steps": steps, "norm_bound": 1e-3, "delta": 1e-5}
+    )
     privacy = privacy_of(plan_dpdfd(section, 60_000), section, insecure=False)
     assert privacy["guarantee"]["epsilon"] == pytest.approx(honest, rel=1e-3)
     assert privacy["printed"]["stamp"] == "not a guarantee" and privacy["printed"]["epsilon"] < 0.04
     assert privacy["guarantee"]["guarantee"] is (honest < 50)
 
 
-def test_the_printed_epsilon_is_the_theorems_and_shrinks_with_the_bound_while_the_honest_one_does_not() -> None:
+def test_the_printed_epsilon_is_the_theorems_and_shrinks_with_the_bound_while_the_honest_one_does_not() -> (
+    None
+):
     assert printed_epsilon(1e-3, 1, 256, 1000, 100, 1e-5) == pytest.approx(0.031, abs=5e-4)
     orders = 1 + np.geomspace(1e-4, 1e8, 400_001)
     slope = 2 * 0.2**2 * 64 * 100 / 100**2
@@ -174,7 +192,9 @@ def test_the_printed_epsilon_is_the_theorems_and_shrinks_with_the_bound_while_th
 
 def test_one_teacher_changed_moves_an_answer_by_the_sensitivity_at_most(tmp_path: Path) -> None:
     """Same noise, another third teacher: 2 C for gradients, sqrt(2) for votes; reached by votes."""
-    images = torch.randint(0, 256, (200, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (200, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     student = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
     for answer, limit in (("gradients", 2 * 0.7), ("votes", math.sqrt(2))):
         section = SECTION.model_copy(update={"answer": answer, "norm_bound": 0.7})
@@ -193,7 +213,9 @@ def test_answers_carry_noise_of_the_stated_size(tmp_path: Path, answer: str) -> 
     section = SECTION.model_copy(update={"answer": answer, "norm_bound": 0.7, "teachers": 1})
     save_classifier(teacher_file(tmp_path, 0), new_classifier(3, 1, RECIPE, 0))
     images, student = torch.zeros(3000, *SHAPE, dtype=torch.uint8), torch.zeros(3000, 3)
-    quiet, loud = (noisy_answers(tmp_path, student, images, section, s, insecure_key("k"), 0) for s in (0.0, 5.0))
+    quiet, loud = (
+        noisy_answers(tmp_path, student, images, section, s, insecure_key("k"), 0) for s in (0.0, 5.0)
+    )
     assert (loud - quiet).std() == pytest.approx(5.0 * (0.7 if answer == "gradients" else 1.0), rel=0.03)
 
 
@@ -212,7 +234,9 @@ def test_one_image_less_changes_one_shard_alone() -> None:
     assert sum(changed) == 1
     mixed = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     again = shards(images.subset(mixed), 3, 4, key)
-    assert all(set(part.tolist()) == set(mixed[other].tolist()) for part, other in zip(whole, again, strict=True))
+    assert all(
+        set(part.tolist()) == set(mixed[other].tolist()) for part, other in zip(whole, again, strict=True)
+    )
 
 
 def test_shards_that_would_lack_a_class_are_refused_before_and_while_dealing() -> None:
@@ -223,7 +247,9 @@ def test_shards_that_would_lack_a_class_are_refused_before_and_while_dealing() -
         check_shards(torch.tensor([5000, 100]), 50)
     check_shards(torch.tensor([5000, 5000]), 50)
     check_shards(torch.tensor([1]), 1)
-    with pytest.raises(ConfigError, match=r"shard \d+ of 10 has no image of class \d; use fewer teachers than 10"):
+    with pytest.raises(
+        ConfigError, match=r"shard \d+ of 10 has no image of class \d; use fewer teachers than 10"
+    ):
         shards(flat(12), 3, 10, insecure_key("k"))
 
 
@@ -236,7 +262,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("answer", ["gradients", "votes"])
-def test_a_killed_sound_training_asks_once_and_ends_with_the_same_weights(tmp_path: Path, answer: str) -> None:
+def test_a_killed_sound_training_asks_once_and_ends_with_the_same_weights(
+    tmp_path: Path, answer: str
+) -> None:
     run, secret = stored(tmp_path / "run"), os.urandom(32)
     section = SECTION.model_copy(update={"answer": answer})
     for name in ("whole", "killed"):
@@ -260,7 +288,10 @@ def test_a_killed_sound_training_asks_once_and_ends_with_the_same_weights(tmp_pa
         one, other = (load_tensors(tmp_path / name / file)[0] for name in ("whole", "killed"))
         assert all(torch.equal(one[name], other[name]) for name in one), file
     assert whole.event == again.event and whole.result["privacy"] == again.result["privacy"]
-    assert sum(len(load_tensors(folder / f"answers-{i}.safetensors")[0]["answers"]) for i in range(3)) == section.queries
+    assert (
+        sum(len(load_tensors(folder / f"answers-{i}.safetensors")[0]["answers"]) for i in range(3))
+        == section.queries
+    )
 
 
 def test_recorded_answers_need_neither_teachers_nor_key(tmp_path: Path) -> None:
@@ -295,7 +326,10 @@ def test_a_killed_paper_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
     one, other = (load_tensors(tmp_path / name / "weights.safetensors")[0] for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     result = json.loads((folder / "result.json").read_text())
-    assert result["privacy"]["printed"]["stamp"] == "not a guarantee" and released.result["privacy"] == result["privacy"]
+    assert (
+        result["privacy"]["printed"]["stamp"] == "not a guarantee"
+        and released.result["privacy"] == result["privacy"]
+    )
 
 
 class RealLooking:
@@ -307,7 +341,9 @@ class RealLooking:
 
 
 @pytest.mark.parametrize(("answer", "rate"), [("votes", 1.0), ("gradients", 12.0)])
-def test_a_student_learns_from_little_noise_and_not_from_much(tmp_path: Path, answer: str, rate: float) -> None:
+def test_a_student_learns_from_little_noise_and_not_from_much(
+    tmp_path: Path, answer: str, rate: float
+) -> None:
     """Known images, so that the answers alone decide: far above chance with little noise, chance (1/3) where
     noise drowns them."""
     run, reached = stored(tmp_path / "run", 400), {}
@@ -330,7 +366,10 @@ def test_a_student_learns_from_little_noise_and_not_from_much(tmp_path: Path, an
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"teachers": 6}, "`images / teachers >= 16` must hold, for a shard is at least one batch, but got 90"),
+        (
+            {"teachers": 6},
+            "`images / teachers >= 16` must hold, for a shard is at least one batch, but got 90",
+        ),
         ({"rounds": 25}, "`rounds <= queries` must hold, but got rounds=25, queries=24; use"),
         ({"delta": 0.5}, "`delta < 1/N` must hold, but got delta=0.5 for 90 images; use"),
         (
@@ -364,6 +403,8 @@ def test_generated_images_are_bytes_of_the_size_asked_for() -> None:
     generator = DataFreeGenerator(SHAPE, 8, 0)
     images = to_bytes(generator.draw(5, torch.Generator().manual_seed(0)).detach())
     assert images.shape == (5, *SHAPE) and images.dtype == torch.uint8 and images.float().std() > 1
-    assert torch.equal(to_bytes(torch.tensor([-1.0, 0.0, 1.0])), torch.tensor([0, 128, 255], dtype=torch.uint8))
+    assert torch.equal(
+        to_bytes(torch.tensor([-1.0, 0.0, 1.0])), torch.tensor([0, 128, 255], dtype=torch.uint8)
+    )
     with pytest.raises(ConfigError, match="multiple of 4 for dpdfd, but got 30; use 32"):
         DataFreeGenerator((1, 30, 30), 8, 0)

@@ -45,7 +45,9 @@ def small_edm(**keys: Any) -> EdmConfig:
     return EdmConfig.model_validate(size | keys)
 
 
-def trained(epochs: int = 1, images: LabelledImages | None = None, device: torch.device = CPU, **keys: Any) -> EdmTraining:
+def trained(
+    epochs: int = 1, images: LabelledImages | None = None, device: torch.device = CPU, **keys: Any
+) -> EdmTraining:
     training = EdmTraining(tiny_images() if images is None else images, 2, small_edm(**keys), 7, device)
     for _ in range(epochs):
         training.train_epoch()
@@ -57,7 +59,8 @@ def checkpoint() -> EdmCheckpoint:
     """Of a network with random weights, none of them zero, whose answers depend on noise level and class."""
     whole, random = trained(1).checkpoint(), seeded_generator("weights")
     weights = {
-        name: torch.randn(value.shape, generator=random) * (value[0].numel() ** -0.5 if value.ndim > 1 else 0.1)
+        name: torch.randn(value.shape, generator=random)
+        * (value[0].numel() ** -0.5 if value.ndim > 1 else 0.1)
         for name, value in whole.weights.items()
     }
     return replace(whole, weights=weights)
@@ -79,7 +82,9 @@ def test_presets_have_the_parameters_that_they_state(preset: str, side: int, mil
     assert side % config.side_multiple == 0
     with torch.device("meta"):
         network = UNet(config, 10, 3)
-    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(millions * 1e6, rel=0.015)
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(
+        millions * 1e6, rel=0.015
+    )
 
 
 def test_own_keys_win_over_the_preset_and_all_survive_a_file() -> None:
@@ -133,8 +138,12 @@ def test_the_keys_need_neither_torch_nor_ray() -> None:
 # --- resume -------------------------------------------------------------------------------------------------
 
 
-def run(config: EdmConfig, resume: dict[str, Any] | None = None, states_every: int | None = None, stop_at: int = 0) -> Recorder:
-    return Recorder(stop_at).finish(EdmTraining(tiny_images(), 2, config, 7, CPU), config, resume, states_every)
+def run(
+    config: EdmConfig, resume: dict[str, Any] | None = None, states_every: int | None = None, stop_at: int = 0
+) -> Recorder:
+    return Recorder(stop_at).finish(
+        EdmTraining(tiny_images(), 2, config, 7, CPU), config, resume, states_every
+    )
 
 
 def test_resumed_training_equals_a_straight_one() -> None:
@@ -161,7 +170,9 @@ def test_callbacks_keep_their_rhythm_and_a_checkpoint_can_end_the_training() -> 
 
 
 def test_the_seed_decides() -> None:
-    losses = [EdmTraining(tiny_images(), 2, small_edm(), seed, CPU).train_epoch()["loss"] for seed in (1, 1, 2)]
+    losses = [
+        EdmTraining(tiny_images(), 2, small_edm(), seed, CPU).train_epoch()["loss"] for seed in (1, 1, 2)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -210,7 +221,9 @@ def test_workers_take_the_steps_of_one(tmp_path: Path, workers: int) -> None:
 @pytest.mark.parametrize("shape", [(8, 1, 18, 18), (8, 1, 16, 20)])
 def test_sides_that_do_not_suit_the_network_are_refused(shape: tuple[int, ...]) -> None:
     images = LabelledImages(torch.zeros(shape, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"multiple of 4, for unshuffle=2 and 2 levels, but got \[1.*data.image_size"):
+    with pytest.raises(
+        ValueError, match=r"multiple of 4, for unshuffle=2 and 2 levels, but got \[1.*data.image_size"
+    ):
         EdmTraining(images, 2, small_edm(), 0, CPU)
 
 
@@ -237,7 +250,9 @@ def test_the_checkpoint_holds_the_average_of_the_weights() -> None:
     for name, value in at_once.checkpoint().weights.items():
         torch.testing.assert_close(value, at_once.network.get_parameter(name).detach())
     slow = trained(2, ema_rampup=1.0)
-    assert not torch.allclose(slow.checkpoint().weights["out.bias"], slow.network.get_parameter("out.bias").detach(), rtol=1e-3)
+    assert not torch.allclose(
+        slow.checkpoint().weights["out.bias"], slow.network.get_parameter("out.bias").detach(), rtol=1e-3
+    )
 
 
 def test_a_checkpoint_survives_its_file(tmp_path: Path, checkpoint: EdmCheckpoint) -> None:
@@ -249,7 +264,9 @@ def test_a_checkpoint_survives_its_file(tmp_path: Path, checkpoint: EdmCheckpoin
     opened = EdmSampler.open(tmp_path / "epoch_0001.safetensors", EdmSampling(precision="full"), CPU)
     assert opened.device == CPU and opened.epoch == 1
     labels = torch.arange(4) % 2
-    assert torch.equal(opened.images(labels, seeded_generator(1)), sampler(checkpoint).images(labels, seeded_generator(1)))
+    assert torch.equal(
+        opened.images(labels, seeded_generator(1)), sampler(checkpoint).images(labels, seeded_generator(1))
+    )
 
 
 # --- sampling -----------------------------------------------------------------------------------------------
@@ -269,26 +286,33 @@ def test_an_image_is_independent_of_its_neighbours_in_the_batch(checkpoint: EdmC
     ours = sampler(checkpoint, **keys)
     noise = ours._noise(40, seeded_generator("noise"))
     alone = ours._trajectory(noise[:, :4], torch.tensor([0, 1, 1, 0]))
-    among = ours._trajectory(noise, torch.cat([torch.tensor([0, 1, 1, 0]), torch.ones(36, dtype=torch.int64)]))
+    among = ours._trajectory(
+        noise, torch.cat([torch.tensor([0, 1, 1, 0]), torch.ones(36, dtype=torch.int64)])
+    )
     other = ours._trajectory(noise[:, :4].flip(1), torch.tensor([0, 1, 1, 0])).flip(0)
     assert (alone.int() - among[:4].int()).abs().max() <= 1  # kernels for other batch sizes round differently
     assert (alone.int() - other.int()).abs().max() <= 1  # the flipped classes read the same backwards
     assert (among[:4].int() - among[4:8].int()).abs().max() > 20
 
 
-def test_the_batches_of_a_block_do_not_matter(checkpoint: EdmCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batches_of_a_block_do_not_matter(
+    checkpoint: EdmCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = torch.arange(13) % 2
     whole = sampler(checkpoint).images(labels, seeded_generator(0))
     monkeypatch.setitem(edm_sampling.PIXELS_AT_ONCE, "cpu", 5 * 16**2)
     assert (sampler(checkpoint).images(labels, seeded_generator(0)).int() - whole.int()).abs().max() <= 1
 
 
-def test_half_precision_draws_nearly_the_same_images(checkpoint: EdmCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_draws_nearly_the_same_images(
+    checkpoint: EdmCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Measured: 0.03 grey levels on average. Every CPU can compute in bf16, if slowly."""
     monkeypatch.setattr(edm_sampling, "half_precision", lambda device: torch.bfloat16)
     labels = torch.arange(32) % 2
     full, mixed = (
-        sampler(checkpoint, precision=precision).images(labels, seeded_generator(0)).float() for precision in ("full", "mixed")
+        sampler(checkpoint, precision=precision).images(labels, seeded_generator(0)).float()
+        for precision in ("full", "mixed")
     )
     assert 0 < (full - mixed).abs().mean() < 0.3
 
@@ -297,7 +321,8 @@ def test_guidance_goes_through_the_answers_with_and_without_class(checkpoint: Ed
     noisy, sigma, classes = torch.randn(4, 1, 16, 16), torch.full((4,), 2.0), torch.tensor([0, 1, 0, 1])
     with torch.inference_mode():
         without, plain, guided = (
-            sampler(checkpoint, guidance=guidance)._guided(noisy, sigma, classes) for guidance in (0.0, 1.0, 1.5)
+            sampler(checkpoint, guidance=guidance)._guided(noisy, sigma, classes)
+            for guidance in (0.0, 1.0, 1.5)
         )
         nearly = sampler(checkpoint, guidance=1.0 + 1e-7)._guided(noisy, sigma, classes)
         hidden = sampler(checkpoint)._denoise(noisy, sigma, torch.full((4,), 2))

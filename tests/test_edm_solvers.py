@@ -61,7 +61,9 @@ def test_the_loss_is_equation_2_with_the_weight_of_table_1() -> None:
 
 @pytest.mark.parametrize("data_std", [0.2, SIGMA_DATA, 1.5])
 @pytest.mark.parametrize("sigma", [0.05, 0.64, 10.0])
-def test_on_gaussian_images_the_best_network_gives_the_closed_form_and_the_least_loss(data_std: float, sigma: float) -> None:
+def test_on_gaussian_images_the_best_network_gives_the_closed_form_and_the_least_loss(
+    data_std: float, sigma: float
+) -> None:
     """Its loss is lambda times the variance s0^2 sigma^2 / (s0^2 + sigma^2): 1 where s0 = sigma_data."""
     level = torch.full((40_000,), sigma, dtype=torch.float64)
     skip, out, into, _ = coefficients(level[0], SIGMA_DATA)
@@ -130,8 +132,12 @@ def gaussian_error(solver: str, steps: int, data_std: float = SIGMA_DATA) -> flo
     return ((end - factor * start).norm() / (factor * start).norm()).item()
 
 
-@pytest.mark.parametrize(("solver", "at_32", "fold"), [("dpmpp_2m", 0.008, 4.7), ("heun", 0.008, 4.6), ("euler", 0.1, 2.0)])
-def test_solvers_reach_the_gaussians_end_point_with_their_order(solver: str, at_32: float, fold: float) -> None:
+@pytest.mark.parametrize(
+    ("solver", "at_32", "fold"), [("dpmpp_2m", 0.008, 4.7), ("heun", 0.008, 4.6), ("euler", 0.1, 2.0)]
+)
+def test_solvers_reach_the_gaussians_end_point_with_their_order(
+    solver: str, at_32: float, fold: float
+) -> None:
     """Twice the steps: at most a quarter of a second-order solver's error, half of a first-order one's."""
     coarse, fine = gaussian_error(solver, 16), gaussian_error(solver, 32)
     assert fine < at_32
@@ -203,7 +209,9 @@ def test_grid_and_samples_are_those_of_diffusers(steps: int) -> None:
         sigma_min=sampling.sigma_min, sigma_max=sampling.sigma_max, sigma_data=SIGMA_DATA, rho=sampling.rho
     )
     scheduler.set_timesteps(steps)
-    torch.testing.assert_close(scheduler.sigmas.double(), torch.tensor(noise_levels(sampling)).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        scheduler.sigmas.double(), torch.tensor(noise_levels(sampling)).double(), rtol=1e-6, atol=0
+    )
 
     classes = torch.arange(6) % 3
     start = sampling.sigma_max * normal(6, 1, 8, 8).float()

@@ -55,7 +55,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return folders
 
 
-# --- ONNX ------------------------------------------------------------------------------------------------------------
+# --- ONNX ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -92,7 +92,9 @@ def test_onnx_holds_no_path_of_this_machine(exported: dict[int, Path]) -> None:
         assert trace not in content
 
 
-def test_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_export_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     export_student(classifier(tmp_path / "w.safetensors", 1), tmp_path / "m.onnx", NAMES, SIZE)
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
@@ -122,7 +124,7 @@ def test_class_names_must_fit(exported: dict[int, Path], tmp_path: Path) -> None
         export_student(exported[3] / "weights.safetensors", tmp_path / "m.onnx", NAMES[:2], SIZE)
 
 
-# --- predictions -----------------------------------------------------------------------------------------------------
+# --- predictions --------------------------------------------------------------------------------------------
 
 
 def write(path: Path, shape: tuple[int, ...], seed: int = 0) -> Path:
@@ -149,7 +151,9 @@ def test_predict_converts_and_resizes_as_the_training(exported: dict[int, Path],
         found = list(predict_files(folder / "student.onnx", [grey, colour]))
         assert [row[0] for row in found] == [grey, colour]
         for (_, name, probability), image in zip(found, pixels, strict=True):
-            assert (name, pytest.approx(probability, abs=1e-5)) == expected(folder / "weights.safetensors", image)
+            assert (name, pytest.approx(probability, abs=1e-5)) == expected(
+                folder / "weights.safetensors", image
+            )
 
 
 def test_predict_keeps_the_order_over_batches(
@@ -170,7 +174,10 @@ def foreign_onnx(path: Path) -> Path:
         [onnx.helper.make_node("Relu", ["x"], ["y"])], "g",
         [value("x", onnx.TensorProto.FLOAT, [1])], [value("y", onnx.TensorProto.FLOAT, [1])],
     )  # fmt: skip
-    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)]), str(path))
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)]),
+        str(path),
+    )
     return path
 
 
@@ -190,19 +197,28 @@ def test_predict_refuses_what_is_no_model_of_ours(tmp_path: Path) -> None:
 
 def test_predict_names_the_image_it_cannot_read(exported: dict[int, Path], tmp_path: Path) -> None:
     model, good = exported[3] / "student.onnx", write(tmp_path / "good.png", (16, 16, 3))
-    with pytest.raises(PredictError, match=r"none\.png` must be an image file, but got nothing there; correct the path"):
+    with pytest.raises(
+        PredictError, match=r"none\.png` must be an image file, but got nothing there; correct the path"
+    ):
         predict_files(model, [good, tmp_path / "none.png"])  # before anything is predicted
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:200])
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    for name, found in (("text.png", "readable image"), ("cut.png", "readable image"), ("deep.png", "8 bits per channel")):
+    for name, found in (
+        ("text.png", "readable image"),
+        ("cut.png", "readable image"),
+        ("deep.png", "8 bits per channel"),
+    ):
         with pytest.raises(PredictError, match=found) as caught:
             list(predict_files(model, [good, tmp_path / name]))
         assert name in str(caught.value)
 
 
 def test_one_bad_image_does_not_cost_the_good_ones_of_its_batch(
-    exported: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: dict[int, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(export, "PREDICTED_AT_ONCE", 3)
     model = exported[3] / "student.onnx"
@@ -213,5 +229,9 @@ def test_one_bad_image_does_not_cost_the_good_ones_of_its_batch(
     good = [file for file in files if file not in (files[1], files[5], files[6])]
     assert main(["predict", *map(str, files), "--model", str(model)]) == 2
     out, err = capsys.readouterr()
-    assert [line.split("\t")[:2] for line in out.splitlines()] == [[str(file), alone[file][1]] for file in good]
-    assert all(str(bad) in err for bad in (files[1], files[5], files[6])) and not any(str(file) in err for file in good)
+    assert [line.split("\t")[:2] for line in out.splitlines()] == [
+        [str(file), alone[file][1]] for file in good
+    ]
+    assert all(str(bad) in err for bad in (files[1], files[5], files[6])) and not any(
+        str(file) in err for file in good
+    )

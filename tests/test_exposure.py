@@ -17,7 +17,14 @@ from kr_ray.audits.runs import RunScores
 from kr_ray.cluster import worst_case
 from kr_ray.config import DataConfig, SynthesisConfig
 from kr_ray.data.datasets import load_splits
-from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits, save_sources, save_splits
+from kr_ray.data.store import (
+    SOURCES_FILE,
+    SPLITS_FILE,
+    load_sources,
+    load_stored_splits,
+    save_sources,
+    save_splits,
+)
 from kr_ray.privacy.copy_evidence import near_copy_p_value, nearer_p_value
 from kr_ray.privacy.exposure import exposure, holm_rejections
 from kr_ray.privacy.scores import SampleScores, ScoreError
@@ -111,12 +118,16 @@ def test_the_leaking_record_heads_the_list_with_its_file_name(tmp_path: Path) ->
     first = images[0]
     assert (first.image, first.training_index, first.group) == ("cats/scan_103.png", 103, "canary")
     assert first.beyond_chance and first.shift_sd > 3 and first.given_class != first.true_class
-    assert sum(image.beyond_chance for image in images) == 1 and [image.rank for image in images] == list(range(1, 21))
+    assert sum(image.beyond_chance for image in images) == 1 and [image.rank for image in images] == list(
+        range(1, 21)
+    )
     told = write_exposed(tmp_path / "most_exposed_kr.csv", images)
     assert told == Exposed(file="most_exposed_kr.csv", images=20, beyond_chance=1)
     with (tmp_path / "most_exposed_kr.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == [image.image for image in images] and rows[0]["runs_with"] == "16"
+    assert [row["image"] for row in rows] == [image.image for image in images] and rows[0][
+        "runs_with"
+    ] == "16"
 
 
 def test_without_file_names_the_training_index_is_given() -> None:
@@ -131,7 +142,9 @@ def test_a_training_image_is_found_again_by_its_source(tmp_path: Path) -> None:
         file = tmp_path / "set" / f"class_{number % 2}" / f"image {number:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 6 * number).save(file)
-    splits = load_splits(DataConfig(name="folder", path=str(tmp_path / "set"), image_size=8, max_train_images=20))
+    splits = load_splits(
+        DataConfig(name="folder", path=str(tmp_path / "set"), image_size=8, max_train_images=20)
+    )
     save_splits(tmp_path / "run" / "data" / "splits.safetensors", splits)
     save_sources(tmp_path / "run" / SOURCES_FILE, splits)
     sources = load_sources(tmp_path / "run" / SOURCES_FILE)
@@ -140,7 +153,9 @@ def test_a_training_image_is_found_again_by_its_source(tmp_path: Path) -> None:
     for source, image in zip(sources, stored.train.images, strict=True):
         folder, _, name = source.partition("/")
         number = int(name.removeprefix("image ").removesuffix(".png"))
-        assert folder == f"class_{number % 2}" and torch.equal(image, torch.full((1, 8, 8), 6 * number, dtype=torch.uint8))
+        assert folder == f"class_{number % 2}" and torch.equal(
+            image, torch.full((1, 8, 8), 6 * number, dtype=torch.uint8)
+        )
 
 
 def test_arrays_give_numbers_and_an_older_run_gives_nothing(tmp_path: Path) -> None:
@@ -154,7 +169,9 @@ def test_attacking_an_arm_leaves_the_list_beside_its_runs_and_only_counts_in_the
 ) -> None:
     """The stage's own attack on answers made up for eight runs: the third canary is known by heart, nothing
     else leaks. No Ray."""
-    config = tiny_config(audit={"worst_case": {"arms": ["teacher"], "models": 8, "queries": 1, "max_canary_share": 0.25}})
+    config = tiny_config(
+        audit={"worst_case": {"arms": ["teacher"], "models": 8, "queries": 1, "max_canary_share": 0.25}}
+    )
     splits = load_splits(config.data)
     save_splits(tmp_path / SPLITS_FILE, splits)
     save_sources(tmp_path / SOURCES_FILE, splits)
@@ -174,7 +191,11 @@ def test_attacking_an_arm_leaves_the_list_beside_its_runs_and_only_counts_in_the
         rows = list(csv.DictReader(file))
     index = int(plan.design.canaries[2])
     assert (rows[0]["training_index"], rows[0]["image"]) == (str(index), splits.train_sources[index])
-    assert rows[0]["beyond_chance"] == "True" and rows[0]["given_class"] != rows[0]["true_class"] and len(rows) == images
+    assert (
+        rows[0]["beyond_chance"] == "True"
+        and rows[0]["given_class"] != rows[0]["true_class"]
+        and len(rows) == images
+    )
     assert found.kind == "teacher" and splits.train_sources[index] not in str(found.exposed)
 
 

@@ -1,7 +1,8 @@
-"""Real faults on several local nodes: each run ends with an undisturbed run's numbers, or with one clear error.
+"""Real faults on several local nodes: each run ends with an
+undisturbed run's numbers, or with one clear error.
 
-A driver killed in each stage: test_pipeline.py. A worker killed among several of one training: test_parallel.py. Fifty tuning
-trials under kills: test_search.py.
+A driver killed in each stage: test_pipeline.py. A worker killed among several of one training:
+test_parallel.py. Fifty tuning trials under kills: test_search.py.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def run_of(config: str) -> Path:
 
 
 def run_without_ray(config: str, last: str) -> dict[str, Any]:
-    """The result of stage `last` when all up to it are computed in this process: what no fault of a cluster may change."""
+    """The result of stage `last` when all up to it are computed in this
+    process: what no fault of a cluster may change."""
 
     def train(part: Part[Any], folder: Path) -> Any:
         return part.work(folder, None, lambda state, row: None)
@@ -98,7 +100,8 @@ def result(config: str, stage: str) -> Any:
 
 
 def histories(config: str, stage: str) -> dict[str, list[Row]]:
-    """What every student of a stage has been trained for, with the seconds it took: a tick that is done again takes others."""
+    """What every student of a stage has been trained for, with the seconds it
+    took: a tick that is done again takes others."""
     return {folder.name: read_history(folder) for folder in (run_of(config) / stage / "trials").glob("*")}
 
 
@@ -119,17 +122,21 @@ def share_done(config: str, stage: str) -> float:
     return max((unit["share"] for unit in read_progress(run_of(config) / stage)), default=0.0)
 
 
-# --- workers and nodes -----------------------------------------------------------------------------------------------
+# --- workers and nodes --------------------------------------------------------------------------------------
 
 
-def test_a_killed_trial_goes_on_from_its_last_tick(nodes: Nodes, swept: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_killed_trial_goes_on_from_its_last_tick(
+    nodes: Nodes, swept: Path, trained: Path, tmp_path: Path
+) -> None:
     config = copied(trained, tmp_path)
     driver = nodes.start_kr("checkpoints", config)
     wait_until(lambda: ticks(config, "checkpoints") >= 3, driver)
     assert signal_worker(nodes, "Trial")
     kept = histories(config, "checkpoints")
     finish(driver)
-    assert result(config, "checkpoints") == without_times(read_json(swept / "checkpoints" / "done.json")["result"])
+    assert result(config, "checkpoints") == without_times(
+        read_json(swept / "checkpoints" / "done.json")["result"]
+    )
     assert begins_with(histories(config, "checkpoints"), kept)
 
 
@@ -138,7 +145,9 @@ def test_a_killed_trial_goes_on_from_its_last_tick(nodes: Nodes, swept: Path, tr
 def test_a_node_killed_in_mid_search_costs_only_time(
     nodes: Nodes, swept: Path, trained: Path, tmp_path: Path, command: str, stage: str
 ) -> None:
-    config, undisturbed = (copied(trained if stage == "checkpoints" else swept, tmp_path / name) for name in ("hit", "calm"))
+    config, undisturbed = (
+        copied(trained if stage == "checkpoints" else swept, tmp_path / name) for name in ("hit", "calm")
+    )
     nodes.kr(command, undisturbed)
     driver = nodes.start_kr(command, config)
     wait_until(lambda: ticks(config, stage) >= 6, driver)
@@ -154,7 +163,9 @@ def test_a_node_killed_in_mid_search_costs_only_time(
 
 
 @pytest.mark.slow
-def test_a_killed_training_worker_goes_on_from_its_last_checkpoint(nodes: Nodes, trained: Path, tmp_path: Path) -> None:
+def test_a_killed_training_worker_goes_on_from_its_last_checkpoint(
+    nodes: Nodes, trained: Path, tmp_path: Path
+) -> None:
     config = config_file(tmp_path, SETTINGS)
     driver = nodes.start_kr("teacher", config)
     wait_until(lambda: read_progress(run_of(config) / "teacher"), driver)
@@ -164,8 +175,11 @@ def test_a_killed_training_worker_goes_on_from_its_last_checkpoint(nodes: Nodes,
 
 
 @pytest.mark.slow
-def test_a_spot_machine_that_is_told_to_leave_costs_only_time(nodes: Nodes, swept: Path, trained: Path, tmp_path: Path) -> None:
-    """SIGTERM to its raylet, which drains: what was saved at the last tick is all that a notice could have saved."""
+def test_a_spot_machine_that_is_told_to_leave_costs_only_time(
+    nodes: Nodes, swept: Path, trained: Path, tmp_path: Path
+) -> None:
+    """SIGTERM to its raylet, which drains: what was saved at the last
+    tick is all that a notice could have saved."""
     config = copied(trained, tmp_path)
     driver = nodes.start_kr("checkpoints", config)
     wait_until(lambda: ticks(config, "checkpoints") >= 3, driver)
@@ -175,7 +189,9 @@ def test_a_spot_machine_that_is_told_to_leave_costs_only_time(nodes: Nodes, swep
     output = finish(driver)
     nodes.add()
     assert "Traceback" not in output
-    assert result(config, "checkpoints") == without_times(read_json(swept / "checkpoints" / "done.json")["result"])
+    assert result(config, "checkpoints") == without_times(
+        read_json(swept / "checkpoints" / "done.json")["result"]
+    )
     assert begins_with(histories(config, "checkpoints"), kept)
 
 
@@ -230,7 +246,9 @@ def test_students_of_two_workers_equal_those_of_one_though_a_worker_is_killed(
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_killed_for_want_of_memory_goes_on(swept: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_trial_that_is_killed_for_want_of_memory_goes_on(
+    swept: Path, trained: Path, tmp_path: Path
+) -> None:
     """This test takes memory until Ray kills a worker, and gives it back."""
     spare = 2 * 2**30
     memory = psutil.virtual_memory()
@@ -252,10 +270,12 @@ def test_a_trial_that_is_killed_for_want_of_memory_goes_on(swept: Path, trained:
             hog.clear()
             output = finish(driver)
     assert "Traceback" not in output
-    assert result(config, "checkpoints") == without_times(read_json(swept / "checkpoints" / "done.json")["result"])
+    assert result(config, "checkpoints") == without_times(
+        read_json(swept / "checkpoints" / "done.json")["result"]
+    )
 
 
-# --- a full disk, a diverged training ----------------------------------------------------------------------------------
+# --- a full disk, a diverged training -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -263,7 +283,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("only root may mount a file system")
     yield disk
@@ -281,7 +303,9 @@ def test_a_full_disk_ends_with_one_message_and_costs_only_time(
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     nodes.kr("generator", config, *where)
     for stage in ("teacher", "generator"):
-        found, expected = (read_json(run / stage / "done.json")["result"] for run in (small_disk / SETTINGS["name"], trained))
+        found, expected = (
+            read_json(run / stage / "done.json")["result"] for run in (small_disk / SETTINGS["name"], trained)
+        )
         assert without_times(found) == without_times(expected)
 
 

@@ -1,7 +1,8 @@
-"""Whatever bytes are put where a file of ours or a person's should be: only the project's own errors come out of its reader.
+"""Whatever bytes are put where a file of ours or a person's should be:
+only the project's own errors come out of its reader.
 
-Each reader is given random bytes and its own good file cut, flipped, zeroed, spliced or repeated: 100 inputs by default, 2,000 in
-the slow suite.
+Each reader is given random bytes and its own good file cut, flipped, zeroed, spliced or
+repeated: 100 inputs by default, 2,000 in the slow suite.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ def splits() -> Splits:
     def part(count: int) -> LabelledImages:
         random = torch.Generator().manual_seed(count)
         return LabelledImages(
-            torch.randint(256, (count, 3, SIZE, SIZE), generator=random).to(torch.uint8), torch.arange(count) % 2
+            torch.randint(256, (count, 3, SIZE, SIZE), generator=random).to(torch.uint8),
+            torch.arange(count) % 2,
         )
 
     return Splits("made", ("a", "b"), part(12), part(6), part(4))
 
 
-# --- good files ------------------------------------------------------------------------------------------------------
+# --- good files ---------------------------------------------------------------------------------------------
 
 
 def _bytes_of(write: Callable[[Path], object], folder: Path) -> bytes:
@@ -71,7 +73,10 @@ def _npz(**arrays: Any) -> bytes:
 
 
 def _images() -> bytes:
-    made = {f"{part}_images": np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8) for part in ("train", "val", "test")}
+    made = {
+        f"{part}_images": np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+        for part in ("train", "val", "test")
+    }
     return _npz(**made, **{f"{part}_labels": np.arange(4) % 2 for part in ("train", "val", "test")})
 
 
@@ -80,7 +85,12 @@ def _scores() -> bytes:
 
 
 def _table() -> bytes:
-    rows = {"model": [0] * 20, "sample": list(range(20)), "score": [float(k) for k in range(20)], "member": [True, False] * 10}
+    rows = {
+        "model": [0] * 20,
+        "sample": list(range(20)),
+        "score": [float(k) for k in range(20)],
+        "member": [True, False] * 10,
+    }
     buffer = io.BytesIO()
     pq.write_table(pa.table(rows), buffer)
     return buffer.getvalue()
@@ -101,7 +111,9 @@ def _parquet(folder: Path) -> bytes:
 def _onnx(folder: Path) -> bytes:
     model = ResNet14(2, 1, 4, torch.Generator().manual_seed(0))
     save_classifier(folder / "weights.safetensors", model)
-    return _bytes_of(lambda path: export_student(folder / "weights.safetensors", path, ["a", "b"], SIZE), folder)
+    return _bytes_of(
+        lambda path: export_student(folder / "weights.safetensors", path, ["a", "b"], SIZE), folder
+    )
 
 
 def _report(path: Path) -> None:
@@ -142,19 +154,25 @@ READERS = {
     "npz of scores": Reader(lambda path: audit_score_file(path, 0), lambda _: _scores(), (ScoreError,)),
     "table of scores": Reader(lambda path: audit_score_file(path, 0), lambda _: _table(), (ScoreError,)),
     "onnx": Reader(_predict, _onnx, (PredictError,)),
-    "stored splits": Reader(load_stored_splits, lambda folder: _bytes_of(lambda path: save_splits(path, splits()), folder), (ArtifactError,)),
+    "stored splits": Reader(load_stored_splits, lambda folder: _bytes_of(lambda path: save_splits(path,
+                                                                                                  splits()),
+                                                                                                  folder),
+                                                                                                  (ArtifactError,)),
     "tensors": Reader(
-        load_tensors, lambda folder: _bytes_of(lambda path: save_tensors(path, {"a": torch.arange(9)}), folder), (ArtifactError,)
+        load_tensors, lambda folder: _bytes_of(lambda path: save_tensors(path, {"a": torch.arange(9)}),
+                                               folder), (ArtifactError,)
     ),
-    "progress": Reader(_report, lambda _: b'{"share": 0.5, "note": "loss 1.0", "cas": 0.7, "running": 1}', ()),
+    "progress": Reader(_report, lambda _: b'{"share": 0.5, "note": "loss 1.0", "cas": 0.7, "running": 1}',
+                       ()),
 }  # fmt: skip
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage -------------------------------------------------------------------------------------------------
 
 
 def damaged(good: bytes) -> st.SearchStrategy[bytes]:
-    """`good`, altered in one of the ways in which disks, networks and people alter files; or bytes of no origin."""
+    """`good`, altered in one of the ways in which disks, networks and
+    people alter files; or bytes of no origin."""
     place = st.integers(0, len(good))
     flips = st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(1, 255)), min_size=1, max_size=8)
     return st.one_of(
@@ -184,9 +202,17 @@ def check_reader(name: str, folder: Path, examples: int) -> None:
     reader = READERS[name]
     path, good = folder / "file", reader.good(folder)
     path.write_bytes(good)
-    reader.read(path)  # the undamaged file is read, so that what follows tries more than a refusal of everything
+    reader.read(
+        path
+    )  # the undamaged file is read, so that what follows tries more than a refusal of everything
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(damaged(good))
     def only_our_own_errors(data: bytes) -> None:
         path.write_bytes(data)
@@ -214,11 +240,13 @@ def test_two_thousand_damaged_files_end_in_our_own_errors(name: str, tmp_path: P
     check_reader(name, tmp_path, 2000)
 
 
-# --- what a person types ---------------------------------------------------------------------------------------------
+# --- what a person types ------------------------------------------------------------------------------------
 
 WORDS = st.sampled_from(
-    ["a", "#", " #", ": ", "- ", "[", "]", "{", "}", ",", "&a", "*a", "<<", "!!int", "!", "|", ">", "'", '"', "010", "12:30", "1e999",
-     ".inf", ".nan", "yes", "~", "\n", "\t", "\\", "%", "@", "`", "0x1f", "0o17", "-", "1_000", "\x00", "\ud800", "\u2028", "é"]
+    ["a", "#", " #", ": ", "- ", "[", "]", "{", "}", ",", "&a", "*a", "<<", "!!int", "!", "|", ">", "'", '"',
+     "010", "12:30", "1e999",
+     ".inf", ".nan", "yes", "~", "\n", "\t", "\\", "%", "@", "`", "0x1f", "0o17", "-", "1_000", "\x00",
+     "\ud800", "\u2028", "é"]
 )  # fmt: skip
 TYPED = st.one_of(st.text(max_size=30), st.lists(WORDS, max_size=12).map("".join))
 
@@ -243,7 +271,13 @@ def check_typed(folder: Path, examples: int) -> None:
         ]
     )
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(keys, TYPED)
     def only_our_own_errors(key: str, text: str) -> None:
         try:
@@ -265,7 +299,8 @@ def test_two_thousand_values_after_set_end_in_our_own_errors(tmp_path: Path) -> 
 
 PRINTABLE = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=20)
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(allow_nan=False), PRINTABLE, WORDS.filter(lambda w: w != "\ud800")),
+    st.one_of(st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(allow_nan=False), PRINTABLE,
+              WORDS.filter(lambda w: w != "\ud800")),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(PRINTABLE, inner, max_size=4)),
     max_leaves=12,
 )  # fmt: skip
@@ -278,9 +313,14 @@ def test_what_is_written_as_yaml_is_read_as_it_was(value: Any) -> None:
 
 
 @settings(max_examples=200, deadline=None, database=None, derandomize=True)
-@given(st.text(st.characters(whitelist_categories=("L", "N"), whitelist_characters=" #_/.-"), min_size=1, max_size=30))
+@given(
+    st.text(
+        st.characters(whitelist_categories=("L", "N"), whitelist_characters=" #_/.-"), min_size=1, max_size=30
+    )
+)
 def test_plain_text_after_set_is_kept_to_its_end(text: str) -> None:
-    """Whatever it says: text as it is, or a number, null or boolean of which the whole text is the spelling."""
+    """Whatever it says: text as it is, or a number, null or boolean
+    of which the whole text is the spelling."""
     try:
         value = read_value(text)
     except YamlError:

@@ -1,4 +1,5 @@
-"""Configurations and `--set` are YAML 1.2: nothing is cut, turned into another number, or absurd; what is no text is named."""
+"""Configurations and `--set` are YAML 1.2: nothing is cut, turned into
+another number, or absurd; what is no text is named."""
 
 from __future__ import annotations
 
@@ -65,9 +66,12 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 
 CORE = {  # examples of yaml.org/spec/1.2.2, 10.3.2, and what YAML 1.1 reads otherwise
-    "null": None, "~": None, "": None, "true": True, "False": False, "0": 0, "0o7": 7, "0x3A": 58, "-19": -19, "0.": 0.0, "-0.0": -0.0,
-    ".5": 0.5, "+12e03": 12000.0, "-2E+05": -200000.0, ".inf": float("inf"), "-.Inf": float("-inf"), "1e-5": 1e-5,
-    "010": 10, "12:30": "12:30", "yes": "yes", "off": "off", "1_000": "1_000", "2026-01-01": "2026-01-01", "0b11": "0b11", "=": "=",
+    "null": None, "~": None, "": None, "true": True, "False": False, "0": 0, "0o7": 7, "0x3A": 58, "-19": -19,
+    "0.": 0.0, "-0.0": -0.0,
+    ".5": 0.5, "+12e03": 12000.0, "-2E+05": -200000.0, ".inf": float("inf"), "-.Inf": float("-inf"),
+    "1e-5": 1e-5,
+    "010": 10, "12:30": "12:30", "yes": "yes", "off": "off", "1_000": "1_000", "2026-01-01": "2026-01-01",
+    "0b11": "0b11", "=": "=",
     "!!str 12": "12", '"12"': "12", "'a''b'": "a'b",
 }  # fmt: skip
 
@@ -80,13 +84,17 @@ def test_scalars_are_those_of_yaml_1_2(text: str) -> None:
 
 
 def test_merge_keys_give_copies_and_own_keys_win(tmp_path: Path) -> None:
-    raw = read_yaml("base: &b {epochs: 2, deep: {x: 1}}\na: {<<: *b, epochs: 3}\nc: {<<: [*b, {epochs: 9, y: 4}]}\nd: *b")
+    raw = read_yaml(
+        "base: &b {epochs: 2, deep: {x: 1}}\na: {<<: *b, epochs: 3}\nc: {<<: [*b, {epochs: 9, y: 4}]}\nd: *b"
+    )
     assert raw["a"] == {"epochs": 3, "deep": {"x": 1}}
     assert raw["c"] == {"epochs": 2, "deep": {"x": 1}, "y": 4}
     raw["d"]["deep"]["x"] = 5  # what --set does to one section must not reach the others
     assert raw["base"]["deep"]["x"] == raw["a"]["deep"]["x"] == 1
     text = (
-        write_yaml(tiny_settings()).replace("teacher:\n", "teacher: &short\n").replace("student:\n", "student:\n  <<: *short\n")
+        write_yaml(tiny_settings())
+        .replace("teacher:\n", "teacher: &short\n")
+        .replace("student:\n", "student:\n  <<: *short\n")
     )
     path = tmp_path / "merge.yaml"
     path.write_text(text.replace("  <<: *short\n  epochs: 6\n", "  <<: *short\n"))
@@ -99,7 +107,8 @@ def test_merge_keys_give_copies_and_own_keys_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("my runs #1", "my runs #1"), ("#1", "#1"), ("12 #3", "12 #3"), ("a#b", "a#b"), ("'a #b'", "a #b"), ("{a: 'x #y'}", {"a": "x #y"}),
+        ("my runs #1", "my runs #1"), ("#1", "#1"), ("12 #3", "12 #3"), ("a#b", "a#b"), ("'a #b'", "a #b"),
+        ("{a: 'x #y'}", {"a": "x #y"}),
         ("[1.0, 2.5]", [1.0, 2.5]), ("{name: npz, path: a b}", {"name": "npz", "path": "a b"}),
     ],
 )  # fmt: skip
@@ -116,21 +125,39 @@ def test_set_refuses_what_a_comment_would_cut(text: str) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("classifier.learning_rate=.inf", "finite number, but got inf"), ("classifier.learning_rate=1e999", "finite number"),
-        ("classifier.weight_decay=.nan", "finite number"), ("tuning.space.latent_std=[1.0, .inf]", "finite number"),
-        ("cluster.train={cpu: .inf}", "finite number"), ("teacher.epochs=9223372036854775808", "`epochs <= 1,000,000` must hold, but got"),
-        ("audit.worst_case.models=1000000000", "`models <= 10,000`"), ("audit.shadow.models=20000", "`models <= 10,000`"),
-        ("tuning.space.latent_std=[1.0, 5000]", "`latent_std <= 1,000`"), ("tuning.space={regeneration_rate: [1, 10000000]}", "regeneration_rate <= 1,000,000"),
+        ("classifier.learning_rate=.inf", "finite number, but got inf"),
+        ("classifier.learning_rate=1e999", "finite number"),
+        ("classifier.weight_decay=.nan", "finite number"),
+        ("tuning.space.latent_std=[1.0, .inf]", "finite number"),
+        ("cluster.train={cpu: .inf}", "finite number"),
+        ("teacher.epochs=9223372036854775808", "`epochs <= 1,000,000` must hold, but got"),
+        ("audit.worst_case.models=1000000000", "`models <= 10,000`"),
+        ("audit.shadow.models=20000", "`models <= 10,000`"),
+        ("tuning.space.latent_std=[1.0, 5000]", "`latent_std <= 1,000`"),
+        ("tuning.space={regeneration_rate: [1, 10000000]}", "regeneration_rate <= 1,000,000"),
         ("synthesis.sampling.standing_batches=10000000", "`standing_batches <= 1,000,000`"),
-        ("students.x={kind: knowledge_recycling, synthesis: {max_draws: 10000000}}", "`max_draws <= 1,000,000`"),
-        ("students.x={kind: dp_sgd, target_epsilon: .inf}", "finite number"), ("students.x={kind: dp_sgd, noise_multiplier: 1, epochs: 10000000}", "`epochs <="),
-        ("generator={kind: edm, noise_std: 50}", "`noise_std <= 20`"), ("generator={kind: edm, channels: [80000]}", "`channels <= 65,536`"),
-        (f"students.{LONG}={{kind: teacher}}", "at most 100 letters"), ("plugins=[a/b.py]", "write package.module"), ("plugins=['']", "must name modules"), ("generator.g_in=[1000000]", "`g_in <= 1,024`"), ("data.split_seed=-1", "split_seed"),
-        ("teacher.epochs=12:30", "got '12:30' .text."), ("teacher.epochs=1_000", "got '1_000' .text."), ("teacher=12", "a whole number"),
+        ("students.x={kind: knowledge_recycling, "
+        "synthesis: {max_draws: 10000000}}", "`max_draws <= 1,000,000`"),
+        ("students.x={kind: dp_sgd, target_epsilon: .inf}", "finite number"),
+        ("students.x={kind: dp_sgd, noise_multiplier: 1, epochs: 10000000}", "`epochs <="),
+        ("generator={kind: edm, noise_std: 50}", "`noise_std <= 20`"),
+        ("generator={kind: edm, channels: [80000]}", "`channels <= 65,536`"),
+        (f"students.{LONG}={{kind: teacher}}", "at most 100 letters"),
+        ("plugins=[a/b.py]", "write package.module"),
+        ("plugins=['']", "must name modules"),
+        ("generator.g_in=[1000000]", "`g_in <= 1,024`"),
+        ("data.split_seed=-1", "split_seed"),
+        ("teacher.epochs=12:30", "got '12:30' .text."),
+        ("teacher.epochs=1_000", "got '1_000' .text."),
+        ("teacher=12", "a whole number"),
         ("teacher=null", r"got None \(nothing\)"),
-        ("data.download=no", "no and off are text in YAML 1.2: write false"), ("data.download=On", "yes and on are text in YAML 1.2: write true"),
-        (f"name={LONG}", "at most 100 characters"), ('storage="a\\0b"', "one line of printable text"), ("storage=file://", "file:///folder"),
-        (f"storage=/x/{LONG}", "255 bytes"), ("data={name: folder, path: \"a\\nb\"}", "one line of printable text"),
+        ("data.download=no", "no and off are text in YAML 1.2: write false"),
+        ("data.download=On", "yes and on are text in YAML 1.2: write true"),
+        (f"name={LONG}", "at most 100 characters"),
+        ('storage="a\\0b"', "one line of printable text"),
+        ("storage=file://", "file:///folder"),
+        (f"storage=/x/{LONG}", "255 bytes"),
+        ("data={name: folder, path: \"a\\nb\"}", "one line of printable text"),
         ("audit.copies.encoder=s3://", "s3://bucket"),
     ],
 )  # fmt: skip
@@ -143,11 +170,14 @@ def test_absurd_values_are_refused_before_any_work(override: str, said: str, tmp
 
 
 def every_section() -> list[Section]:
-    """A whole configuration, and the sections of all kinds that it does not have, with their largest presets."""
+    """A whole configuration, and the sections of all kinds that it
+    does not have, with their largest presets."""
     config = tiny_config(generator={"preset": "vanilla", "architecture": "kr41m"}, data={"image_size": 32})
     private = {"target_epsilon": 1.0}
     methods = [
-        kind.model_validate(private if issubclass(kind, PrivacySection) else {"path": "set"} if name == "parquet" else {})
+        kind.model_validate(
+            private if issubclass(kind, PrivacySection) else {"path": "set"} if name == "parquet" else {}
+        )
         for name, kind in METHODS.items()
     ]
     return [config, EdmConfig(preset="edm64"), EdmSampling(), DpMerfSection.model_validate(private), *methods]
@@ -168,7 +198,9 @@ def test_every_limit_belongs_to_a_key_and_no_default_reaches_it() -> None:
         collect(section)
     assert set(LARGEST) <= set(there)
     for name, largest in LARGEST.items():
-        assert all(10 * abs(value) <= largest for value in there[name] if isinstance(value, (int, float))), name
+        assert all(10 * abs(value) <= largest for value in there[name] if isinstance(value, (int, float))), (
+            name
+        )
 
 
 def test_a_config_survives_its_copy_in_the_run(tmp_path: Path) -> None:
@@ -209,7 +241,10 @@ def test_a_configuration_that_the_upload_leaves_out_is_refused(tmp_path: Path) -
         (tmp_path / name).touch()
     (tmp_path / ".gitignore").write_text("/runs/\n")
     (tmp_path / "configs" / ".rayignore").write_text("drafts\n")
-    assert entrypoint("run", str(tmp_path / "configs" / "c.yaml"), [], tmp_path) == "python jobs/run.py configs/c.yaml"
+    assert (
+        entrypoint("run", str(tmp_path / "configs" / "c.yaml"), [], tmp_path)
+        == "python jobs/run.py configs/c.yaml"
+    )
     for name in ("runs/base/config.yaml", "configs/drafts/d.yaml", "configs/drafts/kept/e.yaml"):
         with pytest.raises(ConfigError, match=r"\.(git|ray)ignore.* leaves it out"):
             entrypoint("run", str(tmp_path / name), [], tmp_path)

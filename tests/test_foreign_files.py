@@ -1,4 +1,5 @@
-"""What people put where a file is read: each foreign, damaged or mistyped input gets one message with a remedy, and code 2."""
+"""What people put where a file is read: each foreign, damaged or mistyped
+input gets one message with a remedy, and code 2."""
 
 from __future__ import annotations
 
@@ -43,19 +44,25 @@ def npz_bytes(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-# --- what lies there ---------------------------------------------------------------------------------------------------
+# --- what lies there ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "an empty file; write or copy it again"),
-        (bytes(4096), "a file that begins with zeros only, as an interrupted copy leaves it; write or copy it again"),
+        (
+            bytes(4096),
+            "a file that begins with zeros only, as an interrupted copy leaves it; write or copy it again",
+        ),
         (LFS, "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
         (PAGE, "an HTML page, such as a server's error or login page; download the file itself"),
         (b"1,2,3\n", "a text table (CSV)"),
         (b'{"a": 1}', "JSON text"),
-        (gzip.compress(npz_bytes(train_images=np.zeros((1, 8, 8)))), "a gzip-compressed file; unpack it with gunzip"),
+        (
+            gzip.compress(npz_bytes(train_images=np.zeros((1, 8, 8)))),
+            "a gzip-compressed file; unpack it with gunzip",
+        ),
         (b"\x80\x04\x95\x00.", "a Python pickle, which is a program and is never loaded"),
         (bytes(128) + b"DICM", "a DICOM file; export its images as PNG"),
         (npz_bytes(a=np.zeros(3))[:-40], "a damaged one"),
@@ -82,10 +89,19 @@ def special(kind: str, path: Path) -> Path:
         os.mkfifo(path)
     elif kind == "a broken link":
         path.symlink_to("nowhere")
-    return {"a device": Path("/dev/null"), "a name that cannot be opened": path.with_name(LONG)}.get(kind, path)
+    return {"a device": Path("/dev/null"), "a name that cannot be opened": path.with_name(LONG)}.get(
+        kind, path
+    )
 
 
-SPECIAL = ("nothing there", "a folder", "a named pipe", "a broken link", "a device", "a name that cannot be opened")
+SPECIAL = (
+    "nothing there",
+    "a folder",
+    "a named pipe",
+    "a broken link",
+    "a device",
+    "a name that cannot be opened",
+)
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
@@ -122,7 +138,7 @@ def test_a_files_first_bytes_say_what_it_is(tmp_path: Path) -> None:
     assert recognise(bytes(range(1, 200))).kind == "other"
 
 
-# --- images ------------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 def png16(pixels: np.ndarray[Any, Any], path: Path) -> None:
@@ -134,19 +150,27 @@ def png16(pixels: np.ndarray[Any, Any], path: Path) -> None:
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff16(pixels: np.ndarray[Any, Any], path: Path) -> None:
     """An uncompressed TIFF of 16 bits per channel, RGB."""
     height, width, _ = pixels.shape
     tags = [
-        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 14), (277, 3, 1, 3),
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, 14), (277, 3, 1, 3),
         (278, 3, 1, height), (279, 4, 1, pixels.size * 2),
     ]  # fmt: skip
     body = struct.pack("<3H", 16, 16, 16) + pixels.astype("<u2").tobytes()
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4))
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
 
 
 def test_colour_of_sixteen_bits_is_refused_like_grey(tmp_path: Path) -> None:
@@ -158,7 +182,8 @@ def test_colour_of_sixteen_bits_is_refused_like_grey(tmp_path: Path) -> None:
     for name in ("deep.png", "deep.tif", "deep.ppm", "deep.pgm"):
         assert Image.open(tmp_path / name).size == (8, 8)  # Pillow reads it
         with pytest.raises(
-            DataError, match=rf"{name}` must have 8 bits per channel, grey or RGB, but got .*; scale and convert it"
+            DataError,
+            match=rf"{name}` must have 8 bits per channel, grey or RGB, but got .*; scale and convert it",
         ):
             read_image(tmp_path / name)
     (tmp_path / "shallow.ppm").write_bytes(b"P6 8 8 15\n" + (pixels // 16 % 16).astype(np.uint8).tobytes())
@@ -170,9 +195,13 @@ def test_other_formats_and_sizes_are_not_even_tried(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a.eps", tmp_path / "a.png")  # PostScript is a program, whatever it is called
     with pytest.raises(DataError, match=r"a\.png` must be a readable image"):
         read_image(tmp_path / "a.png")
-    header = struct.pack("<IiiHH", 40, 60_000, 60_000, 1, 24)  # found by the slow suite of test_foreign_bytes.py
+    header = struct.pack(
+        "<IiiHH", 40, 60_000, 60_000, 1, 24
+    )  # found by the slow suite of test_foreign_bytes.py
     (tmp_path / "huge.bmp").write_bytes(b"BM" + bytes(8) + struct.pack("<I", 54) + header + bytes(24))
-    with pytest.raises(DataError, match=r"huge\.bmp` must have at most 134,217,728 pixels, but claims many more"):
+    with pytest.raises(
+        DataError, match=r"huge\.bmp` must have at most 134,217,728 pixels, but claims many more"
+    ):
         read_image(tmp_path / "huge.bmp")
 
 
@@ -198,18 +227,28 @@ def test_folders_with_odd_names_or_pipes_are_refused_before_an_image_is_read(tmp
         load_splits(tiny_config(data={"name": "folder", "path": str(root)}).data)
 
 
-# --- scores ------------------------------------------------------------------------------------------------------------
+# --- scores -------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_read_by_what_the_file_holds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    table = pa.table({"model": [0] * 60, "sample": list(range(60)), "score": rng.normal(size=60), "member": [True, False] * 30})
+    table = pa.table(
+        {
+            "model": [0] * 60,
+            "sample": list(range(60)),
+            "score": rng.normal(size=60),
+            "member": [True, False] * 30,
+        }
+    )
     pq.write_table(table, tmp_path / "scores.PARQUET")
     shutil.copy(tmp_path / "scores.PARQUET", tmp_path / "scores")
     for name in ("scores.PARQUET", "scores"):
         assert audit_score_file(tmp_path / name, 0)["form"] == "one model"
     for content, said in (
-        (b"model,sample,score,member\n0,0,1.5,1\n", r"a text table \(CSV\); save the table as Parquet: pandas.read_csv"),
+        (
+            b"model,sample,score,member\n0,0,1.5,1\n",
+            r"a text table \(CSV\); save the table as Parquet: pandas.read_csv",
+        ),
         (LFS, "git lfs pull"),
         (PAGE, "HTML page"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file; save the scores as .npz or .parquet"),
@@ -222,11 +261,18 @@ def test_scores_are_read_by_what_the_file_holds(tmp_path: Path) -> None:
         audit_score_file(tmp_path / "lists.parquet", 0)
 
 
-# --- ONNX --------------------------------------------------------------------------------------------------------------
+# --- ONNX ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text", ["hello", "null", "[]", '{"author": "me"}', '{"class_names": ["a", "b"], "image_size": 8, "channels": 1}']
+    "text",
+    [
+        "hello",
+        "null",
+        "[]",
+        '{"author": "me"}',
+        '{"class_names": ["a", "b"], "image_size": 8, "channels": 1}',
+    ],
 )
 def test_a_foreign_model_with_an_entry_of_our_name_is_refused(text: str, tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info
@@ -237,7 +283,9 @@ def test_a_foreign_model_with_an_entry_of_our_name_is_refused(text: str, tmp_pat
     model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 18)])
     onnx.helper.set_model_props(model, {"kr_ray": text})
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(PredictError, match=r"metadata does not describe its inputs and outputs; use the student\.onnx"):
+    with pytest.raises(
+        PredictError, match=r"metadata does not describe its inputs and outputs; use the student\.onnx"
+    ):
         predict_files(tmp_path / "m.onnx", [])
 
 
@@ -250,6 +298,8 @@ def test_predict_refuses_names_that_would_break_its_table(tmp_path: Path) -> Non
     for name in (b"a\tb.png", b"a\nb.png", b"a\xff.png"):
         path = Path(os.fsdecode(bytes(tmp_path) + b"/" + name))
         Image.new("L", (8, 8)).save(path, "PNG")
-        with pytest.raises(PredictError, match=r"must have a name of printable UTF-8 text.*rename it") as caught:
+        with pytest.raises(
+            PredictError, match=r"must have a name of printable UTF-8 text.*rename it"
+        ) as caught:
             list(predict_files(tmp_path / "m.onnx", [path]))
         assert str(caught.value).isprintable()

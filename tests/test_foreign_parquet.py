@@ -1,4 +1,5 @@
-"""Parquet sets of other tools: read as they are meant, or refused by shape, row length or class names; never bent to fit."""
+"""Parquet sets of other tools: read as they are meant, or refused by
+shape, row length or class names; never bent to fit."""
 
 from __future__ import annotations
 
@@ -75,7 +76,10 @@ def test_sets_of_other_tools_are_read_as_they_are_meant(tmp_path: Path) -> None:
         found, targets = read_parquet_set(path, real)
         assert torch.equal(found, images) and torch.equal(targets, torch.eye(2)[torch.arange(12) % 2])
     grey = splits(1)
-    pq.write_table(pa.table({"image": pa.array(encoded(grey.train.images)), "soft_label": soft()}), tmp_path / "grey.parquet")
+    pq.write_table(
+        pa.table({"image": pa.array(encoded(grey.train.images)), "soft_label": soft()}),
+        tmp_path / "grey.parquet",
+    )
     assert torch.equal(read_parquet_set(tmp_path / "grey.parquet", grey)[0], grey.train.images)
 
 
@@ -95,27 +99,39 @@ def wrong_sets() -> dict[str, tuple[pa.Table, str]]:
 
     ragged_targets = pa.array([[1.0, 0.0]] * 10 + [[1.0], [0.5, 0.25, 0.25]], pa.list_(pa.float32()))
     return {
-        "channels last": (with_images(tensors(last)), r"\[3, 16, 16\], but .* holds \[16, 16, 3\]; transpose it"),
-        "permuted": (with_images(pa.ExtensionArray.from_storage(kept, tensors(images).storage)), r"in the order \[1, 2, 0\]"),
-        "other sides": (with_images(tensors(images.view(12, 3, 8, 32))), r"holds \[3, 8, 32\]; give a set of images of the same size"),
-        "nested channels last": (with_images(pa.array(last.tolist(), pa.list_(pa.list_(lists)))), "`3 x 16 x 16 numbers in every image`"),
-        "ragged": (with_images(pa.array([[*flat[0], 1], flat[1][:-1], *flat[2:]], lists)), "with 767, 768, 769 of them"),
+        "channels last": (with_images(tensors(last)),
+                          r"\[3, 16, 16\], but .* holds \[16, 16, 3\]; transpose it"),
+        "permuted": (with_images(pa.ExtensionArray.from_storage(kept, tensors(images).storage)),
+                     r"in the order \[1, 2, 0\]"),
+        "other sides": (with_images(tensors(images.view(12, 3, 8, 32))),
+                        r"holds \[3, 8, 32\]; give a set of images of the same size"),
+        "nested channels last": (with_images(pa.array(last.tolist(), pa.list_(pa.list_(lists)))),
+                                 "`3 x 16 x 16 numbers in every image`"),
+        "ragged": (with_images(pa.array([[*flat[0], 1], flat[1][:-1], *flat[2:]], lists)),
+                   "with 767, 768, 769 of them"),
         "an empty cell": (with_images(pa.array([None, *flat[1:]], lists)), "empty cells"),
         "an empty pixel": (with_images(pa.array([[None, *flat[0][1:]], *flat[1:]], lists)), "empty cells"),
-        "ragged targets": (pa.table({"image": tensors(images), "soft_label": ragged_targets}), "numbers in every soft_label"),
-        "other order": (named(images=12, class_names=["b", "a"]), r"`class names a, b` .*, but got b, a; put the columns"),
+        "ragged targets": (pa.table({"image": tensors(images), "soft_label": ragged_targets}),
+                           "numbers in every soft_label"),
+        "other order": (named(images=12, class_names=["b", "a"]),
+                        r"`class names a, b` .*, but got b, a; put the columns"),
         "other classes": (named(images=12, class_names=["a", "c"]), "but got a, c"),
         "other order, datasets": (hugging_face(with_images(tensors(images)), ["b", "a"]), "but got b, a"),
         "other number": (named(images=13, class_names=["a", "b"]), "the set is not whole"),
-        "not JSON": (named().replace_schema_metadata({"kr_ray": "text"}), "but it is not JSON; export or copy the set again"),
+        "not JSON": (named().replace_schema_metadata({"kr_ray": "text"}),
+                     "but it is not JSON; export or copy the set again"),
         "no mapping": (named().replace_schema_metadata({"kr_ray": "[1]"}), "no mapping"),
         "names of another kind": (named(class_names="ab"), "of another kind"),
-        "no image file": (with_images(pa.array([{"bytes": b"\x89PNG", "path": None}] * 12)), "row 0 of `image` in .*readable image"),
-        "no bytes": (with_images(pa.array([{"bytes": None, "path": "x.png"}] * 12, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        "no image file": (with_images(pa.array([{"bytes": b"\x89PNG", "path": None}] * 12)),
+                          "row 0 of `image` in .*readable image"),
+        "no bytes": (with_images(pa.array([{"bytes": None, "path": "x.png"}] * 12,
+                                          pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
                      "embed_external_files"),
-        "small image files": (with_images(pa.array(encoded(images[:, :, :8]))), r"must be .* \[3, 16, 16\], but got \[3, 8, 16\]"),
+        "small image files": (with_images(pa.array(encoded(images[:, :, :8]))),
+                              r"must be .* \[3, 16, 16\], but got \[3, 8, 16\]"),
         "text": (with_images(pa.array(["x"] * 12)), "numbers in every image"),
-        "no rows": (with_images(tensors(images)).slice(0, 0).cast(with_images(tensors(images)).schema), "has no rows"),
+        "no rows": (with_images(tensors(images)).slice(0, 0).cast(with_images(tensors(images)).schema),
+                    "has no rows"),
     }  # fmt: skip
 
 
@@ -141,11 +157,15 @@ def test_only_parquet_files_of_a_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "_SUCCESS").touch()
     assert torch.equal(read_parquet_set(tmp_path, real)[0], real.train.images)
     (tmp_path / "1.PARQUET").write_bytes(LFS)
-    with pytest.raises(DataError, match=r"1\.PARQUET` must be a complete Parquet file, but got a Git LFS pointer; fetch"):
+    with pytest.raises(
+        DataError, match=r"1\.PARQUET` must be a complete Parquet file, but got a Git LFS pointer; fetch"
+    ):
         read_parquet_set(tmp_path, real)
     for name in ("0.parquet", "1.PARQUET"):
         (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=r"must hold Parquet files .*, but got .gitattributes, README.md, _SUCCESS"):
+    with pytest.raises(
+        DataError, match=r"must hold Parquet files .*, but got .gitattributes, README.md, _SUCCESS"
+    ):
         read_parquet_set(tmp_path, real)
 
 
@@ -164,7 +184,9 @@ def test_a_wrong_set_is_refused_while_the_finished_student_still_stands(
     images = pa.array([[1, 2, 3]] * 20, pa.list_(pa.uint8(), 3))
     labels = pa.array([[0.1] * 10] * 20, pa.list_(pa.float32(), 10))
     pq.write_table(pa.table({"image": images, "soft_label": labels}), tmp_path / "set.parquet")
-    config: Config = tiny_config(storage=str(tmp_path / "runs"), student={"from_parquet": str(tmp_path / "set.parquet")})
+    config: Config = tiny_config(
+        storage=str(tmp_path / "runs"), student={"from_parquet": str(tmp_path / "set.parquet")}
+    )
     monkeypatch.setattr(Pipeline, "connect", lambda self: pytest.fail("Ray was started"))
     with Pipeline(config, Silent()) as pipeline:
         weights = pipeline.run.begin("student", "other inputs") / "weights.safetensors"

@@ -1,4 +1,5 @@
-"""A run's own files, damaged: those that only show progress never stop it, the others are named with their remedy."""
+"""A run's own files, damaged: those that only show progress never stop
+it, the others are named with their remedy."""
 
 from __future__ import annotations
 
@@ -32,7 +33,17 @@ from kr_ray.synthesis.pool import load_pool
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n"
 
 
-DAMAGED = (b"", b"null", b"[]", b"{", bytes(50), b"\xff\xfe", b'{"fingerprint": 3}', b'{"fingerprint": "x"}', LFS)
+DAMAGED = (
+    b"",
+    b"null",
+    b"[]",
+    b"{",
+    bytes(50),
+    b"\xff\xfe",
+    b'{"fingerprint": 3}',
+    b'{"fingerprint": "x"}',
+    LFS,
+)
 
 
 @pytest.mark.parametrize("content", DAMAGED)
@@ -57,7 +68,13 @@ def test_reports_with_impossible_figures_are_not_summed_up(tmp_path: Path) -> No
 
 def load_sampler(path: Path) -> BigGanSampler:
     return BigGanSampler.load(
-        path, torch.device("cpu"), latent_std=1.0, prior=torch.ones(2) / 2, seed=0, batch_size=4, standing_batches=1
+        path,
+        torch.device("cpu"),
+        latent_std=1.0,
+        prior=torch.ones(2) / 2,
+        seed=0,
+        batch_size=4,
+        standing_batches=1,
     )
 
 
@@ -82,7 +99,9 @@ def test_damaged_arrays_and_weights_of_a_run_are_named(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     save_tensors(weights, {"a": torch.zeros(2)}, {"width": 4})
     for load in (lambda: load_classifier(weights, torch.device("cpu")), lambda: load_sampler(weights)):
-        with pytest.raises(ArtifactError, match=r"w\.safetensors must hold a \w+, but holds something else; delete it"):
+        with pytest.raises(
+            ArtifactError, match=r"w\.safetensors must hold a \w+, but holds something else; delete it"
+        ):
             load()
 
 
@@ -118,7 +137,9 @@ def test_a_store_that_does_not_answer_is_no_damage() -> None:
     for load in (load_arrays, lambda path: RunScores.load(path, "stamp"), _has_scores):
         with pytest.raises(OSError, match="NETWORK_CONNECTION"):
             load(path)
-    with pytest.raises(DataError, match=r"but got one that cannot be read \(AWS Error NETWORK_CONNECTION\); try again later"):
+    with pytest.raises(
+        DataError, match=r"but got one that cannot be read \(AWS Error NETWORK_CONNECTION\); try again later"
+    ):
         read_npz(path, ("a",))
 
 
@@ -128,7 +149,11 @@ def test_weights_of_another_kind_are_refused_with_their_remedy(tmp_path: Path) -
         lambda: load_classifier(path, cpu), lambda: load_sampler(path), lambda: EdmCheckpoint.load(path),
         lambda: MerfSampler.load(path, cpu), lambda: Embedding.load(path), lambda: load_pool(path, "print"),
     )  # fmt: skip
-    for metadata in ({"network": "other", "config": {"kind": "edm"}, "fingerprint": "print"}, {"config": 3}, ["no", "mapping"]):
+    for metadata in (
+        {"network": "other", "config": {"kind": "edm"}, "fingerprint": "print"},
+        {"config": 3},
+        ["no", "mapping"],
+    ):
         save_tensors(path, {"a": torch.zeros(2)}, metadata)  # type: ignore[arg-type]
         for load in loaders:
             with pytest.raises(ArtifactError, match=r"w\.safetensors.*; (delete|open)"):
@@ -142,8 +167,12 @@ def test_a_damaged_lock_in_a_store_is_held_until_its_lease_is_over(tmp_path: Pat
     assert lock._holder() != lock._owner
 
 
-@pytest.mark.parametrize("error", [DataError("wrong set"), ArtifactError("damaged"), ConfigError("wrong key")])
-def test_what_a_worker_refuses_is_told_by_the_driver_and_not_tried_again(error: Exception, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [DataError("wrong set"), ArtifactError("damaged"), ConfigError("wrong key")]
+)
+def test_what_a_worker_refuses_is_told_by_the_driver_and_not_tried_again(
+    error: Exception, tmp_path: Path
+) -> None:
     file = tmp_path / "refused.json"
     with _keeping_refusals(file, alone=True):  # Ray Train sees a worker that ends without an error
         raise error

@@ -1,4 +1,5 @@
-"""Further students in the report: a row each, what bounds what they give away, and whether they were attacked."""
+"""Further students in the report: a row each, what bounds what they
+give away, and whether they were attacked."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ def bound(epsilon: float = 2.0, **keys: Any) -> dict[str, Any]:
 
 
 def further(**keys: Any) -> dict[str, Any]:
-    figures = {"test_accuracy": 0.71, "val_accuracy": 0.7, "steps": 900, "images_seen": 90_000, "seconds": 12.0}
+    figures = {
+        "test_accuracy": 0.71,
+        "val_accuracy": 0.7,
+        "steps": 900,
+        "images_seen": 90_000,
+        "seconds": 12.0,
+    }
     return {"kind": "dp_sgd", "title": "DP-SGD", "note": "noisy, clipped gradients"} | figures | keys
 
 
@@ -40,17 +47,22 @@ def leak() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kr_ray.report.build.draw_figures", lambda report: dict.fromkeys(alt_texts(report), "data:,"))
+    monkeypatch.setattr(
+        "kr_ray.report.build.draw_figures", lambda report: dict.fromkeys(alt_texts(report), "data:,")
+    )
 
 
 def test_every_further_student_has_a_row_with_method_accuracy_and_guarantee() -> None:
-    report = report_of({"private": further(guarantee=bound()), "open": further(title="Student", kind="knowledge_recycling")})
+    report = report_of(
+        {"private": further(guarantee=bound()), "open": further(title="Student", kind="knowledge_recycling")}
+    )
     rows = result_rows(report)
     assert list(rows) == ["teacher", "equal_compute", "student", "student_private", "student_open"]
     assert rows["student_private"].name == "DP-SGD: private" and rows["student_private"].accuracy == 0.71
     page = render_page(report, ReportData()).replace("\u00a0", " ").replace("\u2011", "-")
     for said in (
-        "DP-SGD: private<small>noisy, clipped gradients</small>", "ε ≤ 2.00 at δ 1e-05 per image", "Student: open", "71.00",
+        "DP-SGD: private<small>noisy, clipped gradients</small>", "ε ≤ 2.00 at δ 1e-05 per image",
+        "Student: open", "71.00",
         '<th scope="col">Guarantee</th>', "ε ≤ 2.00<small>δ 1e-05 per image</small>",
     ):  # fmt: skip
         assert said in page, said
@@ -59,7 +71,11 @@ def test_every_further_student_has_a_row_with_method_accuracy_and_guarantee() ->
 
 
 def test_what_is_no_guarantee_is_not_shown_as_one() -> None:
-    bounds = [bound(80.0), bound(insecure_noise=True), bound(float("inf"), uncovered=("prior",), accountant="none")]
+    bounds = [
+        bound(80.0),
+        bound(insecure_noise=True),
+        bound(float("inf"), uncovered=("prior",), accountant="none"),
+    ]
     for number, one in enumerate(bounds):
         report = report_of({"private": further(guarantee=one)})
         assert not guarantees.guaranteed(report), number
@@ -84,16 +100,22 @@ def test_a_further_student_is_an_artefact_of_its_own_attacked_or_not(leak: dict[
     assert untouched[1].verdict == "not attacked" and "ε ≤ 2.00" in untouched[1].note.replace("\u00a0", " ")
     student, private, *_ = artefacts(report_of({"private": further(guarantee=bound(1.0))}, {"private": leak}))
     assert student.state == "partly" and "The worst case (canaries)." in student.open
-    assert private.state == "found" and "more than the guarantee allows: one of the two is wrong" in private.open
+    assert (
+        private.state == "found" and "more than the guarantee allows: one of the two is wrong" in private.open
+    )
     allowed = artefacts(report_of({"private": further(guarantee=bound(49.0))}, {"private": leak}))[1]
     assert allowed.state == "found" and "one of the two is wrong" not in allowed.open
     alone = artefacts(report_of({}, {"private": leak}))[1]  # audited without having been trained in the run
     assert (alone.name, alone.state) == ("DP-SGD: private", "found")
 
 
-def test_a_further_students_leak_is_named_as_its_own_and_a_teacher_by_another_name_stays_here(leak: dict[str, Any]) -> None:
+def test_a_further_students_leak_is_named_as_its_own_and_a_teacher_by_another_name_stays_here(
+    leak: dict[str, Any],
+) -> None:
     text = verdict.headline(report_of({"private": further()}, {"private": leak}))
     assert "but the model “DP-SGD: private” gives away training images" in text
-    longer = report_of({"longer": further(kind="teacher", title="Teacher")}, {"longer": leak | {"kind": "teacher"}})
+    longer = report_of(
+        {"longer": further(kind="teacher", title="Teacher")}, {"longer": leak | {"kind": "teacher"}}
+    )
     assert verdict.worst_found(longer) is None and len(artefacts(longer)) == 3
     assert "gives away" not in verdict.headline(longer)

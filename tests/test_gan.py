@@ -29,7 +29,14 @@ CPU = torch.device("cpu")
 
 
 def small_gan(**keys: Any) -> BigGanConfig:
-    defaults = {"architecture": "tiny16", "channels": 4, "epochs": 4, "batch_size": 8, "d_steps": 2, "checkpoint_every": 1}
+    defaults = {
+        "architecture": "tiny16",
+        "channels": 4,
+        "epochs": 4,
+        "batch_size": 8,
+        "d_steps": 2,
+        "checkpoint_every": 1,
+    }
     return generator_config(**(defaults | keys))
 
 
@@ -42,12 +49,17 @@ def tiny_images(count: int = 29) -> LabelledImages:
 
 
 def run(
-    config: BigGanConfig, resume: dict[str, Any] | None = None, states_every: int | None = None, stop_at: int = 0
+    config: BigGanConfig,
+    resume: dict[str, Any] | None = None,
+    states_every: int | None = None,
+    stop_at: int = 0,
 ) -> Recorder:
-    return Recorder(stop_at).finish(GanTraining(tiny_images(), 2, config, 7, CPU), config, resume, states_every)
+    return Recorder(stop_at).finish(
+        GanTraining(tiny_images(), 2, config, 7, CPU), config, resume, states_every
+    )
 
 
-# --- resume ----------------------------------------------------------------------------------------------------------
+# --- resume -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["ours", "vanilla"])
@@ -64,7 +76,9 @@ def test_resumed_training_equals_a_straight_one(preset: str) -> None:
 
 def test_state_of_an_epoch_differs_from_the_next() -> None:
     states = run(small_gan(epochs=2))
-    assert not torch.equal(states.state(1)["generator"]["linear.weight"], states.state(2)["generator"]["linear.weight"])
+    assert not torch.equal(
+        states.state(1)["generator"]["linear.weight"], states.state(2)["generator"]["linear.weight"]
+    )
     assert states.state(2)["optimizer_d"][0]["step"].item() == 6
 
 
@@ -74,13 +88,14 @@ def test_the_seed_decides() -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-# --- schedule --------------------------------------------------------------------------------------------------------
+# --- schedule -----------------------------------------------------------------------------------------------
 
 
 def test_g_steps_follow_d_steps_across_epochs() -> None:
     recorder = run(small_gan(d_steps=4, epochs=4))
     steps = [
-        state["optimizer_g"][0]["step"].item() if state["optimizer_g"] else 0 for state in map(recorder.state, range(1, 5))
+        state["optimizer_g"][0]["step"].item() if state["optimizer_g"] else 0
+        for state in map(recorder.state, range(1, 5))
     ]
     assert steps == [0, 1, 2, 3]  # after 3, 6, 9, 12 D steps
     assert [row["images_seen"] for row in recorder.rows] == [24, 48, 72, 96]
@@ -104,7 +119,7 @@ def test_fewer_images_than_a_batch() -> None:
     assert training.train_epoch()["images_seen"] == 5
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------------
 
 
 def test_wrong_image_size_is_refused() -> None:
@@ -120,7 +135,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         training.train_epoch()
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+# --- losses -------------------------------------------------------------------------------------------------
 
 REAL, FAKE = torch.tensor([2.0, -1.0, 0.3]), torch.tensor([-3.0, 0.5, 1.5])
 
@@ -137,7 +152,9 @@ def test_logistic_losses_are_cross_entropies() -> None:
 
 def test_hinge_losses_by_hand() -> None:
     config = small_gan(preset="vanilla")
-    assert discriminator_loss(REAL, FAKE, config).item() == pytest.approx((0 + 2 + 0.7) / 3 + (0 + 1.5 + 2.5) / 3)
+    assert discriminator_loss(REAL, FAKE, config).item() == pytest.approx(
+        (0 + 2 + 0.7) / 3 + (0 + 1.5 + 2.5) / 3
+    )
     assert generator_loss(FAKE, config).item() == pytest.approx(-(-3 + 0.5 + 1.5) / 3)
 
 
@@ -160,7 +177,7 @@ def test_d_step_leaves_g_alone_and_the_other_way_round() -> None:
     assert all(parameter.requires_grad for parameter in training.discriminator.parameters())
 
 
-# --- average ---------------------------------------------------------------------------------------------------------
+# --- average ------------------------------------------------------------------------------------------------
 
 
 def test_half_life_gives_the_papers_decay_at_its_batch() -> None:
@@ -194,13 +211,19 @@ def test_checkpoint_holds_the_average_of_the_normalised_weights() -> None:
         torch.testing.assert_close(value, folded[name])
 
 
-# --- learning --------------------------------------------------------------------------------------------------------
+# --- learning -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["ours", pytest.param("vanilla", marks=pytest.mark.slow)])
 def test_it_learns_the_brightness_of_two_classes(preset: str) -> None:
     config = small_gan(
-        preset=preset, epochs=50, checkpoint_every=50, d_steps=1, learning_rate_g=1e-3, learning_rate_d=1e-3, precision="full"
+        preset=preset,
+        epochs=50,
+        checkpoint_every=50,
+        d_steps=1,
+        learning_rate_g=1e-3,
+        learning_rate_d=1e-3,
+        precision="full",
     )
     training = GanTraining(tiny_images(32), 2, config, 3, CPU)
     for _ in range(config.epochs):
@@ -224,7 +247,8 @@ def test_mixed_precision_trains_on_a_gpu() -> None:
 
 
 def test_the_collapse_alarm_ends_the_training_after_its_patience(tmp_path: Path) -> None:
-    """A threshold that nothing can meet raises the alarm at every checkpoint; `stop` ends after two, also on a resumed run."""
+    """A threshold that nothing can meet raises the alarm at every checkpoint;
+    `stop` ends after two, also on a resumed run."""
     config = tiny_config(
         generator={
             "epochs": 6,
@@ -234,7 +258,15 @@ def test_the_collapse_alarm_ends_the_training_after_its_patience(tmp_path: Path)
     )
     save_splits(tmp_path / SPLITS_FILE, load_splits(config.data))
     schedule = Schedule.fit(config.classifier, 160, 1)
-    train_teacher(tmp_path, tmp_path / "teacher", config.classifier, schedule, seed=0, state=None, save=lambda state, row: None)
+    train_teacher(
+        tmp_path,
+        tmp_path / "teacher",
+        config.classifier,
+        schedule,
+        seed=0,
+        state=None,
+        save=lambda state, row: None,
+    )
     states: list[Any] = []
     for resumed in (False, True):
         state = states[-1] if resumed else None

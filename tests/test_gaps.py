@@ -24,7 +24,9 @@ def test_the_interval_holds_no_difference_as_often_as_it_says() -> None:
     """The null case: 95 of 100 intervals of equal populations contain 0."""
     random = np.random.default_rng(0)
     draws = random.normal(0.8, 0.02, (2000, 2, 3))
-    held = [abs(gap) <= half for gap, half in (difference(left.tolist(), right.tolist()) for left, right in draws)]
+    held = [
+        abs(gap) <= half for gap, half in (difference(left.tolist(), right.tolist()) for left, right in draws)
+    ]
     assert np.mean(held) == pytest.approx(0.96, abs=0.015)  # Welch's is a little wide at n = 3
 
 
@@ -37,7 +39,9 @@ def test_one_seed_has_a_gap_but_no_interval() -> None:
 def test_rows_are_summed_up_by_variant() -> None:
     def row(variant: str, accuracy: float, queries: int | None = None) -> ViewRow:
         work = Work(cpu_seconds=2.0, gpu_seconds=0.0, images_trained=100, teacher_queries=queries)
-        return ViewRow(variant=variant, seed=0, test_accuracy=accuracy, val_accuracy=accuracy, steps=1, work=work)
+        return ViewRow(
+            variant=variant, seed=0, test_accuracy=accuracy, val_accuracy=accuracy, steps=1, work=work
+        )
 
     rows = [
         row("teacher", 0.9),

@@ -49,7 +49,7 @@ def test_a_policy_ends_with_its_block() -> None:
     assert graphs._policy == before
 
 
-# --- on a GPU --------------------------------------------------------------------------------------------------------
+# --- on a GPU -----------------------------------------------------------------------------------------------
 
 
 def test_networks_of_one_kind_repay_compiling_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,9 @@ def test_replays_follow_their_arguments_and_results_are_kept_apart() -> None:
     assert counter.get_total_flops() == 6 * 16
 
 
-def trained_classifier(keys: dict[str, Any], steps: int, interrupted_at: int | None = None, seen: bool = False) -> ResNet14:
+def trained_classifier(
+    keys: dict[str, Any], steps: int, interrupted_at: int | None = None, seen: bool = False
+) -> ResNet14:
     """With `seen`, another classifier answers what it sees."""
     device = torch.device("cuda")
     recipe = ClassifierConfig(width=8, batch_size=32, precision="full", learning_rate=0.05)
@@ -94,7 +96,9 @@ def trained_classifier(keys: dict[str, Any], steps: int, interrupted_at: int | N
         schedule = Schedule.of_steps(recipe, 160, 32, steps)
         teacher = new_classifier(4, 3, recipe, 1).requires_grad_(False).eval().to(device)
         labeller = seen_labeller(graphs.compiled(teacher, device, 1, 1), 2.0, device) if seen else None
-        return ClassifierTraining(new_classifier(4, 3, recipe, 0), data, recipe, schedule, 0, device, labeller)
+        return ClassifierTraining(
+            new_classifier(4, 3, recipe, 0), data, recipe, schedule, 0, device, labeller
+        )
 
     with graphs.policy(**keys):
         training = new()
@@ -111,12 +115,16 @@ def trained_classifier(keys: dict[str, Any], steps: int, interrupted_at: int | N
 
 def assert_networks_close(ours: ResNet14, theirs: ResNet14, tolerance: float) -> None:
     for (name, own), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
-        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            own, other, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("keys", "interrupted_at"), [(CAPTURED, None), (CAPTURED, 7), (COMPILED, None)])
-def test_a_classifier_trained_by_replays_is_the_same(keys: dict[str, Any], interrupted_at: int | None) -> None:
+def test_a_classifier_trained_by_replays_is_the_same(
+    keys: dict[str, Any], interrupted_at: int | None
+) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     expected = trained_classifier(PLAIN, 12)
     assert_networks_close(trained_classifier(keys, 12, interrupted_at), expected, 2e-3)
@@ -129,7 +137,10 @@ def test_a_student_whose_teacher_answers_by_replays_is_the_same(keys: dict[str, 
     expected = trained_classifier(PLAIN, 12, seen=True)
     assert_networks_close(trained_classifier(keys, 12, seen=True), expected, 2e-3)
     unlike = trained_classifier(PLAIN, 12)
-    assert any((own - other).abs().max() > 1e-2 for own, other in zip(expected.parameters(), unlike.parameters(), strict=True))
+    assert any(
+        (own - other).abs().max() > 1e-2
+        for own, other in zip(expected.parameters(), unlike.parameters(), strict=True)
+    )
 
 
 @pytest.mark.gpu
@@ -139,7 +150,9 @@ def test_a_generator_trained_by_replays_is_the_same(keys: dict[str, Any]) -> Non
     rows, averages = [], []
     for policy in (PLAIN, keys):
         with graphs.policy(**policy):
-            training = GanTraining(tiny_images(), 2, small_gan(precision="full", d_steps=2), 0, torch.device("cuda"))
+            training = GanTraining(
+                tiny_images(), 2, small_gan(precision="full", d_steps=2), 0, torch.device("cuda")
+            )
             rows.append([training.train_epoch() for _ in range(4)])
             state = training.state()
             training.load_state(state)
@@ -163,7 +176,8 @@ def test_captured_generation_draws_the_same_images() -> None:
             generator.load_folded_weights(training.generator.folded_weights())
             for latent_std in (1.0, 1.7):
                 sampler = BigGanSampler(
-                    generator, device, latent_std=latent_std, prior=torch.tensor([0.5, 0.5]), seed=0, batch_size=16,
+                    generator, device, latent_std=latent_std, prior=torch.tensor([0.5, 0.5]), seed=0,
+                    batch_size=16,
                     standing_batches=2,
                 )  # fmt: skip
                 made.append(sampler.images(torch.arange(150) % 2, seeded_generator("images")))

@@ -28,7 +28,9 @@ ALLOWED = 50 + 3 * math.sqrt(AUDITS * 0.05 * 0.95)
 """5 % of the audits and three standard deviations of that count."""
 
 
-def attacked(random: np.random.Generator, noise_multiplier: float, noise: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def attacked(
+    random: np.random.Generator, noise_multiplier: float, noise: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Samples [1, 400], each a Gaussian mechanism of its own: the best attack's scores, which are its
     outputs, and membership."""
     member = random.random((1, 400)) < 0.5
@@ -54,7 +56,9 @@ def test_a_gaussian_mechanism_without_its_noise_contradicts_its_guarantee_every_
     promised = guarantee({"release": gaussian(3.0)}, 5000, DELTA)
     for audit in range(20):
         found = epsilon_bounds(*attacked(random, 3.0, noise=False), seed=audit, delta=DELTA)
-        assert promised.contradicted_by(found["clopper_pearson"]) and promised.contradicted_by(found["one_run"])
+        assert promised.contradicted_by(found["clopper_pearson"]) and promised.contradicted_by(
+            found["one_run"]
+        )
 
 
 class NoNoise(NoiseKey):
@@ -72,9 +76,15 @@ def step_scores(noise: bool, runs: int) -> tuple[np.ndarray, np.ndarray, float]:
     score is the step's projection on what that image adds, in units of the bound. Returns scores, membership
     and the promised epsilon.
     """
-    recipe = ClassifierConfig(width=4, norm="group", precision="full", crop_padding=0, horizontal_flip=False, warmup_epochs=0)
-    section = DpSgdSection(noise_multiplier=3.0, epochs=1, expected_batch_size=8, max_grad_norm=0.1, delta=1e-5)
-    images = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    recipe = ClassifierConfig(
+        width=4, norm="group", precision="full", crop_padding=0, horizontal_flip=False, warmup_epochs=0
+    )
+    section = DpSgdSection(
+        noise_multiplier=3.0, epochs=1, expected_batch_size=8, max_grad_norm=0.1, delta=1e-5
+    )
+    images = torch.randint(
+        0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     plan = plan_dp_sgd(section, recipe, 8)
     assert plan.steps == 1 and plan.sampling_probability == 1
     model = new_classifier(2, 1, recipe, 0)
@@ -97,7 +107,9 @@ def step_scores(noise: bool, runs: int) -> tuple[np.ndarray, np.ndarray, float]:
     keys = (insecure_key(str(run)) if noise else quiet for run in range(runs))
     unit = training.schedule.rate(0) * section.max_grad_norm / section.expected_batch_size
     assert adds.norm() == pytest.approx(unit, rel=1e-3), "the first image's gradient is clipped"
-    scores = [float(step(key, bool(present)) @ adds) / unit**2 for key, present in zip(keys, member, strict=True)]
+    scores = [
+        float(step(key, bool(present)) @ adds) / unit**2 for key, present in zip(keys, member, strict=True)
+    ]
     return np.array([scores]), member[None], epsilon_of([plan.event], DELTA)[0]
 
 
@@ -106,7 +118,9 @@ def test_a_private_step_keeps_its_guarantee_and_one_without_noise_is_caught() ->
     found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
     assert found["clopper_pearson"] <= promised and found["one_run"] <= promised
     # The noise along what an image adds is 3 times what it adds: the multiplier that is accounted for.
-    assert scores[member].std() == pytest.approx(3, rel=0.25) and scores[~member].std() == pytest.approx(3, rel=0.25)
+    assert scores[member].std() == pytest.approx(3, rel=0.25) and scores[~member].std() == pytest.approx(
+        3, rel=0.25
+    )
     scores, member, promised = step_scores(noise=False, runs=120)
     found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
     assert found["clopper_pearson"] > promised and promised == pytest.approx(1.27, abs=0.05)

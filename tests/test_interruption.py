@@ -69,12 +69,16 @@ TIDYING = """
 """
 
 
-def start(folder: Path, work: str, patience_s: float | None = PATIENCE_S, **options: object) -> subprocess.Popen[str]:
+def start(
+    folder: Path, work: str, patience_s: float | None = PATIENCE_S, **options: object
+) -> subprocess.Popen[str]:
     """The program, once it has come to its work."""
     program = PROGRAM.format(work=work.strip("\n"), patience_s=patience_s)
     command = [sys.executable, "-c", program, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)  # type: ignore[call-overload]
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+    )  # type: ignore[call-overload]
     wait_for(folder / "ready")
     return process
 
@@ -101,7 +105,9 @@ def test_every_signal_ends_every_kind_of_work_with_130_and_one_sentence(
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGHUP)])
-def test_a_second_signal_does_not_break_off_the_tidying(tmp_path: Path, numbers: tuple[signal.Signals, ...]) -> None:
+def test_a_second_signal_does_not_break_off_the_tidying(
+    tmp_path: Path, numbers: tuple[signal.Signals, ...]
+) -> None:
     process = start(tmp_path, TIDYING)
     for number in numbers:
         os.killpg(process.pid, number)
@@ -120,7 +126,11 @@ def test_a_tidy_end_does_not_wait_for_the_patience(tmp_path: Path) -> None:
 
 def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """nohup."""
-    process = start(tmp_path, "    ready(); time.sleep(1)", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(
+        tmp_path,
+        "    ready(); time.sleep(1)",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
     process.send_signal(signal.SIGHUP)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (0, "")
@@ -153,7 +163,9 @@ SUBMITTING = """
 """
 
 
-def test_a_command_with_an_answer_of_its_own_is_asked_every_time_and_keeps_its_exit_code(tmp_path: Path) -> None:
+def test_a_command_with_an_answer_of_its_own_is_asked_every_time_and_keeps_its_exit_code(
+    tmp_path: Path,
+) -> None:
     """`kr submit`: the first Ctrl-C stops the job, the second leaves it alone."""
     process = start(tmp_path, SUBMITTING, patience_s=None)
     process.send_signal(signal.SIGINT)

@@ -48,11 +48,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kr_submit(head: Head, checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kr_ray.cli", "submit", "--address", head.dashboard, *arguments]
     environment = dict(head.environment) | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
 
 
 def details(head: Head, submission: str, token: str = "") -> dict[str, Any]:
-    request = Request(f"{head.dashboard}/api/jobs/{submission}", headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = Request(
+        f"{head.dashboard}/api/jobs/{submission}",
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+    )
     with urlopen(request, timeout=30) as answer:
         return dict(json.load(answer))
 
@@ -65,17 +70,23 @@ def wait_for(condition: Any, limit_s: float = 120.0) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_has_an_entry_point_that_refuses_a_wrong_config_with_2(command: str, tmp_path: Path) -> None:
+def test_every_command_has_an_entry_point_that_refuses_a_wrong_config_with_2(
+    command: str, tmp_path: Path
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_settings(teacher={"epochs": 0})))
     job = REPOSITORY / "jobs" / f"{command.replace('-', '_')}.py"
     environment = client_environment() | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, str(job), str(config)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(job), str(config)], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2 and "teacher.epochs" in done.stderr
 
 
 def test_there_is_no_other_entry_point() -> None:
-    assert {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} == {name.replace("-", "_") for name in COMMANDS}
+    assert {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} == {
+        name.replace("-", "_") for name in COMMANDS
+    }
 
 
 def stage_results(run: Path) -> dict[str, Any]:
@@ -87,7 +98,10 @@ def stage_results(run: Path) -> dict[str, Any]:
 @pytest.mark.timeout(600)
 def test_ray_job_submit_computes_what_kr_run_computes(head: Head, checkout: Path, tmp_path: Path) -> None:
     """As far as the sweep: Ray Train and Ray Tune have then both been at work."""
-    submitted, here = write_config(tmp_path / "submitted", tiny_settings()), write_config(tmp_path / "here", tiny_settings())
+    submitted, here = (
+        write_config(tmp_path / "submitted", tiny_settings()),
+        write_config(tmp_path / "here", tiny_settings()),
+    )
     job = ["--working-dir", str(checkout), "--", "python", "jobs/checkpoints.py", submitted]
     done = head.job("submit", "--submission-id", "the-sweep", *job)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -104,7 +118,17 @@ def test_ray_job_submit_computes_what_kr_run_computes(head: Head, checkout: Path
 def test_the_quickstart_as_a_job_equals_kr_run(head: Head, checkout: Path, tmp_path: Path) -> None:
     raw = yaml.safe_load((REPOSITORY / "configs" / "quickstart.yaml").read_text())
     submitted, here = write_config(tmp_path / "submitted", raw), write_config(tmp_path / "here", raw)
-    head.job("submit", "--working-dir", str(checkout), "--", "python", "jobs/run.py", submitted, limit_s=3600, check=True)
+    head.job(
+        "submit",
+        "--working-dir",
+        str(checkout),
+        "--",
+        "python",
+        "jobs/run.py",
+        submitted,
+        limit_s=3600,
+        check=True,
+    )
     kr("run", here)
     runs = [tmp_path / name / "runs" / "quickstart" for name in ("submitted", "here")]
     for run in runs:
@@ -116,20 +140,42 @@ def test_the_quickstart_as_a_job_equals_kr_run(head: Head, checkout: Path, tmp_p
 
 
 def test_the_job_computes_with_the_code_that_was_submitted(head: Head, checkout: Path) -> None:
-    done = head.job("submit", "--working-dir", str(checkout), "--", "python", "-c", "import kr_ray; print(kr_ray.__file__)")
+    done = head.job(
+        "submit",
+        "--working-dir",
+        str(checkout),
+        "--",
+        "python",
+        "-c",
+        "import kr_ray; print(kr_ray.__file__)",
+    )
     assert "/working_dir_files/" in done.stdout, done.stdout
 
 
-def test_a_wrong_config_fails_the_job_with_2_and_its_message(head: Head, checkout: Path, tmp_path: Path) -> None:
+def test_a_wrong_config_fails_the_job_with_2_and_its_message(
+    head: Head, checkout: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, tiny_settings(teacher={"epochs": 0}))
-    done = head.job("submit", "--submission-id", "wrong", "--working-dir", str(checkout), "--", "python", "jobs/run.py", config)
+    done = head.job(
+        "submit",
+        "--submission-id",
+        "wrong",
+        "--working-dir",
+        str(checkout),
+        "--",
+        "python",
+        "jobs/run.py",
+        config,
+    )
     job = details(head, "wrong")
     assert done.returncode != 0 and "teacher.epochs" in done.stdout
     assert (job["status"], job["driver_exit_code"]) == ("FAILED", 2)
 
 
 @pytest.mark.timeout(600)
-def test_a_stopped_job_says_so_and_the_next_submission_goes_on(head: Head, checkout: Path, tmp_path: Path) -> None:
+def test_a_stopped_job_says_so_and_the_next_submission_goes_on(
+    head: Head, checkout: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, tiny_settings(teacher={"epochs": 600}))
     run = tmp_path / "runs" / "tiny"
     job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
@@ -137,7 +183,9 @@ def test_a_stopped_job_says_so_and_the_next_submission_goes_on(head: Head, check
     wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0]["share"] >= 0.15)
     head.job("stop", "stopped", check=True)
     assert details(head, "stopped")["status"] == "STOPPED"
-    assert read_json(run / "status.json")["state"] == "interrupted"  # it ended by itself, nobody had to kill it
+    assert (
+        read_json(run / "status.json")["state"] == "interrupted"
+    )  # it ended by itself, nobody had to kill it
     kept = [load_state(path) for path in run.rglob("state.pt")]
     rows = max((list(state["history"]) for state in kept if state), key=len)
     assert 3 <= len(rows) < 20
@@ -178,10 +226,15 @@ def test_kr_submit_follows_the_job_and_ends_like_it(head: Head, checkout: Path, 
     submission = done.stdout.split()[1].rstrip(":")
     assert f"{head.dashboard}/#/jobs/{submission}" in done.stdout and "teacher: done" in done.stdout
     assert (
-        details(head, submission)["metadata"] | {"run": "tiny", "command": "teacher"} == details(head, submission)["metadata"]
+        details(head, submission)["metadata"] | {"run": "tiny", "command": "teacher"}
+        == details(head, submission)["metadata"]
     )
-    absent = kr_submit(head, checkout, "config.yaml", "--set", "data.name=bloodmnist", "--set", "data.download=false")
-    assert absent.returncode == 2 and "bloodmnist" in absent.stdout  # refused there, for only the cluster can know its data
+    absent = kr_submit(
+        head, checkout, "config.yaml", "--set", "data.name=bloodmnist", "--set", "data.download=false"
+    )
+    assert (
+        absent.returncode == 2 and "bloodmnist" in absent.stdout
+    )  # refused there, for only the cluster can know its data
 
 
 def test_kr_submit_refuses_what_would_not_be_uploaded(checkout: Path, tmp_path: Path) -> None:

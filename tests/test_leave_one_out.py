@@ -1,4 +1,5 @@
-"""Whom an attacked run is compared with: equal numbers on both sides, and nothing that depends on its own membership."""
+"""Whom an attacked run is compared with: equal numbers on both sides,
+and nothing that depends on its own membership."""
 
 from __future__ import annotations
 
@@ -57,11 +58,14 @@ def test_who_is_compared_does_not_depend_on_the_run_s_own_membership(design: str
         flipped[run] = ~flipped[run]
         np.testing.assert_array_equal(leave_one_out(member).others(run), leave_one_out(flipped).others(run))
         if design == "flips":
-            np.testing.assert_array_equal(leave_one_out(member).judged[run], leave_one_out(flipped).judged[run])
+            np.testing.assert_array_equal(
+                leave_one_out(member).judged[run], leave_one_out(flipped).judged[run]
+            )
 
 
 def test_the_compared_sets_have_one_distribution_for_members_and_non_members() -> None:
-    """Six runs, three in: all 20 memberships equally often. A run sees two in and two out of five: 30 ways, each as likely."""
+    """Six runs, three in: all 20 memberships equally often. A run sees two in
+    and two out of five: 30 ways, each as likely."""
     patterns = np.array([[bit in chosen for bit in range(6)] for chosen in _triples()]).T
     member = np.tile(patterns, 300)[:, np.random.default_rng(0).permutation(6000)]
     others = leave_one_out(member).others(0)
@@ -95,5 +99,7 @@ def test_of_complementary_runs_neither_helps_to_attack_the_other(order: np.ndarr
     third = SampleScores(moved, samples.labels, samples.true_labels, exchanged)
     before, after = attack_scores(samples, reference), attack_scores(other, reference)
     for name, values in attack_scores(third, type(reference)(asked, reference.labels)).items():
-        np.testing.assert_array_equal(before[name][[first, second]], after[name][[first, second]], err_msg=name)
+        np.testing.assert_array_equal(
+            before[name][[first, second]], after[name][[first, second]], err_msg=name
+        )
         np.testing.assert_array_equal(values[first], before[name][first], err_msg=name)

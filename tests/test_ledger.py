@@ -39,7 +39,9 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 
 
 @pytest.mark.parametrize(("epsilon", "noise_multiplier"), [(1, 3.730632), (2, 1.9938), (10, 0.499889)])
-def test_one_gaussian_has_its_exact_epsilon_and_is_calibrated_to_it(epsilon: float, noise_multiplier: float) -> None:
+def test_one_gaussian_has_its_exact_epsilon_and_is_calibrated_to_it(
+    epsilon: float, noise_multiplier: float
+) -> None:
     found, accountant = epsilon_of([gaussian(noise_multiplier)], DELTA)
     assert found == pytest.approx(epsilon, rel=1e-4) and accountant == "exact"
     assert found == pytest.approx(gaussian_epsilon(noise_multiplier, DELTA), rel=1e-6)
@@ -51,7 +53,9 @@ def test_one_gaussian_has_its_exact_epsilon_and_is_calibrated_to_it(epsilon: flo
     ("batch", "noise_multiplier", "epochs", "pld", "rdp"),
     [(256, 1.1, 60, 2.3817, 2.5966), (256, 1.3, 15, 0.8645, 0.9544), (256, 0.7, 45, 5.6394, 6.3195)],
 )
-def test_dp_sgd_has_the_known_epsilons(batch: int, noise_multiplier: float, epochs: int, pld: float, rdp: float) -> None:
+def test_dp_sgd_has_the_known_epsilons(
+    batch: int, noise_multiplier: float, epochs: int, pld: float, rdp: float
+) -> None:
     """The known PLD figures are of ten times finer privacy losses: ours may be a little above them, never
     below."""
     event = poisson_gaussian(batch / N, noise_multiplier, N * epochs // batch)
@@ -97,7 +101,9 @@ def test_dp_sgd_is_calibrated_to_the_known_noise(epsilon: float, noise_multiplie
 
 def test_many_gaussians_are_one() -> None:
     answers = gaussian(50.0, 179)
-    assert epsilon_of([answers], DELTA)[0] == pytest.approx(gaussian_epsilon(50 / math.sqrt(179), DELTA), rel=1e-6)
+    assert epsilon_of([answers], DELTA)[0] == pytest.approx(
+        gaussian_epsilon(50 / math.sqrt(179), DELTA), rel=1e-6
+    )
     assert epsilon_of([answers], DELTA)[0] <= 1 < epsilon_of([gaussian(50.0, 180)], DELTA)[0]
     parts = [gaussian(50.0, 100), together(gaussian(50.0, 79))]
     assert epsilon_of(parts, DELTA) == epsilon_of([answers], DELTA)
@@ -129,7 +135,9 @@ def test_nothing_released_costs_nothing() -> None:
 
 def test_words_say_what_the_number_means_and_when_it_means_nothing() -> None:
     small = guarantee({"student": gaussian(3.8)}, 2000, 1e-5)
-    assert small.holds and all(word in small.words() for word in ("zero-out", "2000 records", "per image", "student"))
+    assert small.holds and all(
+        word in small.words() for word in ("zero-out", "2000 records", "per image", "student")
+    )
     assert not small.words().startswith("not a guarantee")
     large = guarantee({"student": gaussian(0.1)}, 2000, 1e-5)
     assert large.epsilon > 50 and not large.holds and large.words().startswith("not a guarantee")
@@ -143,7 +151,9 @@ def test_an_audit_above_the_bound_contradicts_it() -> None:
     assert not found.contradicted_by(found.epsilon) and not found.contradicted_by(None)
 
 
-@pytest.mark.parametrize(("records", "delta"), [(546, 546**-1.1), (60_000, 60_000**-1.1), (10, 10**-1.1), (10**6, 10**-6.6)])
+@pytest.mark.parametrize(
+    ("records", "delta"), [(546, 546**-1.1), (60_000, 60_000**-1.1), (10, 10**-1.1), (10**6, 10**-6.6)]
+)
 def test_default_delta_is_below_one_over_n(records: int, delta: float) -> None:
     assert default_delta(records) == pytest.approx(min(1e-5, delta))
     assert default_delta(records) < 1 / records
@@ -151,7 +161,10 @@ def test_default_delta_is_below_one_over_n(records: int, delta: float) -> None:
 
 def test_a_group_of_one_gaussian_has_k_times_the_sensitivity() -> None:
     found = guarantee({"release": gaussian(7.0)}, N, DELTA, unit="patient", group_size=3)
-    assert found.epsilon == pytest.approx(gaussian_epsilon(7 / 3, DELTA), rel=1e-6) and "3 images" in found.words()
+    assert (
+        found.epsilon == pytest.approx(gaussian_epsilon(7 / 3, DELTA), rel=1e-6)
+        and "3 images" in found.words()
+    )
 
 
 def test_group_privacy_of_subsampled_steps_holds_by_its_definition() -> None:
@@ -212,7 +225,10 @@ def test_a_target_that_other_parts_have_spent_is_refused() -> None:
 
 def test_the_ledger_needs_neither_torch_nor_the_library_until_asked() -> None:
     code = "import sys, kr_ray.privacy.ledger; print('torch' in sys.modules, 'dp_accounting' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False False\n"
+    )
 
 
 def test_printed_theorem_and_honest_figure_are_what_they_are() -> None:

@@ -24,21 +24,28 @@ def here(name: str, function: Callable[..., Any], arguments: Sequence[tuple[Any,
     return [function(*values) for values in arguments]
 
 
-def test_copies_lacking_classes_and_constant_images_end_no_later_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the test images are training images, the validation and the test split lack a class each, some images are constant."""
+def test_copies_lacking_classes_and_constant_images_end_no_later_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the test images are training images, the validation and the test
+    split lack a class each, some images are constant."""
     train, validation, test = noise(90, 1, classes=3), noise(20, 2, classes=2), noise(20, 3, classes=3)
     train.images[30:34] = 7  # one constant image, four times
     test.images[:10], test.images[10:13] = train.images[40:50], 200
     test = LabelledImages(test.images, test.labels.clamp(min=1))
-    config = npz_config(tmp_path, Splits("odd", ("a", "b", "c"), train, validation, test), max_copied_share=0.5)
+    config = npz_config(
+        tmp_path, Splits("odd", ("a", "b", "c"), train, validation, test), max_copied_share=0.5
+    )
     small = {"epochs": 1, "checkpoint_every": 1, "d_steps": 1, "batch_size": 16}
     config = config.model_copy(update={"generator": config.generator.model_copy(update=small)})
     with LocalPipeline(config) as pipeline:
         pipeline.run_until("generator")
         run, results = pipeline.run.path, pipeline.results
         said = " | ".join(results[DATA].remarks())
-        for part in ("10 of 20 test images are also", "3 of 90 training images repeat", "4 of 90 training images are constant",
-                     "3 of 20 test images are constant", "validation split has no image of 1 of 3", "test split has no image of 1 of 3"):  # fmt: skip
+        for part in ("10 of 20 test images are also", "3 of 90 training images repeat",
+                     "4 of 90 training images are constant",
+                     "3 of 20 test images are constant", "validation split has no image of 1 of 3",
+                     "test split has no image of 1 of 3"):  # fmt: skip
             assert part in said
         shutil.copytree(run / "teacher", run / "student")  # any classifier will do
         monkeypatch.setattr(attack, "run_tasks", here)
@@ -50,5 +57,10 @@ def test_copies_lacking_classes_and_constant_images_end_no_later_stage(tmp_path:
         spec = StudentSpec(config.generator, 1, config.synthesis, 1, 0)
         copies = measure_copies(run, tmp_path, spec, config.audit.copies.model_copy(update={"images": 20}), 0)
         assert (copies.train, copies.test) == (87, 8)
-        design = design_audit(Splits("odd", ("a", "b", "c"), train, validation, test), config.audit.worst_case, 1)
-        assert design.excluded == 4 + 10 and torch.isin(torch.from_numpy(design.reference), torch.arange(10)).sum() == 0
+        design = design_audit(
+            Splits("odd", ("a", "b", "c"), train, validation, test), config.audit.worst_case, 1
+        )
+        assert (
+            design.excluded == 4 + 10
+            and torch.isin(torch.from_numpy(design.reference), torch.arange(10)).sum() == 0
+        )

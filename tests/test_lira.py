@@ -1,4 +1,5 @@
-"""LiRA, RMIA and the matched shadows against slow, naive versions written from the papers' definitions, and known answers."""
+"""LiRA, RMIA and the matched shadows against slow, naive versions written
+from the papers' definitions, and known answers."""
 
 from __future__ import annotations
 
@@ -18,12 +19,16 @@ def memberships(models: int, samples: int, seed: int) -> np.ndarray:
     return np.argsort(np.random.default_rng(seed).random((models, samples)), axis=0) < models // 2
 
 
-def made_up(models: int, samples: int, queries: int, shift: float, seed: int = 0, classes: int = 4) -> SampleScores:
+def made_up(
+    models: int, samples: int, queries: int, shift: float, seed: int = 0, classes: int = 4
+) -> SampleScores:
     """Logits of the given label that membership raises by `shift`; samples differ in difficulty."""
     rng = np.random.default_rng(seed)
     member = memberships(models, samples, seed)
     labels = rng.integers(0, classes, samples)
-    logits = rng.normal(size=(models, samples, queries, classes)) + 2 * rng.normal(size=(1, samples, 1, classes))
+    logits = rng.normal(size=(models, samples, queries, classes)) + 2 * rng.normal(
+        size=(1, samples, 1, classes)
+    )
     logits[:, np.arange(samples), :, labels] += shift * member.T[..., None]
     return SampleScores(logits.astype(np.float32), labels, (labels + 1) % classes, member)
 
@@ -45,7 +50,10 @@ def naive_lira(statistic: np.ndarray, member: np.ndarray, online: bool, per_samp
                 ]
                 for side in (True, False)
             }
-            rest = [[statistic[m, sample, query] for m in range(models) if m != attacked] for sample in range(samples)]
+            rest = [
+                [statistic[m, sample, query] for m in range(models) if m != attacked]
+                for sample in range(samples)
+            ]
             for sample in range(samples):
                 x = statistic[attacked, sample, query]
                 normal = {}
@@ -53,7 +61,11 @@ def naive_lira(statistic: np.ndarray, member: np.ndarray, online: bool, per_samp
                     values = groups[side][sample]
                     squares = sum(((np.array(group) - np.mean(group)) ** 2).sum() for group in groups[side])
                     free = sum(len(group) - 1 for group in groups[side])
-                    variance = squares / free if free else np.mean([np.var(all_others, ddof=1) for all_others in rest])
+                    variance = (
+                        squares / free
+                        if free
+                        else np.mean([np.var(all_others, ddof=1) for all_others in rest])
+                    )
                     if per_sample and len(values) > 1:
                         variance = np.var(values, ddof=1)
                     normal[side] = stats.norm(np.mean(values), np.sqrt(max(variance, 1e-12)))
@@ -84,7 +96,9 @@ def test_an_outlying_model_costs_no_digits(per_sample: bool) -> None:
 
 def test_uneven_memberships_are_weighed_by_their_counts() -> None:
     rng = np.random.default_rng(1)
-    member = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]], dtype=bool)
+    member = np.array(
+        [[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]], dtype=bool
+    )
     statistic = rng.normal(size=(7, 3, 2))
     for online in (True, False):
         fast = lira_scores(statistic, member, online=online, per_sample_variance=True)
@@ -110,13 +124,16 @@ def _logits_and_labels(samples: SampleScores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_online_lira_reaches_the_likelihood_ratio_of_the_true_gaussians() -> None:
-    """With very many models the fitted Gaussians are the true ones, whose ratio's ROC is known: AUC = Phi(shift / sqrt 2)."""
+    """With very many models the fitted Gaussians are the true ones, whose
+    ratio's ROC is known: AUC = Phi(shift / sqrt 2)."""
     rng = np.random.default_rng(0)
     member = memberships(400, 50, 0)
     level = 3 * rng.normal(size=(1, 50, 1))
     statistic = rng.normal(size=(400, 50, 1)) + level + 1.5 * member[..., None]
     for per_sample in (True, False):
-        found = figures(lira_scores(statistic, member, online=True, per_sample_variance=per_sample), member, seed=0)
+        found = figures(
+            lira_scores(statistic, member, online=True, per_sample_variance=per_sample), member, seed=0
+        )
         assert found["auc_low"] < stats.norm.cdf(1.5 / np.sqrt(2)) < found["auc_high"]
         assert found["ci_low"] < stats.norm.sf(stats.norm.isf(0.001) - 1.5) < found["ci_high"]
     # The same levels defeat the global threshold.
@@ -136,15 +153,18 @@ def test_more_queries_help() -> None:
     member = memberships(16, 200, 0)
     statistic = np.random.default_rng(0).normal(size=(16, 200, 8)) + 0.7 * member[..., None]
     one, all_queries = (
-        lira_scores(part, member, online=True, per_sample_variance=False) for part in (statistic[..., :1], statistic)
+        lira_scores(part, member, online=True, per_sample_variance=False)
+        for part in (statistic[..., :1], statistic)
     )
     assert auc(all_queries[member], all_queries[~member]) > auc(one[member], one[~member]) + 0.1
 
 
-# --- RMIA ------------------------------------------------------------------------------------------------------------
+# --- RMIA ---------------------------------------------------------------------------------------------------
 
 
-def naive_rmia(samples: SampleScores, reference: ReferenceScores, online: bool, gamma: float, a: float) -> np.ndarray:
+def naive_rmia(
+    samples: SampleScores, reference: ReferenceScores, online: bool, gamma: float, a: float
+) -> np.ndarray:
     def confidence(logits: np.ndarray, label: int) -> float:
         e = np.exp(logits.astype(np.float64) - logits.max())
         return float(e[label] / e.sum())
@@ -197,7 +217,7 @@ def test_rmia_refuses_other_models_and_wrong_settings() -> None:
         rmia_scores(samples, references(6, 10), online=True, gamma=0.0)
 
 
-# --- all attacks -----------------------------------------------------------------------------------------------------
+# --- all attacks --------------------------------------------------------------------------------------------
 
 
 def test_matched_shadows_learn_what_membership_does() -> None:
@@ -229,8 +249,8 @@ def test_audit_of_an_arm_shows_canaries_beside_the_population() -> None:
     assert result["canary"] == result["attacks"][HEADLINE]["canary"]
     assert result["canary"]["n_members"] == result["canary"]["n_non_members"] == 1200
     assert result["canary"]["tpr_at_fpr_0.01"] > 0.5 > 0.1 > result["population"]["tpr_at_fpr_0.01"]
-    # Membership raised the given label's logit, so the true label's confidence falls: scored on it, the direction is still
-    # seen by a likelihood ratio, but less of it.
+    # Membership raised the given label's logit, so the true label's confidence falls: scored on it, the
+    # direction is still seen by a likelihood ratio, but less of it.
     assert result["canary_true_label"]["auc"] < result["canary"]["auc"]
     assert result["given_label_share"]["in"] > result["given_label_share"]["out"]
     assert {name for name in result["attacks"] if not name.startswith("lira")} == {

@@ -58,7 +58,9 @@ def test_a_process_lost_at_the_start_is_tried_again_so_often(
 @pytest.mark.parametrize(
     "error", [ControllerError(ValueError("a mistake")), WorkerGroupError("failed", {0: ValueError("NaN")})]
 )
-def test_a_mistake_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_mistake_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     calls = fit_that(monkeypatch, error, None)
     with pytest.raises(type(error)):
         run_workers(lambda: None, tmp_path, "title", Resources(), 3, (1, 1))
@@ -88,5 +90,7 @@ def test_workers_killed_before_they_train_cost_only_time(tmp_path: Path, victims
                 if "Controller" not in " ".join(process.cmdline()):
                     psutil.Process(process.pid).kill()
         finish(driver)
-    results = [read_json(tmp_path / name / "runs" / "tiny" / "teacher" / "result.json") for name in ("calm", "hit")]
+    results = [
+        read_json(tmp_path / name / "runs" / "tiny" / "teacher" / "result.json") for name in ("calm", "hit")
+    ]
     assert without_times(results[0]) == without_times(results[1])

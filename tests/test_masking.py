@@ -64,16 +64,23 @@ def test_a_secret_of_the_environment_is_hidden_without_any_sign_of_what_it_is() 
 
 
 def test_names_of_secrets_are_told_from_names_of_places() -> None:
-    secret = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "HF_TOKEN",
-              "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "AZURE_STORAGE_CONNECTION_STRING", "WANDB_API_KEY")  # fmt: skip
-    plain = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "GOOGLE_APPLICATION_CREDENTIALS", "PATH", "PWD", "OLDPWD", "AWS_REGION",
+    secret = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
+              "HF_TOKEN",
+              "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
+              "WANDB_API_KEY")  # fmt: skip
+    plain = ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "GOOGLE_APPLICATION_CREDENTIALS", "PATH", "PWD",
+             "OLDPWD", "AWS_REGION",
              "AWS_ENDPOINT_URL", "RAY_CHDIR_TO_TRIAL_DIR", "KEYBOARD", "TOKENIZERS_PARALLELISM")  # fmt: skip
     assert [is_secret_name(name) for name in secret] == [True] * len(secret)
     assert [is_secret_name(name) for name in plain] == [False] * len(plain)
 
 
-@pytest.mark.parametrize("key", ["tracking.mlflow", "storage", "data.root", "cluster.address", "student.from_parquet"])
-@pytest.mark.parametrize("text", [f"https://me:{SECRET}@h/x", f"https://h/x?token={SECRET}", f"s3://b/x?sig={SECRET}"])
+@pytest.mark.parametrize(
+    "key", ["tracking.mlflow", "storage", "data.root", "cluster.address", "student.from_parquet"]
+)
+@pytest.mark.parametrize(
+    "text", [f"https://me:{SECRET}@h/x", f"https://h/x?token={SECRET}", f"s3://b/x?sig={SECRET}"]
+)
 def test_no_key_of_a_configuration_takes_a_secret_or_repeats_it(
     tmp_path_factory: pytest.TempPathFactory, key: str, text: str
 ) -> None:
@@ -86,7 +93,12 @@ def test_no_key_of_a_configuration_takes_a_secret_or_repeats_it(
 
 def test_an_unknown_key_is_refused_without_its_secret() -> None:
     further = {"students": {"mine": {"kind": "dp_sgd", "api_key": SECRET}}}
-    for section in ({"tracking": {"password": SECRET}}, {"mlflow_token": SECRET}, {"extra": {"api_key": SECRET}}, further):
+    for section in (
+        {"tracking": {"password": SECRET}},
+        {"mlflow_token": SECRET},
+        {"extra": {"api_key": SECRET}},
+        further,
+    ):
         with pytest.raises(ConfigError, match="unknown key") as caught:
             parse_config(tiny_settings(**section))
         assert SECRET not in str(caught.value)
@@ -105,20 +117,34 @@ def test_an_unknown_key_is_refused_without_its_secret() -> None:
     ],
     ids=str,
 )
-def test_a_secret_within_a_list_or_mapping_or_for_a_kind_is_refused_and_not_repeated(section: dict[str, object]) -> None:
+def test_a_secret_within_a_list_or_mapping_or_for_a_kind_is_refused_and_not_repeated(
+    section: dict[str, object],
+) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(tiny_settings(**section))
     assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "text", ["file://", "file:///", "file://runs", "file://host/runs", "file:/runs", "s3:/bucket", "s3:bucket", "http:/x"]
+    "text",
+    [
+        "file://",
+        "file:///",
+        "file://runs",
+        "file://host/runs",
+        "file:/runs",
+        "s3:/bucket",
+        "s3:bucket",
+        "http:/x",
+    ],
 )
 def test_a_location_that_would_become_a_folder_of_its_scheme_is_refused(text: str) -> None:
     with pytest.raises(LocationError, match="must"):
         check_location(text)
 
 
-@pytest.mark.parametrize("text", ["file:///data/runs", "runs", "./s3:/x", "a:b", "~/runs", "C:/runs", "s3://bucket/runs"])
+@pytest.mark.parametrize(
+    "text", ["file:///data/runs", "runs", "./s3:/x", "a:b", "~/runs", "C:/runs", "s3://bucket/runs"]
+)
 def test_plain_paths_and_whole_uris_stay_locations(text: str) -> None:
     assert check_location(text) == text

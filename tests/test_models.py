@@ -1,4 +1,5 @@
-"""Parameter counts against published ones; folded spectral norm against torch's own; fast paths against naive ones."""
+"""Parameter counts against published ones; folded spectral norm
+against torch's own; fast paths against naive ones."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ from torch.nn import functional
 
 from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.config import BigGanConfig
-from kr_ray.generators.biggan.networks import Discriminator, DiscriminatorBlock, Generator, GeneratorBlock, from_uint8, to_uint8
+from kr_ray.generators.biggan.networks import (
+    Discriminator,
+    DiscriminatorBlock,
+    Generator,
+    GeneratorBlock,
+    from_uint8,
+    to_uint8,
+)
 from kr_ray.generators.biggan.spectral_norm import ConditionalNorm, Conv, SpectralLayer, SpectralNetwork
 
 
@@ -28,7 +36,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --- ResNet14 --------------------------------------------------------------------------------------------------------
+# --- ResNet14 -----------------------------------------------------------------------------------------------
 
 
 def test_resnet14_has_the_published_size() -> None:
@@ -36,7 +44,9 @@ def test_resnet14_has_the_published_size() -> None:
 
 
 def test_resnet14_has_fourteen_layers() -> None:
-    convolutions = [m for m in ResNet14(10, 3, 4).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    convolutions = [
+        m for m in ResNet14(10, 3, 4).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
     assert len(convolutions) + 1 == 14
 
 
@@ -66,7 +76,7 @@ def test_resnet14_without_generator_follows_the_global_seed() -> None:
     assert torch.equal(*weights)
 
 
-# --- BigGAN-Deep: sizes and shapes -----------------------------------------------------------------------------------
+# --- BigGAN-Deep: sizes and shapes --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -88,7 +98,13 @@ def test_studiogan32_has_the_public_sizes() -> None:
     [
         {"architecture": "tiny16"},
         {"architecture": "tiny16", "depth": 2, "attention_resolution": 8},
-        {"architecture": "small32", "channels": 4, "attention_resolution": 16, "latent_dim": 6, "shared_dim": 5},
+        {
+            "architecture": "small32",
+            "channels": 4,
+            "attention_resolution": 16,
+            "latent_dim": 6,
+            "shared_dim": 5,
+        },
     ],
 )
 def test_shapes_and_ranges(keys: dict[str, Any], channels: int) -> None:
@@ -117,7 +133,7 @@ def test_uint8_round_trip() -> None:
     assert from_uint8(pixels, "tanh").min() == -1
 
 
-# --- spectral norm ---------------------------------------------------------------------------------------------------
+# --- spectral norm ------------------------------------------------------------------------------------------
 
 
 def power_iteration(weight: Tensor, u: Tensor) -> Tensor:
@@ -137,7 +153,9 @@ def naive_refresh(network: SpectralNetwork) -> None:
     for index, layers in enumerate(network._groups):
         vectors = iter(network.get_buffer(f"u{index}")[:, 0])
         for layer in layers:
-            layer.folded = layer.shaped(torch.stack([power_iteration(m, next(vectors)) for m in layer.matrices()]))
+            layer.folded = layer.shaped(
+                torch.stack([power_iteration(m, next(vectors)) for m in layer.matrices()])
+            )
 
 
 @pytest.mark.parametrize("build", [Generator, Discriminator])
@@ -160,7 +178,8 @@ def test_folded_spectral_norm_equals_torchs(build: type[SpectralNetwork]) -> Non
     (naive_out, naive_gradients), (out, gradients) = results
     torch.testing.assert_close(out, naive_out, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == naive_gradients.keys() == dict(network.named_parameters()).keys()
-    # Biases right before a batch norm have gradient zero but for rounding: measured against the largest gradient.
+    # Biases right before a batch norm have gradient zero but for
+    # rounding: measured against the largest gradient.
     floor = 1e-2 * max(gradient.abs().max() for gradient in naive_gradients.values())
     for name, gradient in gradients.items():
         naive = naive_gradients[name]
@@ -214,7 +233,7 @@ def test_initialisation_is_orthogonal_seeded_and_leaves_the_global_state_alone()
     torch.testing.assert_close(matrix.mT @ matrix, torch.eye(matrix.shape[1]), atol=1e-5, rtol=0)
 
 
-# --- fast paths ------------------------------------------------------------------------------------------------------
+# --- fast paths ---------------------------------------------------------------------------------------------
 
 
 def fold_plainly(module: nn.Module) -> None:

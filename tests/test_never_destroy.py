@@ -1,4 +1,5 @@
-"""The pipeline's own stages over a finished run: a changed key, an attempt given up, the same attempt again. In this process, without Ray."""
+"""The pipeline's own stages over a finished run: a changed key, an attempt given up,
+the same attempt again. In this process, without Ray."""
 
 from __future__ import annotations
 
@@ -56,7 +57,11 @@ def tiny(storage: Path, epochs: int = 2, **classifier: Any) -> Config:
 
 def files(run: Path) -> dict[str, str]:
     """SHA-256 of every artefact by its name below the run."""
-    found = [path for path in run.rglob("*") if path.suffix in (".safetensors", ".png") and ".next" not in str(path)]
+    found = [
+        path
+        for path in run.rglob("*")
+        if path.suffix in (".safetensors", ".png") and ".next" not in str(path)
+    ]
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
@@ -76,7 +81,10 @@ def test_an_attempt_given_up_leaves_the_old_run_and_goes_on_later(storage: Path,
         "data/splits.safetensors", "teacher/weights.safetensors",
         *(f"generator/checkpoints/epoch_000{k}.{kind}" for k in (1, 2) for kind in ("safetensors", "png")),
     }  # fmt: skip
-    with pytest.raises(KeyboardInterrupt), LocalPipeline(tiny(storage, epochs=3), give_up_after=2) as pipeline:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        LocalPipeline(tiny(storage, epochs=3), give_up_after=2) as pipeline,
+    ):
         pipeline.run_until("generator")
     assert files(run) == before and (run / "generator.next" / STATE).exists()
     with LocalPipeline(tiny(storage)) as pipeline:  # the old configuration again: nothing is to be done
@@ -84,7 +92,9 @@ def test_an_attempt_given_up_leaves_the_old_run_and_goes_on_later(storage: Path,
     assert pipeline.skipped == {"data": True, "teacher": True, "generator": True} and files(run) == before
     with LocalPipeline(tiny(storage, epochs=3)) as pipeline:
         pipeline.run_until("generator")
-    assert pipeline.results[GENERATOR].checkpoints == [1, 2, 3] and pipeline.began_with == {"generator.next": True}
+    assert pipeline.results[GENERATOR].checkpoints == [1, 2, 3] and pipeline.began_with == {
+        "generator.next": True
+    }
     assert not (run / "generator.next").exists()
     with LocalPipeline(tiny(tmp_path, epochs=3)) as undisturbed:
         undisturbed.run_until("generator")
@@ -107,7 +117,8 @@ def test_a_deleted_checkpoint_is_made_again_and_what_was_built_on_it_stands(stor
 
 
 def test_the_arms_train_in_a_run_of_their_own_on_top_of_each_other(storage: Path, tmp_path: Path) -> None:
-    """`fixed_generator` puts the audited run's checkpoint in the place of the one that the arm `kr` has trained."""
+    """`fixed_generator` puts the audited run's checkpoint in the place
+    of the one that the arm `kr` has trained."""
     config = tiny_config(
         storage=str(storage),
         classifier={"min_steps": 4},
@@ -152,7 +163,8 @@ def test_the_arms_train_in_a_run_of_their_own_on_top_of_each_other(storage: Path
     after = files(own)
     assert {name for name in after if before.get(name) != after[name]} == {
         f"generator/{checkpoint}",
-        "generator/checkpoints/epoch_0001.png",  # of the arm `kr`, in the place of the audited run's checkpoint, which has none
+        # of the arm `kr`, in the place of the audited run's checkpoint, which has none
+        "generator/checkpoints/epoch_0001.png",
     }
 
 

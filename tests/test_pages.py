@@ -1,4 +1,5 @@
-"""The pages say nothing that is not there: their links, files, configurations, commands, options and modules exist."""
+"""The pages say nothing that is not there: their links, files,
+configurations, commands, options and modules exist."""
 
 from __future__ import annotations
 
@@ -29,12 +30,18 @@ def _pages() -> list[Path]:
     """All that git knows or would take; a virtual environment's pages are others'."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     try:
-        names = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split()
+        names = subprocess.run(
+            command, cwd=REPOSITORY, check=True, capture_output=True, text=True
+        ).stdout.split()
     except (OSError, subprocess.CalledProcessError):  # a copy without git
         return sorted(
             [
                 *REPOSITORY.glob("*.md"),
-                *(p for d in ("kr_ray", "configs", "docker", "tests") for p in (REPOSITORY / d).rglob("*.md")),
+                *(
+                    p
+                    for d in ("kr_ray", "configs", "docker", "tests")
+                    for p in (REPOSITORY / d).rglob("*.md")
+                ),
             ]
         )
     return sorted(REPOSITORY / name for name in names if (REPOSITORY / name).exists())
@@ -77,7 +84,11 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
     places = (REPOSITORY, page.parent, REPOSITORY / "kr_ray", REPOSITORY / "tests")
     named = {name for name in FILE.findall(read(page)) if not NAMED_ELSEWHERE.match(name)}
     packages = {file.name for file in (REPOSITORY / "kr_ray").rglob("*.py")}
-    missing = [name for name in named if name not in packages and not any((place / name).exists() for place in places)]
+    missing = [
+        name
+        for name in named
+        if name not in packages and not any((place / name).exists() for place in places)
+    ]
     assert not missing
 
 
@@ -105,7 +116,11 @@ def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
 
 @each_page
 def test_every_piece_of_a_configuration_is_accepted(page: Path) -> None:
-    rest = {"name": "page", "data": {"name": "digits", "image_size": 16}, "generator": {"architecture": "tiny16"}}
+    rest = {
+        "name": "page",
+        "data": {"name": "digits", "image_size": 16},
+        "generator": {"architecture": "tiny16"},
+    }
     for piece in re.findall(r"^```yaml\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL):
         sections = read_yaml(piece)
         assert isinstance(sections, dict)
@@ -127,7 +142,11 @@ def test_the_first_page_is_short() -> None:
 
 
 def test_the_pages_are_linked_from_the_first() -> None:
-    linked = {(REPOSITORY / target).resolve() for target in LINK.findall(read(REPOSITORY / "README.md")) if "#" not in target}
+    linked = {
+        (REPOSITORY / target).resolve()
+        for target in LINK.findall(read(REPOSITORY / "README.md"))
+        if "#" not in target
+    }
     assert set(PAGES) - {REPOSITORY / "README.md"} <= linked
 
 

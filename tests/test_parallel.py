@@ -1,4 +1,5 @@
-"""Several workers take the steps of one: batch norm, gradients, classifier and GAN, and a worker that is killed."""
+"""Several workers take the steps of one: batch norm, gradients,
+classifier and GAN, and a worker that is killed."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from test_classifier import training as classifier_training
 from test_gan import CPU, small_gan, tiny_images
 from torch import Tensor
 
-from kr_ray.compute.parallel import BatchNorm2d, average, check_batch, join_norms, own_slice, worker_count, worker_rank
+from kr_ray.compute.parallel import (
+    BatchNorm2d,
+    average,
+    check_batch,
+    join_norms,
+    own_slice,
+    worker_count,
+    worker_rank,
+)
 from kr_ray.config import ConfigError, Resources
 from kr_ray.config.file import parse_config
 from kr_ray.generators.biggan.training import GanTraining
@@ -29,7 +38,9 @@ STEPS = 4
 
 def _worker(rank: int, count: int, folder: str, work: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count
+    )
     torch.save(work(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -40,7 +51,7 @@ def on_workers(count: int, folder: Path, work: Callable[[], Any]) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-# --- batch norm ------------------------------------------------------------------------------------------------------
+# --- batch norm ---------------------------------------------------------------------------------------------
 
 
 def normalise_batch() -> dict[str, Tensor]:
@@ -69,13 +80,15 @@ def normalise_batch() -> dict[str, Tensor]:
 def test_joint_batch_norm_equals_torchs_on_the_whole_batch(tmp_path: Path, workers: int) -> None:
     whole, parts = normalise_batch(), on_workers(workers, tmp_path, normalise_batch)
     for name in ("out", "x"):
-        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.cat([part[name] for part in parts]), whole[name], rtol=1e-4, atol=1e-4
+        )
     for name in ("mean", "var", "weight"):
         torch.testing.assert_close(parts[0][name], whole[name], rtol=1e-4, atol=1e-4)
         assert all(torch.equal(parts[0][name], part[name]) for part in parts)
 
 
-# --- the two loops ---------------------------------------------------------------------------------------------------
+# --- the two loops ------------------------------------------------------------------------------------------
 
 
 def first_classifier_steps() -> list[float]:
@@ -111,8 +124,12 @@ def refused() -> str:
 
 
 def test_more_workers_than_images_of_a_batch_are_refused(tmp_path: Path) -> None:
-    assert all("got a batch of 1 (from generator.batch_size" in text for text in on_workers(2, tmp_path, refused))
-    with pytest.raises(ConfigError, match=r"classifier\.batch_size >= cluster\.workers.*batch_size=64, 65 workers"):
+    assert all(
+        "got a batch of 1 (from generator.batch_size" in text for text in on_workers(2, tmp_path, refused)
+    )
+    with pytest.raises(
+        ConfigError, match=r"classifier\.batch_size >= cluster\.workers.*batch_size=64, 65 workers"
+    ):
         parse_config(tiny_settings(cluster={"trial_workers": 65}))
     with pytest.raises(ConfigError, match=r"min_workers <= workers.*min_workers=3, workers=2"):
         parse_config(tiny_settings(cluster={"workers": 2, "min_workers": 3}))
@@ -121,7 +138,7 @@ def test_more_workers_than_images_of_a_batch_are_refused(tmp_path: Path) -> None
             parse_config(tiny_settings(cluster={key: 2, demand: {"gpu": 0.5}}))
 
 
-# --- under Ray -------------------------------------------------------------------------------------------------------
+# --- under Ray ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +166,10 @@ def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
     def train(folder: Path, victim: int) -> dict[str, Any]:
         def work(state: State | None, save: Save) -> None:
             ticked = TickedTraining(
-                classifier_training(recipe), LabelledImages(*test_classifier.images_of_two_classes()), Ticks(4), state
+                classifier_training(recipe),
+                LabelledImages(*test_classifier.images_of_two_classes()),
+                Ticks(4),
+                state,
             )
             while not ticked.finished:
                 row = ticked.advance()
@@ -158,7 +178,10 @@ def test_a_killed_worker_changes_nothing(cluster: None, tmp_path: Path) -> None:
                     (folder / "killed").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
             if worker_rank() == 0:
-                write_json(folder / "history.json", {"rows": ticked.history, "workers": torch.distributed.get_world_size()})
+                write_json(
+                    folder / "history.json",
+                    {"rows": ticked.history, "workers": torch.distributed.get_world_size()},
+                )
 
         folder.mkdir()
         train_on_cluster(work, folder, Resources(cpu=1.0), 2, workers=(2, 2))

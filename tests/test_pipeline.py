@@ -1,4 +1,5 @@
-"""The whole pipeline, as a person runs it: to the end, again, with a changed key, and killed in every stage."""
+"""The whole pipeline, as a person runs it: to the end, again, with
+a changed key, and killed in every stage."""
 
 from __future__ import annotations
 
@@ -22,11 +23,14 @@ from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.progress import read_progress
 
 KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "report"))
-"""Copies take seconds and report no progress; the worst case is not part of a run unless asked for: see test_worst_case_run.py."""
+"""Copies take seconds and report no progress; the worst case is not part of a
+run unless asked for: see test_worst_case_run.py."""
 
 
 def kr(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "kr_ray.cli", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "kr_ray.cli", *arguments], capture_output=True, text=True, check=False
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -41,7 +45,11 @@ def write_config(folder: Path, raw: dict[str, Any]) -> str:
 def without_times(value: Any) -> Any:
     """The same JSON value without seconds and images per second."""
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if not key.endswith(("seconds", "second", "_s"))}
+        return {
+            key: without_times(item)
+            for key, item in value.items()
+            if not key.endswith(("seconds", "second", "_s"))
+        }
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
@@ -53,9 +61,12 @@ def final_numbers(run: Path) -> dict[str, Any]:
 
 
 def kill_in(stage: str, config: str, run: Path) -> bool:
-    """Start `kr run`, kill -9 its driver once `stage` has begun to report progress; False if it was too quick for that."""
+    """Start `kr run`, kill -9 its driver once `stage` has begun to report
+    progress; False if it was too quick for that."""
     driver = subprocess.Popen(
-        [sys.executable, "-m", "kr_ray.cli", "run", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "kr_ray.cli", "run", config],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         while driver.poll() is None:
@@ -74,7 +85,8 @@ def kill_in(stage: str, config: str, run: Path) -> bool:
 
 
 def kill_and_finish(folder: Path, raw: dict[str, Any], stages: tuple[str, ...]) -> tuple[int, dict[str, Any]]:
-    """A run whose driver is killed in each of `stages` and that is then finished: how many kills hit, and its numbers."""
+    """A run whose driver is killed in each of `stages` and that is then
+    finished: how many kills hit, and its numbers."""
     config, run = write_config(folder, raw), folder / "runs" / raw["name"]
     kills = sum(kill_in(stage, config, run) for stage in stages)
     kr("run", config)
@@ -134,8 +146,11 @@ def test_the_same_command_again_does_nothing_twice(finished: tuple[str, Path]) -
 
 
 @pytest.mark.timeout(600)
-def test_killed_in_three_kinds_of_stages_the_run_ends_with_the_same_numbers(finished: tuple[str, Path], tmp_path: Path) -> None:
-    """One stage on Ray Train, one on Ray Tune, one of plain tasks; the slow test below kills in all of them."""
+def test_killed_in_three_kinds_of_stages_the_run_ends_with_the_same_numbers(
+    finished: tuple[str, Path], tmp_path: Path
+) -> None:
+    """One stage on Ray Train, one on Ray Tune, one of plain tasks;
+    the slow test below kills in all of them."""
     expected = final_numbers(finished[1])
     kills, found = kill_and_finish(tmp_path, tiny_settings(), ("generator", "tuning", "shadows"))
     assert found == expected
@@ -145,7 +160,11 @@ def test_killed_in_three_kinds_of_stages_the_run_ends_with_the_same_numbers(fini
 @pytest.mark.timeout(600)
 def test_a_changed_key_reruns_exactly_what_depends_on_it(finished: tuple[str, Path]) -> None:
     output = kr("run", finished[0], "--set", "student.epochs=5").stdout
-    again = {line.split(":")[0] for line in output.splitlines() if ": done" in line and "finished before" not in line}
+    again = {
+        line.split(":")[0]
+        for line in output.splitlines()
+        if ": done" in line and "finished before" not in line
+    }
     assert again == {"student", "copies", "equal_compute_teacher", "audit", "report"}
 
 
@@ -156,7 +175,9 @@ def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> No
         assert strategy in output
     comparison = read_json(finished[1] / "compare_labels" / "done.json")["result"]
     assert len(comparison["rows"]) == 8
-    views = kr("compare-labels", finished[0], "--views", "view=seen", "view=clean,temperature=2", "--seeds", "2").stdout
+    views = kr(
+        "compare-labels", finished[0], "--views", "view=seen", "view=clean,temperature=2", "--seeds", "2"
+    ).stdout
     assert "view=seen" in views and "equal-compute teacher" in views
     compared = read_json(finished[1] / "compare_views" / "done.json")["result"]["rows"]
     steps = {row["steps"] for row in compared}
@@ -170,7 +191,9 @@ def test_compare_labels_and_export_and_predict(finished: tuple[str, Path]) -> No
     assert refused.returncode == 2 and "'clean' or 'seen'" in refused.stderr
     kr("export", finished[0], "--images", "32")
     image = next((finished[1] / "generator" / "checkpoints").glob("*.png"))
-    predicted = kr("predict", str(image), "--model", str(finished[1] / "export" / "student.onnx")).stdout.split("\t")
+    predicted = kr(
+        "predict", str(image), "--model", str(finished[1] / "export" / "student.onnx")
+    ).stdout.split("\t")
     assert predicted[0] == str(image) and 0 <= float(predicted[2]) <= 1
     assert "finished" in kr("runs", "--storage", str(finished[1].parent)).stdout
 
@@ -187,7 +210,9 @@ def test_killed_in_every_stage_at_the_quickstarts_scale(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sections", [{"checkpoints": {"search": "halving", "epochs": 12}, "tuning": {"searcher": "hyperopt"}}])
+@pytest.mark.parametrize(
+    "sections", [{"checkpoints": {"search": "halving", "epochs": 12}, "tuning": {"searcher": "hyperopt"}}]
+)
 def test_the_other_searches(tmp_path: Path, sections: dict[str, Any]) -> None:
     raw = tiny_settings(generator={"epochs": 4, "checkpoint_every": 1}, **sections)
     config = write_config(tmp_path, raw)
@@ -199,7 +224,9 @@ def test_the_other_searches(tmp_path: Path, sections: dict[str, Any]) -> None:
 
 def test_interruption_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_settings(teacher={"epochs": 2000}))
-    driver = subprocess.Popen([sys.executable, "-m", "kr_ray.cli", "run", config], stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "kr_ray.cli", "run", config], stderr=subprocess.PIPE, text=True
+    )
     while not read_progress(tmp_path / "runs" / "tiny" / "teacher"):
         assert driver.poll() is None
         time.sleep(0.1)
@@ -211,7 +238,11 @@ def test_interruption_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> Non
 
 
 def test_wrong_input_ends_with_2_and_one_message(tmp_path: Path) -> None:
-    missing = kr("run", write_config(tmp_path, tiny_settings(data={"name": "bloodmnist", "download": False})), check=False)
+    missing = kr(
+        "run",
+        write_config(tmp_path, tiny_settings(data={"name": "bloodmnist", "download": False})),
+        check=False,
+    )
     assert missing.returncode == 2 and "Traceback" not in missing.stderr and "bloodmnist" in missing.stderr
     if (os.cpu_count() or 1) < 64:
         demanding = tiny_settings(cluster={"train": {"cpu": 64.0}, "trial": {"gpu": 9.0}})

@@ -24,7 +24,13 @@ from kr_ray.plan.work import DataSize, StageWork, data_size, run_work
 
 SIZE = DataSize(train=160, validation=40, test=40, classes=10, channels=1)
 COSTS = Costs(
-    training=300.0, prediction=100.0, generation=400.0, gan=1000.0, classifier=10, generator_trained=50, generator_sampled=20
+    training=300.0,
+    prediction=100.0,
+    generation=400.0,
+    gan=1000.0,
+    classifier=10,
+    generator_trained=50,
+    generator_sampled=20,
 )
 
 
@@ -57,9 +63,13 @@ def paper(**sections: object) -> Config:
 
 def test_seen_labels_cost_a_query_per_image_trained_on() -> None:
     for stage in ("checkpoints", "tuning", "student"):
-        clean, seen = (of(paper(synthesis={"view": view, "regeneration_rate": 4}), stage) for view in ("clean", "seen"))
+        clean, seen = (
+            of(paper(synthesis={"view": view, "regeneration_rate": 4}), stage) for view in ("clean", "seen")
+        )
         assert seen.looked_at - clean.looked_at == clean.trained == seen.trained > 0
-    assert of(paper(synthesis={"view": "seen"}), "equal_compute_teacher") == of(paper(), "equal_compute_teacher")
+    assert of(paper(synthesis={"view": "seen"}), "equal_compute_teacher") == of(
+        paper(), "equal_compute_teacher"
+    )
 
 
 def test_confirming_trains_the_finalists_and_the_defaults_for_every_seed() -> None:
@@ -71,7 +81,9 @@ def test_confirming_trains_the_finalists_and_the_defaults_for_every_seed() -> No
 
 def test_an_exhaustive_sweep_is_a_student_per_checkpoint() -> None:
     config = paper(
-        generator={"epochs": 12, "checkpoint_every": 3}, checkpoints={"epochs": 10}, synthesis={"regeneration_rate": 4}
+        generator={"epochs": 12, "checkpoint_every": 3},
+        checkpoints={"epochs": 10},
+        synthesis={"regeneration_rate": 4},
     )
     work = of(config, "checkpoints")
     assert (work.units, work.rounds, work.batch) == (4, ((4, 10.0),), 16)
@@ -137,10 +149,13 @@ def test_cores_slow_each_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rounds_that_wait_leave_slots_empty() -> None:
-    """Li et al. 2018, table 1's bracket 9 -> 3 -> 1 with rungs at 1, 3, 9 on two devices: 5 x 1 + 2 x 2 + 1 x 6 units of time."""
+    """Li et al. 2018, table 1's bracket 9 -> 3 -> 1 with rungs at 1, 3, 9 on
+    two devices: 5 x 1 + 2 x 2 + 1 x 6 units of time."""
     work = [StageWork("tuning", "trial", 9, ((9, 1.0), (3, 2.0), (1, 6.0)), trained=21, batch=16)]
     (tuning,) = estimate(work, COSTS, Constant(), tiny_config(), Devices(2, "A100"))
-    assert tuning.wall_s == pytest.approx(START_S["trial"] + UNIT_S["trial"] * 9 / 2 + 15 * tuning.device_s / 21)
+    assert tuning.wall_s == pytest.approx(
+        START_S["trial"] + UNIT_S["trial"] * 9 / 2 + 15 * tuning.device_s / 21
+    )
 
 
 def test_devices_by_name() -> None:
@@ -167,7 +182,11 @@ def test_costs_are_those_of_the_networks() -> None:
 
 def test_other_ways_memory_and_storage() -> None:
     config = tiny_config(cluster={"trial": {"cpu": 1.0, "gpu": 0.5}})
-    assert set(what_if(config)) == {"halving over checkpoints", "no pruning (rungs: 1)", "one trial per device"}
+    assert set(what_if(config)) == {
+        "halving over checkpoints",
+        "no pruning (rungs: 1)",
+        "one trial per device",
+    }
     image = config.data.image_size**2
     assert memory_bytes(config, SIZE, COSTS)["generator"] == 4 * (4 * 50 + 20) + 160 * image
     assert storage_bytes(config, SIZE, COSTS) > 240 * image

@@ -1,4 +1,5 @@
-"""One more generator and one more method are one file each: from outside the package, through a whole run and the worst-case audit."""
+"""One more generator and one more method are one file each: from outside the
+package, through a whole run and the worst-case audit."""
 
 from __future__ import annotations
 
@@ -41,7 +42,12 @@ def test_a_generator_and_a_method_from_outside_go_through_a_whole_run_and_the_au
     assert checked.audit.lira["means"].title == "Nearest class mean: means"
     page = (run / "report" / "report.html").read_text()
     assert checked.students["means"].title == "Nearest class mean" and checked.students["means"].note
-    for shown in ("gaussian_pixels", "Nearest class mean: means<small>", "means and spreads", "most_exposed_means.csv"):
+    for shown in (
+        "gaussian_pixels",
+        "Nearest class mean: means<small>",
+        "means and spreads",
+        "most_exposed_means.csv",
+    ):
         assert shown in page
     again = kr("run", config).stdout
     assert "student_means: done (finished before)" in again
@@ -57,7 +63,9 @@ def test_modules_that_bring_no_kind_are_refused(module: str, said: str) -> None:
 
 
 def test_a_kind_that_nobody_brings_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"generator\.kind: must be one of biggan_deep.*did you mean 'biggan_deep'"):
+    with pytest.raises(
+        ConfigError, match=r"generator\.kind: must be one of biggan_deep.*did you mean 'biggan_deep'"
+    ):
         parse_config({"name": "a", "data": {"name": "digits"}, "generator": {"kind": "bigan_deep"}})
     with pytest.raises(ConfigError, match=r"students\.mine\.kind: must be one of .*teacher"):
         parse_config(tiny_settings(students={"mine": {"kind": "alchemy"}}))

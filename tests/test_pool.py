@@ -71,9 +71,13 @@ def test_the_seed_decides_and_the_prior_is_followed() -> None:
 
 def test_regenerations_of_a_pass_are_disjoint_and_the_next_pass_is_reshuffled() -> None:
     stretches = [positions(index, 25, 100, seed=0) for index in range(8)]
-    assert all(not set(one.tolist()) & set(two.tolist()) for one, two in itertools.combinations(stretches[:4], 2))
+    assert all(
+        not set(one.tolist()) & set(two.tolist()) for one, two in itertools.combinations(stretches[:4], 2)
+    )
     first, second = torch.cat(stretches[:4]), torch.cat(stretches[4:])
-    assert torch.equal(first.sort().values, torch.arange(100)) and torch.equal(second.sort().values, torch.arange(100))
+    assert torch.equal(first.sort().values, torch.arange(100)) and torch.equal(
+        second.sort().values, torch.arange(100)
+    )
     assert not torch.equal(first, second)
 
 
@@ -106,7 +110,9 @@ def test_a_resumed_student_sees_what_the_undisturbed_one_does() -> None:
     straight, resumed = pooled(), pooled()
     before = [straight.epoch(index) for index in range(8)]
     for index in (7, 5):  # in any order, without the earlier ones
-        assert all(torch.equal(one, two) for one, two in zip(resumed.epoch(index), before[index], strict=True))
+        assert all(
+            torch.equal(one, two) for one, two in zip(resumed.epoch(index), before[index], strict=True)
+        )
     assert not torch.equal(pooled(seed=1).epoch(0)[0], before[0][0])
 
 

@@ -24,7 +24,7 @@ TABLE_2 = {
 }
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TABLE_2)
@@ -55,7 +55,9 @@ def test_clamped_auc_and_aop_ignore_attacks_worse_than_chance() -> None:
     assert accuracy_over_privacy(0.8, 1.0) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("accuracy", "auc_mia"), [(96.2, 0.5), (0.9, 56.2), (-0.1, 0.5), (float("nan"), 0.5)])
+@pytest.mark.parametrize(
+    ("accuracy", "auc_mia"), [(96.2, 0.5), (0.9, 56.2), (-0.1, 0.5), (float("nan"), 0.5)]
+)
 def test_aop_refuses_percentages(accuracy: float, auc_mia: float) -> None:
     with pytest.raises(ValueError, match="must hold, but got"):
         accuracy_over_privacy(accuracy, auc_mia)
@@ -88,7 +90,7 @@ def test_auc_standard_error_matches_the_spread_of_repeated_draws() -> None:
         auc_standard_error(0.5, 0, 10)
 
 
-# --- splits and files ------------------------------------------------------------------------------------------------
+# --- splits and files ---------------------------------------------------------------------------------------
 
 
 def test_splits_are_disjoint_complete_stratified_and_seeded() -> None:
@@ -128,7 +130,9 @@ def test_scores_survive_the_disk_and_refuse_pickles(tmp_path) -> None:
     for name in ("logits", "labels", "member"):
         assert np.array_equal(getattr(scores, name), getattr(read, name))
         assert getattr(scores, name).dtype == getattr(read, name).dtype
-    np.savez(tmp_path / "evil.npz", shadow=0, logits=np.array([object()]), labels=read.labels, member=read.member)
+    np.savez(
+        tmp_path / "evil.npz", shadow=0, logits=np.array([object()]), labels=read.labels, member=read.member
+    )
     with pytest.raises(ArtifactError, match="never unpickled"):
         ShadowScores.load(tmp_path / "evil.npz")
 
@@ -143,7 +147,7 @@ def test_scores_refuse_what_a_diverged_model_answers() -> None:
         ShadowScores(0, good.logits[:, :1], good.labels + 1, good.member)
 
 
-# --- the attack ------------------------------------------------------------------------------------------------------
+# --- the attack ---------------------------------------------------------------------------------------------
 
 
 def _shadow(shadow: int, shift: float, rows: int, classes: int, seed: int = 0) -> ShadowScores:
@@ -163,7 +167,9 @@ def _attack(shift: float, classes: int = 3, shadows: int = 5, rows: int = 300, s
 
 def _result(attack: Attack, target: ShadowScores):
     member = target.member
-    return attack_model(attack, target.logits[member], target.labels[member], target.logits[~member], target.labels[~member])
+    return attack_model(
+        attack, target.logits[member], target.labels[member], target.logits[~member], target.labels[~member]
+    )
 
 
 def test_attack_finds_a_constructed_shift_and_nearly_attains_the_best_possible_auc() -> None:
@@ -193,20 +199,26 @@ def test_attack_on_an_overfitted_model_beats_the_attack_on_a_regular_one() -> No
         return np.log(model.predict_proba(data[rows]) + 1e-9).astype(np.float32)
 
     def fit(rows: np.ndarray, alpha: float) -> MLPClassifier:
-        return MLPClassifier((64,), alpha=alpha, max_iter=80, random_state=0, tol=0.0).fit(data[rows], labels[rows])
+        return MLPClassifier((64,), alpha=alpha, max_iter=80, random_state=0, tol=0.0).fit(
+            data[rows], labels[rows]
+        )
 
     scores = []
     for shadow in range(4):
         split = shadow_splits(labels[pool], 10, 0, shadow)
         rows = np.concatenate([split.train, split.test])
         member = np.arange(len(rows)) < len(split.train)
-        scores.append(ShadowScores(shadow, answers(fit(split.train, 1e-4), rows), labels[rows].astype(np.int64), member))
+        scores.append(
+            ShadowScores(shadow, answers(fit(split.train, 1e-4), rows), labels[rows].astype(np.int64), member)
+        )
     attack = Attack({index: fit_class_attack(scores, index, seed=0) for index in range(10)})
     inside, outside = target[:500], target[500:]
 
     def attacked(alpha: float) -> float:
         model = fit(inside, alpha)
-        return attack_model(attack, answers(model, inside), labels[inside], answers(model, outside), labels[outside]).auc
+        return attack_model(
+            attack, answers(model, inside), labels[inside], answers(model, outside), labels[outside]
+        ).auc
 
     overfitted, regular = attacked(1e-4), attacked(30.0)
     assert overfitted > 0.65
@@ -255,7 +267,8 @@ def test_pooled_scores_of_different_kinds_are_on_one_scale() -> None:
     def shadow(index: int, rows: int) -> ShadowScores:
         part = _shadow(index, 0.0, rows, 2)
         logits = part.logits.copy()
-        # Class 1 leaks through the distance from zero alone: no line separates it, so logistic regression loses.
+        # Class 1 leaks through the distance from zero alone: no line
+        # separates it, so logistic regression loses.
         ring = (part.labels == 1) & part.member
         logits[ring] *= 4
         return ShadowScores(index, logits, part.labels, part.member)
@@ -275,9 +288,14 @@ def test_pooled_scores_of_different_kinds_are_on_one_scale() -> None:
     assert np.array_equal(attack.scores(target.logits[order], target.labels[order]), values[order])
 
 
-@pytest.mark.parametrize(("scale", "offset", "members"), [(1.0, 0.0, 4000), (0.01, 0.5, 4000), (250.0, -1e4, 1000)])
-def test_calibration_recovers_the_log_likelihood_ratio_from_any_scale(scale: float, offset: float, members: int) -> None:
-    """Members N(1/2, 1), others N(-1/2, 1): the log-likelihood ratio of x is x itself, however many there are of each."""
+@pytest.mark.parametrize(
+    ("scale", "offset", "members"), [(1.0, 0.0, 4000), (0.01, 0.5, 4000), (250.0, -1e4, 1000)]
+)
+def test_calibration_recovers_the_log_likelihood_ratio_from_any_scale(
+    scale: float, offset: float, members: int
+) -> None:
+    """Members N(1/2, 1), others N(-1/2, 1): the log-likelihood ratio of x
+    is x itself, however many there are of each."""
     rng = np.random.default_rng(0)
     member = np.arange(8000) < members
     values = rng.normal(size=8000) + np.where(member, 0.5, -0.5)
@@ -290,7 +308,10 @@ def test_calibration_recovers_the_log_likelihood_ratio_from_any_scale(scale: flo
 
 def test_degenerate_classes_fall_back_to_a_constant_score() -> None:
     scores = [_shadow(index, 2.0, 200, 4) for index in range(4)]
-    absent = [ShadowScores(s.shadow, s.logits[s.labels != 3], s.labels[s.labels != 3], s.member[s.labels != 3]) for s in scores]
+    absent = [
+        ShadowScores(s.shadow, s.logits[s.labels != 3], s.labels[s.labels != 3], s.member[s.labels != 3])
+        for s in scores
+    ]
     fallback = fit_class_attack(absent, 3, seed=0)
     assert (fallback.kind, fallback.note) == ("constant", "no shadow model saw this class")
     assert (fallback.scores(scores[0].logits) == 0).all()

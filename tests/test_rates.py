@@ -42,7 +42,7 @@ def gaussian_tpr(shift: float, fpr: float) -> float:
     return float(stats.norm.sf(stats.norm.isf(fpr) - shift))
 
 
-# --- known answers ---------------------------------------------------------------------------------------------------
+# --- known answers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])
@@ -63,7 +63,8 @@ def test_two_gaussians_of_known_shift(shift: float) -> None:
 
 
 def test_an_attacker_of_known_roc() -> None:
-    """Non-members uniform, members u ** (1 / k): P(member > 1 - fpr) = 1 - (1 - fpr) ** k and AUC = k / (k + 1)."""
+    """Non-members uniform, members u ** (1 / k): P(member > 1 - fpr) =
+    1 - (1 - fpr) ** k and AUC = k / (k + 1)."""
     rng, power = np.random.default_rng(0), 40.0
     pairs = pairs_of(rng.random(20000) ** (1 / power), rng.random(20000))
     for fpr in (0.001, 0.01, 0.1):
@@ -105,10 +106,12 @@ def test_clopper_pearson_equals_scipy(hits: int, trials: int) -> None:
     np.testing.assert_allclose(clopper_pearson(hits, trials), (expected.low, expected.high), rtol=1e-9)
 
 
-# --- what the intervals cover ----------------------------------------------------------------------------------------
+# --- what the intervals cover -------------------------------------------------------------------------------
 
 
-def coverage(truth: float, draw: Callable[[np.random.Generator], tuple[float, float]], audits: int = AUDITS) -> float:
+def coverage(
+    truth: float, draw: Callable[[np.random.Generator], tuple[float, float]], audits: int = AUDITS
+) -> float:
     rng = np.random.default_rng(1)
     intervals = np.array([draw(rng) for _ in range(audits)])
     return float(((intervals[:, 0] <= truth) & (truth <= intervals[:, 1])).mean())
@@ -120,12 +123,15 @@ def test_tpr_interval_covers_the_truth_in_93_to_97_percent_of_1000_audits() -> N
 
 
 def test_auc_interval_covers_the_truth_in_93_to_97_percent_of_1000_audits() -> None:
-    shown = coverage(stats.norm.cdf(1 / np.sqrt(2)), lambda rng: auc_interval(gaussian_pairs(rng, 500, 1.0))[1:])
+    shown = coverage(
+        stats.norm.cdf(1 / np.sqrt(2)), lambda rng: auc_interval(gaussian_pairs(rng, 500, 1.0))[1:]
+    )
     assert 0.93 <= shown <= 0.97
 
 
 def test_clopper_pearson_alone_misses_the_true_tpr_far_too_often() -> None:
-    """Why it is not the interval to quote: the threshold it takes as given is itself estimated from ten false positives."""
+    """Why it is not the interval to quote: the threshold it takes as given
+    is itself estimated from ten false positives."""
 
     def draw(rng: np.random.Generator) -> tuple[float, float]:
         pairs = gaussian_pairs(rng, 1000, 1.0)
@@ -137,17 +143,23 @@ def test_clopper_pearson_alone_misses_the_true_tpr_far_too_often() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "shift", "fpr"), [(8000, 1.0, 0.001), (8000, 3.0, 0.001), (20000, 1.0, 0.001), (4000, 2.0, 0.01)]
+    ("count", "shift", "fpr"),
+    [(8000, 1.0, 0.001), (8000, 3.0, 0.001), (20000, 1.0, 0.001), (4000, 2.0, 0.01)],
 )
 def test_coverage_at_the_sizes_of_an_audit(count: int, shift: float, fpr: float) -> None:
-    """4,000 audits: at eight expected false positives the coverage is 96.5 % (6,000 audits), and the share of 1,000 audits strays
-    from it by 0.6 points (one such thousand gave 97.6 %)."""
-    shown = coverage(gaussian_tpr(shift, fpr), lambda rng: tpr_interval(gaussian_pairs(rng, count, shift), fpr), audits=4000)
+    """4,000 audits: at eight expected false positives the coverage is 96.5 % (6,000 audits), and the share of
+    1,000 audits strays from it by 0.6 points (one such thousand gave 97.6 %)."""
+    shown = coverage(
+        gaussian_tpr(shift, fpr),
+        lambda rng: tpr_interval(gaussian_pairs(rng, count, shift), fpr),
+        audits=4000,
+    )
     assert 0.93 <= shown <= 0.97
 
 
 def clustered(rng: np.random.Generator, samples: int = 200) -> Pairs:
-    """16 models, samples whose level and vulnerability differ: N(0.3 u_s, 1) outside, shifted by N(2, 1)_s inside."""
+    """16 models, samples whose level and vulnerability differ: N(0.3
+    u_s, 1) outside, shifted by N(2, 1)_s inside."""
     member = np.argsort(rng.random((16, samples)), axis=0) < 8
     level, shift = 0.3 * rng.normal(size=samples), 2 + rng.normal(size=samples)
     return pair_scores(rng.normal(size=(16, samples)) + level + shift * member, member)
@@ -157,7 +169,9 @@ def clustered(rng: np.random.Generator, samples: int = 200) -> Pairs:
 def test_auc_interval_covers_the_truth_with_few_clustered_canaries(canaries: int) -> None:
     """With the normal quantile in place of Student's t: 92.7 % of 1,500 audits with 20 canaries."""
     area = float(stats.norm.cdf(2 / np.sqrt(1.09 + 2.09)))
-    assert 0.935 <= coverage(area, lambda rng: auc_interval(clustered(rng, canaries))[1:], audits=2000) <= 0.97
+    assert (
+        0.935 <= coverage(area, lambda rng: auc_interval(clustered(rng, canaries))[1:], audits=2000) <= 0.97
+    )
 
 
 @pytest.mark.slow
@@ -168,7 +182,11 @@ def test_intervals_cover_the_truth_with_samples_that_differ() -> None:
     area = float(stats.norm.cdf(2 / np.sqrt(1.09 + 2.09)))
     assert 0.93 <= coverage(area, lambda rng: auc_interval(clustered(rng))[1:]) <= 0.97
     # Percentiles of resampled samples are a little short.
-    assert 0.90 <= coverage(truth, lambda rng: bootstrap_intervals(clustered(rng), (0.01,), 0, resamples=300)[0]) <= 0.97
+    assert (
+        0.90
+        <= coverage(truth, lambda rng: bootstrap_intervals(clustered(rng), (0.01,), 0, resamples=300)[0])
+        <= 0.97
+    )
 
 
 def test_design_effect_of_copies_is_their_number() -> None:
@@ -179,13 +197,18 @@ def test_design_effect_of_copies_is_their_number() -> None:
     assert design_effect(independent, np.full(1000, 8)) == pytest.approx(1, abs=0.1)
 
 
-# --- honesty ---------------------------------------------------------------------------------------------------------
+# --- honesty ------------------------------------------------------------------------------------------------
 
 
 def test_ties_never_claim_an_fpr_they_do_not_have() -> None:
-    """At a threshold of "5 or more" all 100 non-members would be false positives; so no member is called one."""
+    """At a threshold of "5 or more" all 100 non-members would be
+    false positives; so no member is called one."""
     found = tpr_figures(pairs_of(np.full(1000, 5.0), np.full(1000, 5.0)), seed=0)
-    assert (found["true_positives_0.01"], found["false_positives_0.01"], found["tpr_at_fpr_0.01"]) == (0, 0, 0.0)
+    assert (found["true_positives_0.01"], found["false_positives_0.01"], found["tpr_at_fpr_0.01"]) == (
+        0,
+        0,
+        0.0,
+    )
     mixed = tpr_figures(pairs_of(np.r_[np.full(40, 9.0), np.zeros(60)], np.r_[9.0, np.full(99, 1.0)]), seed=0)
     assert (mixed["true_positives_0.01"], mixed["false_positives_0.01"]) == (40, 1)
 
@@ -201,13 +224,16 @@ def test_an_fpr_finer_than_the_data_is_refused_and_the_finest_named() -> None:
 
 
 def test_balanced_accuracy_is_not_optimistic() -> None:
-    """Of 40 scores without signal the best threshold looks good; a threshold chosen on other samples does not."""
+    """Of 40 scores without signal the best threshold looks good; a
+    threshold chosen on other samples does not."""
     rng = np.random.default_rng(0)
     member = (np.arange(40) % 2 == 0)[None]
     values = [balanced_accuracy(rng.normal(size=(1, 40)), member, seed) for seed in range(300)]
     assert np.mean([value for value in values if value is not None]) == pytest.approx(0.5, abs=0.02)
     shifted = rng.normal(size=(1, 20000)) + 2 * (np.arange(20000) % 2 == 0)
-    assert balanced_accuracy(shifted, (np.arange(20000) % 2 == 0)[None], 0) == pytest.approx(stats.norm.cdf(1), abs=0.01)
+    assert balanced_accuracy(shifted, (np.arange(20000) % 2 == 0)[None], 0) == pytest.approx(
+        stats.norm.cdf(1), abs=0.01
+    )
     assert balanced_accuracy(np.array([[1.0, 2.0]]), np.array([[True, False]]), 0) is None
 
 

@@ -1,4 +1,5 @@
-"""The report: schema, words, and the page as a browser shows it. All numbers here are made up or Table 2's."""
+"""The report: schema, words, and the page as a browser shows it.
+All numbers here are made up or Table 2's."""
 
 from __future__ import annotations
 
@@ -35,21 +36,25 @@ FIGURES = 12
 OPTIONAL = ("teacher", "generator", "checkpoints", "tuning", "student", "audit", "stages")
 
 
-# --- a made-up run with the figures of BloodMNIST's line in Table 2 -----------------------------------------------------
+# --- a made-up run with the figures of BloodMNIST's line in Table 2 -----------------------------------------
 
 
 def fake_copies(rng: np.random.Generator) -> dict[str, Any]:
     space = {
-        "threshold": 0.05, "near_copies": 12, "near_copy_share": 0.006, "ci_low": 0.0031, "ci_high": 0.0105, "data_copying": -1.2,
+        "threshold": 0.05, "near_copies": 12, "near_copy_share": 0.006, "ci_low": 0.0031, "ci_high": 0.0105,
+        "data_copying": -1.2,
         "memorised_share": 0.31, "memorised_share_test": 0.33, "median_generated": 0.11, "median_test": 0.12,
-        "histogram": {"edges": np.linspace(0, 0.3, 31).tolist(), **{k: rng.dirichlet(np.ones(30)).tolist() for k in ("generated", "test")}},
+        "histogram": {"edges": np.linspace(0, 0.3, 31).tolist(),
+                      **{k: rng.dirichlet(np.ones(30)).tolist() for k in ("generated", "test")}},
     }  # fmt: skip
     found = {
-        "n_real": 2000, "n_generated": 2000, "fid": 0.5, "kid": 0.01, "kid_sd": 0.002, "precision": 0.6, "recall": 0.7,
+        "n_real": 2000, "n_generated": 2000, "fid": 0.5, "kid": 0.01, "kid_sd": 0.002, "precision": 0.6,
+        "recall": 0.7,
         "density": 0.8, "coverage": 0.75,
     }  # fmt: skip
     return {
-        "images": 2000, "train": 11959, "test": 2000, "quantile": 0.01, "encoder": "teacher", "exact_copies": 0,
+        "images": 2000, "train": 11959, "test": 2000, "quantile": 0.01, "encoder": "teacher",
+        "exact_copies": 0,
         "spaces": {"pixels": space, "features": space}, "fidelity": {"generated": found, "test": found},
     }  # fmt: skip
 
@@ -62,11 +67,14 @@ def fake_report(num_classes: int = 8, seed: int = 0) -> dict[str, Any]:
         "run": "TEST DATA, not a measurement",
         "seed": 0,
         "created": "2031-01-02T03:04:05+00:00",
-        "versions": {"python": "3.11.9", "torch": "2.13.0", "torchvision": "0.28.0", "ray": "2.60.0", "optuna": "5.0.0"},
-        "config": {"name": "fake", "seed": 0, "data": {"name": "bloodmnist", "image_size": 32}, "teacher": {"epochs": 500}},
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "torchvision": "0.28.0", "ray": "2.60.0",
+                     "optuna": "5.0.0"},
+        "config": {"name": "fake", "seed": 0, "data": {"name": "bloodmnist", "image_size": 32},
+                   "teacher": {"epochs": 500}},
         "data": {
             "name": "bloodmnist", "num_classes": num_classes, "channels": 3, "image_size": 32,
-            "train": 11959, "validation": 1712, "test": 3421, "class_names": names, "duplicates": {"train_test": 3},
+            "train": 11959, "validation": 1712, "test": 3421, "class_names": names,
+            "duplicates": {"train_test": 3},
         },
         "device": "1 x imaginary GPU",
         "teacher": {
@@ -75,21 +83,29 @@ def fake_report(num_classes: int = 8, seed: int = 0) -> dict[str, Any]:
             "curve": _classifier_curve(rng, 500, 0.977), "confusion": _confusion(rng, num_classes, 0.975),
         },
         "generator": {
-            "architecture": "studiogan32", "parameters": {"generator": 9_340_000, "discriminator": 3_180_000}, "epochs": 500,
-            "curve": [{"epoch": e, "loss_d": 1.1 + rng.normal(0, 0.03), "loss_g": 0.8 + e / 900 + rng.normal(0, 0.05)}
+            "architecture": "studiogan32", "parameters": {"generator": 9_340_000, "discriminator": 3_180_000},
+            "epochs": 500,
+            "curve": [{"epoch": e, "loss_d": 1.1 + rng.normal(0, 0.03),
+                       "loss_g": 0.8 + e / 900 + rng.normal(0, 0.05)}
                       for e in range(1, 501, 5)],
             "collapse": [{"epoch": e, "agreement": 0.95 * (1 - np.exp(-e / 60)) if e < 440 else 0.5,
-                          "diversity": 0.9 - e / 1500 if e < 440 else 0.08, "alarm": e >= 440} for e in range(5, 501, 5)],
+                          "diversity": 0.9 - e / 1500 if e < 440 else 0.08,
+                          "alarm": e >= 440} for e in range(5, 501, 5)],
         },
-        "checkpoints": [{"epoch": e, "val_cas": float(0.93 - 0.5 * np.exp(-e / 40) - 0.25 * (e > 430) + rng.normal(0, 0.006))}
+        "checkpoints": [{"epoch": e,
+                         "val_cas": float(0.93 - 0.5 * np.exp(-e / 40) - 0.25 * (e > 430) + rng.normal(0,
+                                                                                                       0.006))}
                         for e in range(5, 501, 5)],
         "tuning": _tuning(rng),
         "student": {
-            "test_cas": 0.9626, "val_cas": 0.9690, "steps": 235000, "images_seen": 59_795_000, "parameters": 2_777_674,
-            "curve": _classifier_curve(rng, 500, 0.969), "confusion": _confusion(rng, num_classes, 0.963), "checkpoint_epoch": 385,
+            "test_cas": 0.9626, "val_cas": 0.9690, "steps": 235000, "images_seen": 59_795_000,
+            "parameters": 2_777_674,
+            "curve": _classifier_curve(rng, 500, 0.969), "confusion": _confusion(rng, num_classes, 0.963),
+            "checkpoint_epoch": 385,
         },
         "audit": {"kr": {
-            "teacher": _attacked(rng, 0.5120, 0.9749, num_classes), "student": _attacked(rng, 0.5038, 0.9626, num_classes),
+            "teacher": _attacked(rng, 0.5120, 0.9749, num_classes),
+            "student": _attacked(rng, 0.5038, 0.9626, num_classes),
             "attack_models": [{"class": k, "kind": ["logistic_regression", "svc_rbf", "random_forest"][k % 3],
                                "val_auc": 0.52 + 0.01 * (k % 4)} for k in range(num_classes)],
             "shadow_models": 10, "members": 11959, "non_members": 3421,
@@ -111,7 +127,9 @@ def _classifier_curve(rng: np.random.Generator, epochs: int, top: float) -> list
         {
             "epoch": e,
             "train_loss": float(0.6 + 1.4 * np.exp(-e / 80) + rng.normal(0, 0.01)),
-            "val_accuracy": float(min(top, top - 0.4 * np.exp(-e / 60) + rng.normal(0, 0.004))) if e % 10 == 0 else None,
+            "val_accuracy": float(min(top, top - 0.4 * np.exp(-e / 60) + rng.normal(0, 0.004)))
+            if e % 10 == 0
+            else None,
         }
         for e in range(1, epochs + 1, 3)
     ]
@@ -120,7 +138,10 @@ def _classifier_curve(rng: np.random.Generator, epochs: int, top: float) -> list
 def _confusion(rng: np.random.Generator, k: int, accuracy: float) -> list[list[int]]:
     rows = rng.integers(200, 600, k)
     off = (1 - accuracy) / max(k - 1, 1)
-    return [rng.multinomial(n, [accuracy if i == j else off for j in range(k)]).tolist() for i, n in enumerate(rows)]
+    return [
+        rng.multinomial(n, [accuracy if i == j else off for j in range(k)]).tolist()
+        for i, n in enumerate(rows)
+    ]
 
 
 def _tuning(rng: np.random.Generator) -> dict[str, Any]:
@@ -132,14 +153,17 @@ def _tuning(rng: np.random.Generator) -> dict[str, Any]:
         history.append(
             {
                 "trial": trial, "latent_std": std, "regeneration_rate": rate, "cardinality_scale": scale,
-                "val_cas": float(cas), "state": "PRUNED" if pruned else "COMPLETE", "resource": 3.0 if pruned else 9.0,
+                "val_cas": float(cas), "state": "PRUNED" if pruned else "COMPLETE",
+                "resource": 3.0 if pruned else 9.0,
             }
         )  # fmt: skip
     best = max((t for t in history if t["state"] == "COMPLETE"), key=lambda t: t["val_cas"])
     return {
         "searcher": "optuna", "trials": 50, "default_cas": 0.930, "delta_cas": best["val_cas"] - 0.930,
-        "best": {key: best[key] for key in ("latent_std", "regeneration_rate", "cardinality_scale", "val_cas", "trial")},
-        "images_seen": 31_000_000, "images_unpruned": 60_000_000, "saved_share": 1 - 31 / 60, "history": history,
+        "best": {key: best[key] for key in ("latent_std", "regeneration_rate", "cardinality_scale", "val_cas",
+                                            "trial")},
+        "images_seen": 31_000_000, "images_unpruned": 60_000_000, "saved_share": 1 - 31 / 60,
+        "history": history,
         "importance": {"latent_std": 0.31, "regeneration_rate": 0.08, "cardinality_scale": 0.61},
     }  # fmt: skip
 
@@ -148,7 +172,8 @@ def _attacked(rng: np.random.Generator, auc: float, accuracy: float, k: int) -> 
     fpr = np.linspace(0, 1, 150)
     return {
         "auc": max(auc, 0.5), "auc_raw": auc, "aop": accuracy_over_privacy(accuracy, auc),
-        "roc": {"fpr": fpr, "tpr": fpr ** ((1 - auc) / auc)}, "per_class": (auc + rng.normal(0, 0.01, k)).clip(0, 1).tolist(),
+        "roc": {"fpr": fpr, "tpr": fpr ** ((1 - auc) / auc)},
+        "per_class": (auc + rng.normal(0, 0.01, k)).clip(0, 1).tolist(),
     }  # fmt: skip
 
 
@@ -161,11 +186,13 @@ def fake_samples(k: int = 8, n: int = 10, channels: int = 3) -> np.ndarray:
         for sample in range(n):
             disc = (x - rng.normal(0, 0.1)) ** 2 + (y - rng.normal(0, 0.1)) ** 2 < rng.uniform(0.15, 0.5)
             tint = 120 + 100 * np.sin(index + np.arange(channels))
-            samples[index, sample] = np.where(disc[None], tint[:, None, None], 235 + rng.integers(-6, 7, (channels, 32, 32)))
+            samples[index, sample] = np.where(
+                disc[None], tint[:, None, None], 235 + rng.integers(-6, 7, (channels, 32, 32))
+            )
     return samples
 
 
-# --- schema ----------------------------------------------------------------------------------------------------------
+# --- schema -------------------------------------------------------------------------------------------------
 
 
 def test_json_is_what_was_given_and_fits_the_json_schema(written: Path) -> None:
@@ -175,7 +202,9 @@ def test_json_is_what_was_given_and_fits_the_json_schema(written: Path) -> None:
     assert sorted(p.name for p in written.parent.iterdir()) == names and written.name == "report.html"
     read = json.loads(written.with_suffix(".json").read_text())
     jsonschema.validate(read, Report.model_json_schema())
-    given["audit"]["kr"]["teacher"]["roc"] = read["audit"]["kr"]["teacher"]["roc"]  # numpy arrays became lists
+    given["audit"]["kr"]["teacher"]["roc"] = read["audit"]["kr"]["teacher"][
+        "roc"
+    ]  # numpy arrays became lists
     given["audit"]["kr"]["student"]["roc"] = read["audit"]["kr"]["student"]["roc"]
     _assert_subset(given, read)
     assert validate_report(read) == validate_report(given)
@@ -226,7 +255,7 @@ def test_diverged_losses_become_null_and_are_drawn_as_gaps() -> None:
     assert figures.generator_figure(checked.generator.curve).startswith("data:image/svg+xml")
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- words --------------------------------------------------------------------------------------------------
 
 
 def test_headline_says_what_was_measured_and_no_more() -> None:
@@ -234,7 +263,11 @@ def test_headline_says_what_was_measured_and_no_more() -> None:
     full = verdict.headline(validate_report(report))
     assert all(
         part in full
-        for part in ("96.3\u00a0%", "97.5\u00a0%", "50.4 times in 100 (against the teacher: 51.2; by guessing: 50)")
+        for part in (
+            "96.3\u00a0%",
+            "97.5\u00a0%",
+            "50.4 times in 100 (against the teacher: 51.2; by guessing: 50)",
+        )
     )
     del report["audit"]
     assert verdict.headline(validate_report(report)).endswith("has not been measured yet.")
@@ -258,14 +291,20 @@ def test_numbers_in_words() -> None:
         "0.0 s", "10 s", "41 s", "1 min 15 s", "1 h", "2 h 3 min", "1 min",
     ]  # fmt: skip
     assert (words.points(-0.0123), words.points(0.151), words.points(-0.00001)) == ("−1.23", "+15.10", "0.00")
-    assert (words.percent(0.95831), words.percent(None), words.count(59795000)) == ("95.83", "–", "59,795,000")
+    assert (words.percent(0.95831), words.percent(None), words.count(59795000)) == (
+        "95.83",
+        "–",
+        "59,795,000",
+    )
 
 
 def test_wilson_interval_matches_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     for successes, n in ((0, 20), (7, 20), (3293, 3421), (50, 50)):
         reference = stats.binomtest(successes, n).proportion_ci(method="wilson")
-        assert words.wilson_interval(successes / n, n) == pytest.approx((reference.low, reference.high), abs=1e-6)
+        assert words.wilson_interval(successes / n, n) == pytest.approx(
+            (reference.low, reference.high), abs=1e-6
+        )
     assert words.wilson_interval(0.5, 0) is None
 
 
@@ -275,7 +314,7 @@ def test_the_better_of_teacher_and_student_is_marked() -> None:
     assert rows["equal_compute"].auc is None and not rows["equal_compute"].best
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 
 class _Page(HTMLParser):
@@ -293,7 +332,9 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -309,7 +350,9 @@ class _Page(HTMLParser):
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the page's words: every figure is the same pixel (drawing them all takes seconds)."""
     for name in [name for name in dir(figures) if name.endswith("_figure")]:
-        monkeypatch.setattr(figures, name, lambda *_: "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=")
+        monkeypatch.setattr(
+            figures, name, lambda *_: "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
+        )
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +361,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _page(report: dict[str, Any], data: ReportData | None = None) -> _Page:
-    return _Page(render_page(validate_report(report), data or ReportData(fake_samples(report["data"]["num_classes"]))))
+    return _Page(
+        render_page(validate_report(report), data or ReportData(fake_samples(report["data"]["num_classes"])))
+    )
 
 
 def test_page_is_self_contained_well_formed_and_complete(written: Path) -> None:
@@ -358,11 +403,19 @@ def test_a_partial_run_still_renders_and_says_what_is_missing(count: int) -> Non
 def test_sparse_sections_render() -> None:
     report = fake_report()
     report["student"] = {
-        key: value for key, value in report["student"].items() if key not in ("curve", "confusion", "checkpoint_epoch")
+        key: value
+        for key, value in report["student"].items()
+        if key not in ("curve", "confusion", "checkpoint_epoch")
     }
     report["teacher"]["equal_compute"] = None
     report["teacher"]["curve"] = report["teacher"]["curve"][:1]
-    report["tuning"] |= {"history": [], "importance": None, "default_cas": None, "delta_cas": None, "images_seen": None}
+    report["tuning"] |= {
+        "history": [],
+        "importance": None,
+        "default_cas": None,
+        "delta_cas": None,
+        "images_seen": None,
+    }
     report["audit"]["kr"] |= {"teacher": None, "attack_models": []}
     report["audit"]["kr"]["student"] |= {"roc": None, "per_class": []}
     report["checkpoints"] = [{"epoch": 5, "val_cas": 0.0}]
@@ -392,19 +445,25 @@ def test_every_row_names_its_work_and_the_students_labels_are_described() -> Non
     for said in (
         "1 min 15 s CPU6,000,000 images trained on",
         "2 h 3 min CPU6,000,000",
-        "1 min 15 s CPU, 1 min 30 s GPU6,000,000 images trained on, 597,950 generated, 59,795,000 asked of the teacher",
+        "1 min 15 s CPU, 1 min 30 s GPU6,000,000 images trained on, "
+        "597,950 generated, 59,795,000 asked of the teacher",
         "answers to exactly what the student saw at each step, at temperature 2",
     ):
         assert said in page.text, said
 
 
 def test_labels_in_words() -> None:
-    assert words.labels({"labelling": "gkd"}) == "labelled by the teacher's answers to the clean generated images"
+    assert (
+        words.labels({"labelling": "gkd"})
+        == "labelled by the teacher's answers to the clean generated images"
+    )
     assert words.labels({"labelling": "hard", "view": "clean"}) == "labelled by the strategy hard"
 
 
 @pytest.mark.usefixtures("no_drawing")
-@pytest.mark.parametrize(("winner", "outcome"), [(7, "so it was chosen"), (-1, "so the default parameters stay")])
+@pytest.mark.parametrize(
+    ("winner", "outcome"), [(7, "so it was chosen"), (-1, "so the default parameters stay")]
+)
 def test_a_confirmed_choice_says_what_decided(winner: int, outcome: str) -> None:
     report = fake_report()
     params = {"latent_std": 1.0, "regeneration_rate": 2, "cardinality_scale": 1}
@@ -416,8 +475,8 @@ def test_a_confirmed_choice_says_what_decided(winner: int, outcome: str) -> None
     }
     text = _page(report).text
     assert (
-        f"with 3 fresh seeds each, the best of 2 finalists (trial 7) gains +1.20 ± 0.80 points over the defaults, {outcome}"
-        in text
+        "with 3 fresh seeds each, the best of 2 finalists (trial 7) gains "
+        f"+1.20 ± 0.80 points over the defaults, {outcome}" in text
     )
     assert "± 0.9" in text and "1,712 validation images, at most" in text
 
@@ -425,7 +484,9 @@ def test_a_confirmed_choice_says_what_decided(winner: int, outcome: str) -> None
 def test_checkpoints_within_an_error_of_the_best_are_counted() -> None:
     report = fake_report()
     report["data"]["validation"] = 900
-    report["checkpoints"] = [{"epoch": k, "val_cas": cas} for k, cas in enumerate((0.9, 0.895, 0.889, 0.5, 0.0))]
+    report["checkpoints"] = [
+        {"epoch": k, "val_cas": cas} for k, cas in enumerate((0.9, 0.895, 0.889, 0.5, 0.0))
+    ]
     said = words.checkpoints_apart(validate_report(report))
     assert said == (
         "One standard error of the best CAS, on 900 validation images and with one seed, is 1.00 points; "
@@ -460,7 +521,16 @@ def test_hostile_run_names_cannot_leave_the_printed_margin() -> None:
         assert r'content: "x\22 \3b  \7d  \3c \2f style' in style and "page " in style
 
 
-FOREIGN_NAMES = ["嗜碱性粒细胞", "好酸球", "적혈구", "صفيحة دموية", "לימפוציט", "моноцит", "with\nbreak", "😀 cells"]
+FOREIGN_NAMES = [
+    "嗜碱性粒细胞",
+    "好酸球",
+    "적혈구",
+    "صفيحة دموية",
+    "לימפוציט",
+    "моноцит",
+    "with\nbreak",
+    "😀 cells",
+]
 
 
 @pytest.mark.filterwarnings("error")
@@ -478,7 +548,9 @@ def test_class_names_of_any_script_give_no_warning_and_are_shown() -> None:
 
 def test_names_that_the_figure_shows_whole_need_no_legend() -> None:
     assert not figures.needs_legend(["cat", "dog"]) and not figures.needs_legend(["9", "Müller"])
-    assert figures.needs_legend(["cat", "a name of more letters than fit"]) and figures.needs_legend(["猫", "dog"])
+    assert figures.needs_legend(["cat", "a name of more letters than fit"]) and figures.needs_legend(
+        ["猫", "dog"]
+    )
     assert not figures.needs_legend(["猫"] * 25)  # so many are not labelled at all
 
 
@@ -506,7 +578,10 @@ def test_samples_are_checked_and_a_png_grid_is_taken() -> None:
             _page(fake_report(), ReportData(bad))
     png = base64.b64decode(_page(fake_report()).links[0].partition(",")[2])
     assert png.startswith(b"\x89PNG")
-    assert _page(fake_report(), ReportData(png)).links[0] == "data:image/png;base64," + base64.b64encode(png).decode()
+    assert (
+        _page(fake_report(), ReportData(png)).links[0]
+        == "data:image/png;base64," + base64.b64encode(png).decode()
+    )
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -521,12 +596,15 @@ def test_strip_holds_the_very_pixels() -> None:
     assert np.array_equal(strip[:, 34:66], samples[0, 1].transpose(1, 2, 0))
 
 
-# --- in a browser ----------------------------------------------------------------------------------------------------
+# --- in a browser -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
     if found is None:
         pytest.skip("no chromium on this machine: the page was not opened in a browser")
     return found
@@ -550,7 +628,9 @@ def test_page_opens_in_a_browser(browser: str, written: Path, tmp_path: Path, wi
     from PIL import Image
 
     shot = tmp_path / "shot.png"
-    _chromium(browser, tmp_path / "p1", f"--screenshot={shot}", f"--window-size={width},4000", written.as_uri())
+    _chromium(
+        browser, tmp_path / "p1", f"--screenshot={shot}", f"--window-size={width},4000", written.as_uri()
+    )
     image = np.asarray(Image.open(shot).convert("L"))
     # The last row of a page that had not rendered would be as empty as the first.
     assert image.shape == (4000, width) and shot.stat().st_size > 100_000
@@ -564,7 +644,9 @@ def _pdf_pages(browser: str, page: Path, folder: Path) -> list[str]:
     reader = shutil.which("pdftotext")
     if reader is None:
         pytest.skip("no pdftotext on this machine: the printed pages were not read")
-    text = subprocess.run([reader, "-layout", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [reader, "-layout", str(pdf), "-"], capture_output=True, text=True, check=True
+    ).stdout
     return text.rstrip("\f").split("\f")
 
 
@@ -589,7 +671,8 @@ def test_browser_shows_every_image_and_nothing_overflows(browser: str, written: 
       const frame = document.querySelector('iframe');
       frame.onload = () => {
         const doc = frame.contentDocument, images = [...doc.images];
-        document.body.dataset.result = JSON.stringify([images.length, images.filter(i => i.naturalWidth > 0).length,
+        document.body.dataset.result = JSON.stringify([images.length,
+                                                       images.filter(i => i.naturalWidth > 0).length,
                                                        doc.documentElement.scrollWidth]);
       };
     </script>"""
@@ -597,7 +680,13 @@ def test_browser_shows_every_image_and_nothing_overflows(browser: str, written: 
     (tmp_path / "probe.html").write_text(
         f'<body><iframe width="400" height="800" style="border:0" srcdoc="{html}"></iframe>{probe}</body>'
     )
-    dom = _chromium(browser, tmp_path / "p2", "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "probe.html").as_uri())
+    dom = _chromium(
+        browser,
+        tmp_path / "p2",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        (tmp_path / "probe.html").as_uri(),
+    )
     found = re.search(r'data-result="\[(\d+),(\d+),(\d+)\]"', dom)
     assert found, dom[-500:]
     images, decoded, scroll_width = (int(value) for value in found.groups())
@@ -605,11 +694,12 @@ def test_browser_shows_every_image_and_nothing_overflows(browser: str, written: 
     assert scroll_width <= 400
 
 
-# --- the worst case --------------------------------------------------------------------------------------------------
+# --- the worst case -----------------------------------------------------------------------------------------
 
 
 def constructed_arm(shift: float, samples: int = 200, models: int = 16) -> dict[str, Any]:
-    """An audited arm whose logits of the given label rise by `shift` for members among the canaries, and by nothing otherwise."""
+    """An audited arm whose logits of the given label rise by `shift` for
+    members among the canaries, and by nothing otherwise."""
     rng = np.random.default_rng(0)
 
     def group(by: float, wrong: bool) -> SampleScores:
@@ -622,7 +712,12 @@ def constructed_arm(shift: float, samples: int = 200, models: int = 16) -> dict[
         return SampleScores(logits, given, true, member)
 
     found = audit_arm(group(shift, True), group(0, False), None, 0)
-    facts = {"canary_kind": "mislabeled", "canaries": samples, "population_samples": samples, "reference_images": 0}
+    facts = {
+        "canary_kind": "mislabeled",
+        "canaries": samples,
+        "population_samples": samples,
+        "reference_images": 0,
+    }
     return found | facts | {"test_accuracy": 0.9, "test_accuracy_sd": 0.01, "seconds": 60.0}
 
 
@@ -646,7 +741,9 @@ def test_the_worst_case_is_shown_with_counts_and_words() -> None:
     ):
         assert text in page
     headline = [row for row in worst_case.attack_rows(report) if row["headline"]]
-    assert len(headline) == 4 and len(worst_case.attack_rows(report)) == 4 * len(raw["audit"]["lira"]["kr"]["attacks"])
+    assert len(headline) == 4 and len(worst_case.attack_rows(report)) == 4 * len(
+        raw["audit"]["lira"]["kr"]["attacks"]
+    )
     assert any("memory" in sentence for sentence in worst_case.findings(report))
 
 
@@ -654,6 +751,9 @@ def test_a_rate_that_the_counts_cannot_bear_is_not_printed() -> None:
     raw = fake_report()
     raw["audit"] = {"lira": {"teacher": constructed_arm(8.0, samples=100, models=8)}}
     (row,) = worst_case.rows(validate_report(raw))
-    assert (row.canary.value, row.canary.interval) == ("–", "needs 1,000 pairs, has 400") and "1 % FPR" in row.canary.counts
+    assert (row.canary.value, row.canary.interval) == (
+        "–",
+        "needs 1,000 pairs, has 400",
+    ) and "1 % FPR" in row.canary.counts
     assert "not been audited" not in render_page(validate_report(raw), ReportData())
     assert "The worst case has not been audited" in render_page(validate_report(fake_report()), ReportData())

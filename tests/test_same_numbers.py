@@ -1,9 +1,12 @@
-"""What makes training fast changes no result: on digits, same seed, the numbers of the loops as one would write them first.
+"""What makes training fast changes no result: on digits, same seed, the
+numbers of the loops as one would write them first.
 
-The plain loops share the product's random draws (order, augmentation, latents) and nothing that makes it fast: contiguous memory, optimisers
-and averages that loop over tensors, the loss read at every step, torch's spectral norm at every evaluation, two passes of D, both networks
-differentiated. Both sides compute in float64, for training magnifies the last bit: in float32 the losses of two orders of summation differ
-by 2e-7 after one step of this teacher, by 1e-3 after ten and by 0.1 after sixty, while the curves stay the same to the eye.
+The plain loops share the product's random draws (order, augmentation, latents) and nothing that makes it
+fast: contiguous memory, optimisers and averages that loop over tensors, the loss read at every step, torch's
+spectral norm at every evaluation, two passes of D, both networks differentiated. Both sides compute in
+float64, for training magnifies the last bit: in float32 the losses of two orders of summation differ by 2e-7
+after one step of this teacher, by 1e-3 after ten and by 0.1 after sixty, while the curves stay the same to
+the eye.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ def _double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-# --- classifier ------------------------------------------------------------------------------------------------------
+# --- classifier ---------------------------------------------------------------------------------------------
 
 
 def double_classifier(splits: Splits) -> nn.Module:
@@ -61,24 +64,37 @@ def double_classifier(splits: Splits) -> nn.Module:
 def plain_losses(
     model: nn.Module, data: FixedSet, schedule: Schedule, epochs: int, asked: nn.Module | None = None
 ) -> list[float]:
-    """Train `model` and return its mean loss per epoch; its targets are the answers of `asked` to what it sees, if given."""
+    """Train `model` and return its mean loss per epoch; its targets are the
+    answers of `asked` to what it sees, if given."""
     recipe, size = CONFIG.classifier, schedule.batch_size
     optimizer = torch.optim.SGD(
-        model.parameters(), 1.0, recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay, foreach=False, fused=False
+        model.parameters(),
+        1.0,
+        recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        foreach=False,
+        fused=False,
     )
     batches_per_draw = AUGMENTED_AT_ONCE["cpu"] // size
     losses = []
     for epoch in range(epochs):
-        order = torch.randperm(len(data), generator=seeded_generator(SEED, "order", epoch))[: schedule.steps_per_epoch * size]
+        order = torch.randperm(len(data), generator=seeded_generator(SEED, "order", epoch))[
+            : schedule.steps_per_epoch * size
+        ]
         total = 0.0
         for position, index in enumerate(order.split(size)):
             if position % batches_per_draw == 0:
                 random = seeded_generator(SEED, "augment", epoch, position)
                 drawn = data.images[order[position * size : (position + batches_per_draw) * size]]
-                augmented = trivial_augment(crop_and_flip(drawn, recipe.crop_padding, recipe.horizontal_flip, random), random)
+                augmented = trivial_augment(
+                    crop_and_flip(drawn, recipe.crop_padding, recipe.horizontal_flip, random), random
+                )
             step, first = epoch * schedule.steps_per_epoch + position, position % batches_per_draw * size
             pixels = augmented[first : first + size].float() / 127.5 - 1
-            pixels, targets = mixup(pixels, data.targets[index], recipe.mixup_alpha, seeded_generator(SEED, "mixup", step))
+            pixels, targets = mixup(
+                pixels, data.targets[index], recipe.mixup_alpha, seeded_generator(SEED, "mixup", step)
+            )
             if asked is not None:
                 targets = (asked(pixels).float() / TEMPERATURE).softmax(1).detach()
             loss = functional.cross_entropy(model(pixels).float(), targets)
@@ -95,8 +111,18 @@ def plain_losses(
 def test_a_teacher_has_the_plain_loops_losses(digits: Splits) -> None:
     """Two epochs of 67 steps with the whole recipe; measured: equal to 9e-9."""
     recipe = CONFIG.classifier
-    assert all((recipe.trivial_augment, recipe.mixup_alpha, recipe.crop_padding, recipe.weight_decay, recipe.clip == "global"))
-    data = FixedSet(digits.train.images, smoothed_one_hot(digits.train.labels, digits.num_classes, recipe.label_smoothing))
+    assert all(
+        (
+            recipe.trivial_augment,
+            recipe.mixup_alpha,
+            recipe.crop_padding,
+            recipe.weight_decay,
+            recipe.clip == "global",
+        )
+    )
+    data = FixedSet(
+        digits.train.images, smoothed_one_hot(digits.train.labels, digits.num_classes, recipe.label_smoothing)
+    )
     schedule = Schedule.fit(recipe, len(data), 10)
     product = ClassifierTraining(double_classifier(digits), data, recipe, schedule, SEED, CPU)
     found = [product.train_until(epoch * schedule.steps_per_epoch) for epoch in (1, 2)]
@@ -115,22 +141,27 @@ def test_a_student_of_seen_labels_has_the_plain_loops_losses(digits: Splits) -> 
     unlabelled = FixedSet(data.images, torch.empty(len(data), 0))
     labeller = seen_labeller(asked, TEMPERATURE, CPU)
     assert labeller(to_float(data.images[:100])).max(1).values.mean() > 0.3  # it has opinions
-    product = ClassifierTraining(double_classifier(digits), unlabelled, CONFIG.classifier, schedule, SEED, CPU, labeller)
+    product = ClassifierTraining(
+        double_classifier(digits), unlabelled, CONFIG.classifier, schedule, SEED, CPU, labeller
+    )
     found = [product.train_until(schedule.steps_per_epoch)]
     assert found == pytest.approx(plain_losses(double_classifier(digits), data, schedule, 1, asked), abs=1e-5)
 
 
-# --- generator -------------------------------------------------------------------------------------------------------
+# --- generator ----------------------------------------------------------------------------------------------
 
 
 class PlainGan(PlainGanSteps):
-    """Iterates its spectral norms when the product does, once per update, and keeps the product's average of normalised weights."""
+    """Iterates its spectral norms when the product does, once per update, and
+    keeps the product's average of normalised weights."""
 
     def __init__(self, product: GanTraining) -> None:
         random = seeded_generator(product.seed, "generator", 0)
         super().__init__(product.generator, product.discriminator, product.images, product.config, random)
         self.decay = product.average.decay
-        self.names = [name for name, layer in product.generator.named_modules() if isinstance(layer, SpectralLayer)]
+        self.names = [
+            name for name, layer in product.generator.named_modules() if isinstance(layer, SpectralLayer)
+        ]
         for network in (self.generator, self.discriminator):
             for module in network.modules():
                 if isinstance(module, _SpectralNorm):
@@ -182,6 +213,8 @@ def test_a_gan_has_the_plain_loops_average(digits: Splits, monkeypatch: pytest.M
     plain.run()
     found = product.checkpoint().weights
     for name, expected in plain.ramped.items():
-        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], expected, rtol=0, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}"
+        )
         assert (expected - start[name]).abs().max() > 1e-3, name
     assert len(plain.ramped) > 15

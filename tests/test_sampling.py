@@ -34,7 +34,9 @@ def trained() -> Generator:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    checkpoint = Checkpoint(5, trained().folded_weights(), images_seen=1234, figures={"loss_d": 1.3, "loss_g": 0.8})
+    checkpoint = Checkpoint(
+        5, trained().folded_weights(), images_seen=1234, figures={"loss_d": 1.3, "loss_g": 0.8}
+    )
     save_checkpoint(tmp_path / "epoch_0005.safetensors", checkpoint, config(), num_classes=3, channels=1)
     return tmp_path / "epoch_0005.safetensors"
 
@@ -65,7 +67,9 @@ def test_a_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 def test_images_are_those_of_the_saved_generator(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kr_ray.compute.devices.mixed_dtype", lambda device: None)  # exact comparison needs float32
+    monkeypatch.setattr(
+        "kr_ray.compute.devices.mixed_dtype", lambda device: None
+    )  # exact comparison needs float32
     sampler = loaded(path, latent_std=2.0, batches=3)
     labels = torch.arange(20) % 3
     images = sampler.images(labels, seeded(1))
@@ -88,7 +92,9 @@ def test_equal_seeds_give_equal_images(path: Path) -> None:
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     loaded(path, 2.5)
-    assert torch.equal(loaded(path).images(labels, seeded(1)), one), "statistics must not remember the std before"
+    assert torch.equal(loaded(path).images(labels, seeded(1)), one), (
+        "statistics must not remember the std before"
+    )
 
 
 def test_statistics_follow_the_latent_std(path: Path) -> None:
@@ -108,7 +114,10 @@ def test_grid_places_images_row_by_row() -> None:
     grid = image_grid(images, columns=2)
     assert grid.dtype == torch.uint8
     assert grid.shape == (3, 7, 7)
-    assert grid[0, 1::3, 1::3].tolist()[:2] == [[1, 2], [3, 4]] or grid[0, [1, 4]][:, [1, 4]].tolist() == [[1, 2], [3, 4]]
+    assert grid[0, 1::3, 1::3].tolist()[:2] == [[1, 2], [3, 4]] or grid[0, [1, 4]][:, [1, 4]].tolist() == [
+        [1, 2],
+        [3, 4],
+    ]
 
 
 @pytest.mark.gpu

@@ -1,4 +1,5 @@
-"""Hyperband, its searchers and the replayed tuning stage, against naive versions, hand-made answers and second runs."""
+"""Hyperband, its searchers and the replayed tuning stage, against naive
+versions, hand-made answers and second runs."""
 
 import itertools
 import math
@@ -41,7 +42,7 @@ def _cas(params, resource):
     return (1 - distance - abs(params["cardinality_scale"] - 8) / 20) * resource / (resource + 1)
 
 
-# --- brackets --------------------------------------------------------------------------------------------------------
+# --- brackets -----------------------------------------------------------------------------------------------
 
 
 def _algorithm_1(rungs, eta):
@@ -50,10 +51,14 @@ def _algorithm_1(rungs, eta):
     budget = (s_max + 1) * rungs
     for s in range(s_max, -1, -1):
         n, r = math.ceil(round(budget / rungs * eta**s / (s + 1), 9)), rungs * eta**-s
-        yield tuple((math.floor(round(n * eta**-i, 9)), math.floor(round(r * eta**i, 9))) for i in range(s + 1))
+        yield tuple(
+            (math.floor(round(n * eta**-i, 9)), math.floor(round(r * eta**i, 9))) for i in range(s + 1)
+        )
 
 
-@pytest.mark.parametrize(("rungs", "eta"), [(9, 3), (81, 3), (243, 3), (16, 2), (10, 3), (2, 3), (1, 2), (1000, 10)])
+@pytest.mark.parametrize(
+    ("rungs", "eta"), [(9, 3), (81, 3), (243, 3), (16, 2), (10, 3), (2, 3), (1, 2), (1000, 10)]
+)
 def test_brackets_are_those_of_algorithm_1(rungs, eta):
     expected = list(_algorithm_1(rungs, eta))
     brackets = hyperband_brackets(sum(b[0][0] for b in expected), rungs, eta)
@@ -62,7 +67,13 @@ def test_brackets_are_those_of_algorithm_1(rungs, eta):
 
 
 def test_bracket_sizes_known_for_81_units():
-    assert [b.rungs[0] for b in hyperband_brackets(143, 81, 3)] == [(81, 1), (34, 3), (15, 9), (8, 27), (5, 81)]
+    assert [b.rungs[0] for b in hyperband_brackets(143, 81, 3)] == [
+        (81, 1),
+        (34, 3),
+        (15, 9),
+        (8, 27),
+        (5, 81),
+    ]
 
 
 @pytest.mark.parametrize("trials", [1, 10, 17, 18, 50])
@@ -83,7 +94,7 @@ def test_rungs_wait_for_all_break_ties_by_number_and_go_on_without_a_failed_tria
     assert bracket.goals(history, {12, 13, 10}) == {11: 9}
 
 
-# --- the searchers ---------------------------------------------------------------------------------------------------
+# --- the searchers ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("searcher", SEARCHERS)
@@ -98,7 +109,10 @@ def test_suggestions_cover_the_inclusive_bounds_evenly(searcher, tmp_path):
     assert sum(counts) == 300 and min(counts) > 14 and max(counts) < 50  # mean 30, sd 5.2
     assert {params["cardinality_scale"] for params in drawn} == {4}
     assert all(type(params["regeneration_rate"]) is int for params in drawn)
-    assert 1.0 <= min(p["latent_std"] for p in drawn) < 1.05 and 2.45 < max(p["latent_std"] for p in drawn) <= 2.5
+    assert (
+        1.0 <= min(p["latent_std"] for p in drawn) < 1.05
+        and 2.45 < max(p["latent_std"] for p in drawn) <= 2.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,12 +120,18 @@ def test_suggestions_cover_the_inclusive_bounds_evenly(searcher, tmp_path):
     [
         PruningOptunaSearch,
         # When this one passes, Ray tells pruned trials rightly and our subclass can go.
-        pytest.param(lambda max_resource, **options: OptunaSearch(**options), marks=pytest.mark.xfail(strict=True)),
+        pytest.param(
+            lambda max_resource, **options: OptunaSearch(**options), marks=pytest.mark.xfail(strict=True)
+        ),
     ],
 )
 def test_a_stopped_trial_is_told_as_pruned(search_class):
     search = search_class(
-        max_resource=9, space={"x": optuna.distributions.FloatDistribution(0, 1)}, metric="cas", mode="max", seed=0
+        max_resource=9,
+        space={"x": optuna.distributions.FloatDistribution(0, 1)},
+        metric="cas",
+        mode="max",
+        seed=0,
     )
     for trial_id, resources in {"stopped": (1, 2, 3), "full": (1, 9)}.items():
         search.suggest(trial_id)
@@ -125,10 +145,14 @@ def test_a_stopped_trial_is_told_as_pruned(search_class):
 
 
 class _Tune:
-    """Tune's controller with `slots` workers, in which anything may happen in any order; calls as in Ray 2.60."""
+    """Tune's controller with `slots` workers, in which anything may
+    happen in any order; calls as in Ray 2.60."""
 
     def __init__(self, config, seed, study, slots, order, in_flight=1, fail=None):
-        self.search, self.scheduler = build_search(config, KINDS, seed, study, in_flight), build_scheduler(config)
+        self.search, self.scheduler = (
+            build_search(config, KINDS, seed, study, in_flight),
+            build_scheduler(config),
+        )
         self.slots, self.order, self.fail, self.total = slots, random.Random(order), fail or {}, config.trials
         self.trials, self.running, self.done = [], [], {}
 
@@ -138,14 +162,18 @@ class _Tune:
                 if params == "FINISHED":
                     self.total = len(self.trials)
                     break
-                trial = SimpleNamespace(config=params, status="PENDING", trial_id=f"id{len(self.trials)}", last_result={})
+                trial = SimpleNamespace(
+                    config=params, status="PENDING", trial_id=f"id{len(self.trials)}", last_result={}
+                )
                 self.trials.append(trial)
                 self.scheduler.on_trial_add(self, trial)
             while len(self.running) < self.slots and (trial := self.scheduler.choose_trial_to_run(self)):
                 trial.status = "RUNNING"
                 self.running.append(trial)
             if not self.running:
-                assert all(trial.status in ("TERMINATED", "ERROR") for trial in self.trials), "paused for ever"
+                assert all(trial.status in ("TERMINATED", "ERROR") for trial in self.trials), (
+                    "paused for ever"
+                )
                 assert len(self.trials) == self.total
                 return self.search.outcomes
             self.step(self.order.choice(self.running))
@@ -182,13 +210,18 @@ class _Tune:
             self.running.remove(trial)
 
 
-@pytest.mark.parametrize(("searcher", "in_flight"), [("optuna", 1), ("optuna", 3), ("hyperopt", 1), ("random", 1)])
+@pytest.mark.parametrize(
+    ("searcher", "in_flight"), [("optuna", 1), ("optuna", 3), ("hyperopt", 1), ("random", 1)]
+)
 def test_slots_and_order_of_completion_change_nothing(searcher, in_flight, tmp_path):
     config = TuningConfig(searcher=searcher)
     runs = [_Tune(config, 3, tmp_path / "study", slots, slots, in_flight).run() for slots in (1, 5, 50)]
     assert runs[0] == runs[1] == runs[2]
     assert sum(o.resource for o in runs[0]) == 198  # 2 bands of 21 + 21 + 27, then 21, 21 and two full trials
-    assert runs[0][0].params != _Tune(TuningConfig(searcher=searcher, trials=9), 4, tmp_path / "study", 1, 0).run()[0].params
+    assert (
+        runs[0][0].params
+        != _Tune(TuningConfig(searcher=searcher, trials=9), 4, tmp_path / "study", 1, 0).run()[0].params
+    )
 
 
 @pytest.mark.parametrize("order", range(20))
@@ -198,14 +231,17 @@ def test_a_failed_trial_blocks_nobody_and_ends_the_search_after_its_bracket(orde
     outcomes = _Tune(TuningConfig(searcher="random"), 0, tmp_path / "study", 4, order, fail=fail).run()
     assert len(outcomes) == 9  # the second bracket is not begun
     assert {o.number for o in outcomes if o.state == "error"} <= fail.keys()
-    assert sum(o.state == "complete" for o in outcomes) == 1 or any(fail.get(o.number, 0) > 1 for o in outcomes)
+    assert sum(o.state == "complete" for o in outcomes) == 1 or any(
+        fail.get(o.number, 0) > 1 for o in outcomes
+    )
 
 
-# --- the stage on Ray Tune -------------------------------------------------------------------------------------------
+# --- the stage on Ray Tune ----------------------------------------------------------------------------------
 
 
 class Toy(tune.Trainable):
-    """Keeps one line per computed unit in `<dir>/trials/<number>/units`: its result store and the count of its work."""
+    """Keeps one line per computed unit in `<dir>/trials/<number>/units`:
+    its result store and the count of its work."""
 
     def setup(self, config):
         self.reset_config(config)
@@ -249,7 +285,9 @@ class Toy(tune.Trainable):
 
 
 def _run(config, stage_dir, cpu=1, max_retries=0, **constants):
-    return run_tuning(Toy, config, KINDS, {"dir": str(stage_dir), **constants}, 1, stage_dir, {"cpu": cpu}, max_retries)
+    return run_tuning(
+        Toy, config, KINDS, {"dir": str(stage_dir), **constants}, 1, stage_dir, {"cpu": cpu}, max_retries
+    )
 
 
 def _computed_units(stage_dir):
@@ -284,7 +322,9 @@ def test_run_prunes_as_planned_and_the_study_can_be_opened(undisturbed):
     for outcome, trial in zip(outcomes, _study(stage_dir).trials, strict=True):
         assert trial.params == outcome.params and trial.state.name.lower() == outcome.state
         assert (
-            trial.intermediate_values == outcome.history == {k: _cas(outcome.params, k) for k in range(1, outcome.resource + 1)}
+            trial.intermediate_values
+            == outcome.history
+            == {k: _cas(outcome.params, k) for k in range(1, outcome.resource + 1)}
         )
         assert (outcome.state == "complete") == (outcome.resource == 9)
     assert _study(stage_dir).best_trial.number == max(outcomes, key=lambda o: o.history.get(9, 0)).number
@@ -300,7 +340,9 @@ def test_scores_between_the_rungs_are_not_needed(undisturbed, cluster, tmp_path)
     brackets = hyperband_brackets(17, 9, 3)
     judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
     outcomes = _run(TuningConfig(trials=17), tmp_path, judged=judged)
-    assert [(o.params, o.state, o.resource) for o in outcomes] == [(o.params, o.state, o.resource) for o in undisturbed[1]]
+    assert [(o.params, o.state, o.resource) for o in outcomes] == [
+        (o.params, o.state, o.resource) for o in undisturbed[1]
+    ]
     for sparse, full in zip(outcomes, undisturbed[1], strict=True):
         assert sparse.history == {k: full.history[k] for k in judged[full.number] if k <= full.resource}
 
@@ -340,7 +382,9 @@ def test_kill_and_rerun_gives_the_same_study_and_repeats_nothing(undisturbed, cl
     assert 30 <= sum(computed.values()) < 69
     assert _run(TuningConfig(trials=17), tmp_path) == undisturbed[1]
     assert _computed_units(tmp_path) == _computed_units(undisturbed[0])
-    mine, other = ([(t.params, t.state, t.values) for t in _study(d).trials] for d in (tmp_path, undisturbed[0]))
+    mine, other = (
+        [(t.params, t.state, t.values) for t in _study(d).trials] for d in (tmp_path, undisturbed[0])
+    )
     assert mine == other
 
 
@@ -349,19 +393,27 @@ SMALL = TuningConfig(trials=4, rungs=3, searcher="random")  # brackets 3 -> 1 an
 
 def test_failed_trials_are_tried_again_without_a_trace_in_the_study(cluster, tmp_path):
     expected = _Tune(SMALL, 1, tmp_path / "study", 1, 0).run()
-    assert _run(SMALL, tmp_path, max_retries=2, fault={"0": "once", "1": "crash", "2": "crash", "3": "once"}) == expected
+    assert (
+        _run(SMALL, tmp_path, max_retries=2, fault={"0": "once", "1": "crash", "2": "crash", "3": "once"})
+        == expected
+    )
     assert _computed_units(tmp_path) == {o.number: o.resource for o in expected}
 
 
 def test_a_trial_that_keeps_failing_is_named_and_the_others_results_stay(cluster, tmp_path):
-    with pytest.raises(TuningError, match=r"tuning trial 1 \(.*latent_std.*max_retries=1: .*the toy broke; remove the cause"):
+    with pytest.raises(
+        TuningError, match=r"tuning trial 1 \(.*latent_std.*max_retries=1: .*the toy broke; remove the cause"
+    ):
         _run(SMALL, tmp_path, max_retries=1, fault={"1": "always"})
     kept = _computed_units(tmp_path)
     assert kept.keys() == {0, 2}  # the second bracket is not begun
     expected = _Tune(SMALL, 1, tmp_path / "study", 1, 0).run()
     assert _run(SMALL, tmp_path) == expected
-    # The failure promoted another trial where the failed one would have won: at most that is computed in vain.
-    assert all(_computed_units(tmp_path)[n] == max(o.resource, kept.get(n, 0)) for n, o in enumerate(expected))
+    # The failure promoted another trial where the failed one would
+    # have won: at most that is computed in vain.
+    assert all(
+        _computed_units(tmp_path)[n] == max(o.resource, kept.get(n, 0)) for n, o in enumerate(expected)
+    )
 
 
 def test_an_interrupted_run_is_not_taken_for_a_finished_one(monkeypatch, tmp_path):

@@ -24,7 +24,8 @@ from kr_ray.cluster.quiet import quiet_tune
 from kr_ray.config import ConfigError
 from kr_ray.masking import is_secret_name
 
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "HF_TOKEN",
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
+           "HF_TOKEN",
            "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")  # fmt: skip
 PLANTED = {name: f"planted-{index}-of-these-tests" for index, name in enumerate(SECRETS)}
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
@@ -43,11 +44,18 @@ def found_in(secrets: dict[str, str], *folders: Path) -> list[tuple[str, Path]]:
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20, files  # there was something to look at
     contents = {path: path.read_bytes() + os.fsencode(path) for path in files}
-    return [(name, path) for name, value in secrets.items() for path, data in contents.items() if value.encode() in data]
+    return [
+        (name, path)
+        for name, value in secrets.items()
+        for path, data in contents.items()
+        if value.encode() in data
+    ]
 
 
 @pytest.mark.timeout(600)
-def test_no_secret_of_the_driver_is_in_a_file_of_ray_or_of_the_run_after_tune_and_train(tmp_path: Path, session: Path) -> None:
+def test_no_secret_of_the_driver_is_in_a_file_of_ray_or_of_the_run_after_tune_and_train(
+    tmp_path: Path, session: Path
+) -> None:
     config = config_file(tmp_path, tiny_settings())
     run_without_ray(config, "checkpoints")
     environment = client_environment(PYTHONPATH=str(REPOSITORY), RAY_TMPDIR=str(session), **PLANTED)
@@ -70,7 +78,9 @@ def test_tune_itself_would_pass_the_credentials_on(monkeypatch: pytest.MonkeyPat
     with quiet_tune(1):
         withheld = _ActorClassCache().get(object)["env_vars"]
     assert not set(PLANTED.values()) & set(withheld.values()) and not any(map(is_secret_name, withheld))
-    assert any(map(is_secret_name, ENV_VARS_TO_PROPAGATE))  # as Ray had it, for other programs of this process
+    assert any(
+        map(is_secret_name, ENV_VARS_TO_PROPAGATE)
+    )  # as Ray had it, for other programs of this process
 
 
 def listeners(driver: Driver) -> dict[str, set[str]]:
@@ -78,7 +88,9 @@ def listeners(driver: Driver) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for process in driver.processes():
         try:
-            sockets = [socket for socket in process.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
+            sockets = [
+                socket for socket in process.net_connections("inet") if socket.status == psutil.CONN_LISTEN
+            ]
             found.setdefault(process.name(), set()).update(socket.laddr.ip for socket in sockets)
         except psutil.Error:
             continue
@@ -112,7 +124,9 @@ def test_the_address_of_a_store_travels_but_not_with_a_password(monkeypatch: pyt
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
     travelling = runtime._storage_environment()
-    assert travelling["AWS_ENDPOINT_URL"] == "http://store:9000" and not set(PLANTED.values()) & set(travelling.values())
+    assert travelling["AWS_ENDPOINT_URL"] == "http://store:9000" and not set(PLANTED.values()) & set(
+        travelling.values()
+    )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@store:9000")
     with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL") as caught:
         runtime._storage_environment()

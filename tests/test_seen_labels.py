@@ -1,4 +1,5 @@
-"""The teacher's answers to exactly what the student sees: those of a plain loop, interrupted or shared out, too."""
+"""The teacher's answers to exactly what the student sees: those of a
+plain loop, interrupted or shared out, too."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def taught(training: ClassifierTraining) -> list[tuple[Tensor, Tensor]]:
     return steps
 
 
-def plain_steps(recipe: ClassifierConfig, schedule: Schedule, temperature: float) -> list[tuple[Tensor, Tensor]]:
+def plain_steps(
+    recipe: ClassifierConfig, schedule: Schedule, temperature: float
+) -> list[tuple[Tensor, Tensor]]:
     """As one would write it first: batch by batch augment, mix, ask the teacher."""
     (images, _), asked, size = images_of_two_classes(), teacher(), schedule.batch_size
     at_once, steps = AUGMENTED_AT_ONCE["cpu"] // size * size, []
@@ -112,7 +115,9 @@ def test_mixed_images_are_not_taught_the_mixture_of_the_clean_labels() -> None:
     inputs, mixed = mixup(to_float(images[:16]), clean, recipe.mixup_alpha, random[0])
     asked = seen_labeller(teacher(), 1.0, CPU)(inputs)
     assert (asked - mixed).abs().max() > 1e-4
-    assert torch.equal(asked, seen_labeller(teacher(), 1.0, CPU)(mixup(to_float(images[:16]), clean, 1.0, random[1])[0]))
+    assert torch.equal(
+        asked, seen_labeller(teacher(), 1.0, CPU)(mixup(to_float(images[:16]), clean, 1.0, random[1])[0])
+    )
 
 
 class Fixed(nn.Module):
@@ -122,7 +127,9 @@ class Fixed(nn.Module):
         return torch.tensor([1.0, 4.0]).log().expand(len(images), 2)
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, [1 / 5, 4 / 5]), (2.0, [1 / 3, 2 / 3]), (0.5, [1 / 17, 16 / 17])])
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, [1 / 5, 4 / 5]), (2.0, [1 / 3, 2 / 3]), (0.5, [1 / 17, 16 / 17])]
+)
 def test_temperature_by_hand(temperature: float, expected: list[float]) -> None:
     images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
     for found in (
@@ -191,4 +198,6 @@ def test_labels_that_cannot_be_are_refused(sections: dict[str, Any], said: str) 
 def test_another_strategy_falls_back_to_what_it_knows() -> None:
     seen = SynthesisConfig(view="seen", temperature=2.0, sampling=BigGanSampling(latent_std=1.3))
     assert seen.labelled_by("gkd") == seen
-    assert seen.labelled_by("hard") == SynthesisConfig(labelling="hard", sampling=BigGanSampling(latent_std=1.3))
+    assert seen.labelled_by("hard") == SynthesisConfig(
+        labelling="hard", sampling=BigGanSampling(latent_std=1.3)
+    )

@@ -18,10 +18,16 @@ from signals import Blow, Driver, in_stage, ray_starts
 from kr_ray.runs.artifacts import run_status
 
 ONCE = [
-    Blow([SIGINT]), Blow([SIGINT], to_group=True), Blow([SIGTERM]), Blow([SIGHUP]), Blow([SIGHUP], to_group=True),
+    Blow([SIGINT]), Blow([SIGINT], to_group=True), Blow([SIGTERM]), Blow([SIGHUP]),
+    Blow([SIGHUP], to_group=True),
     Blow([SIGTERM], to_group=True),
 ]  # fmt: skip
-TWICE = [Blow([SIGINT, SIGINT]), Blow([SIGINT, SIGINT], to_group=True), Blow([SIGTERM, SIGTERM]), Blow([SIGHUP, SIGINT])]
+TWICE = [
+    Blow([SIGINT, SIGINT]),
+    Blow([SIGINT, SIGINT], to_group=True),
+    Blow([SIGTERM, SIGTERM]),
+    Blow([SIGHUP, SIGINT]),
+]
 BLOWS = [*ONCE, *TWICE]
 
 SETTINGS = tiny_settings(
@@ -84,7 +90,9 @@ def strike_at(moment: str, blow: Blow, config: str) -> bool:
         ("teacher begins", Blow([SIGHUP])),
     ],
 )
-def test_a_signal_at_a_delicate_moment_ends_the_run_as_promised(tmp_path: Path, moment: str, blow: Blow) -> None:
+def test_a_signal_at_a_delicate_moment_ends_the_run_as_promised(
+    tmp_path: Path, moment: str, blow: Blow
+) -> None:
     config = config_file(tmp_path, SETTINGS)
     assert strike_at(moment, blow, config)
 
@@ -92,10 +100,16 @@ def test_a_signal_at_a_delicate_moment_ends_the_run_as_promised(tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("first", range(len(BLOWS)))
-def test_signals_at_every_moment_end_the_run_as_promised_and_the_same_command_goes_on(tmp_path: Path, first: int) -> None:
+def test_signals_at_every_moment_end_the_run_as_promised_and_the_same_command_goes_on(
+    tmp_path: Path, first: int
+) -> None:
     """Each repetition gives every moment another kind of blow."""
     config = config_file(tmp_path, SETTINGS)
-    met = [moment for index, moment in enumerate(MOMENTS) if strike_at(moment, BLOWS[(first + index) % len(BLOWS)], config)]
+    met = [
+        moment
+        for index, moment in enumerate(MOMENTS)
+        if strike_at(moment, BLOWS[(first + index) % len(BLOWS)], config)
+    ]
     print("met:", ", ".join(met))
     assert len(met) >= 12, met
     driver = Driver(["run", config], Path(config).parent / "runs" / SETTINGS["name"])

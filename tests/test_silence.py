@@ -31,7 +31,9 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A student whose classes have three names."""
-    export_student(classifier(tmp_path / "weights.safetensors", 1), tmp_path / "student.onnx", ["cat", "dog", "newt"], 16)
+    export_student(
+        classifier(tmp_path / "weights.safetensors", 1), tmp_path / "student.onnx", ["cat", "dog", "newt"], 16
+    )
     return tmp_path / "student.onnx"
 
 
@@ -57,12 +59,17 @@ def test_onnxruntime_alone_would_keep_a_device_id(tmp_path: Path, model: Path) -
     """The reason for its switch; when this fails, the library has changed and the switch is to be looked
     at."""
     pytest.importorskip("onnxruntime", minversion="1.29")
-    program = f"import onnxruntime; onnxruntime.InferenceSession({str(model)!r}, providers=['CPUExecutionProvider'])"
+    program = (
+        f"import onnxruntime; onnxruntime.InferenceSession({str(model)!r}, "
+        "providers=['CPUExecutionProvider'])"
+    )
     outcome = run_offline([sys.executable, "-c", program], tmp_path / "home")
     assert any(name.endswith("deviceid") for name in outcome.files), outcome
 
 
-def test_an_onnx_file_opened_without_the_command_line_is_as_silent(tmp_path: Path, model: Path, image: Path) -> None:
+def test_an_onnx_file_opened_without_the_command_line_is_as_silent(
+    tmp_path: Path, model: Path, image: Path
+) -> None:
     program = (
         "from pathlib import Path; from kr_ray.classifiers.export import predict_files; "
         f"print(list(predict_files(Path({str(model)!r}), [Path({str(image)!r})])))"
@@ -72,7 +79,9 @@ def test_an_onnx_file_opened_without_the_command_line_is_as_silent(tmp_path: Pat
 
 def test_kr_doctor_plan_runs_and_results_ask_nobody(tmp_path: Path) -> None:
     config = config_file(tmp_path, tiny_settings())
-    for number, command in enumerate((["doctor"], ["runs"], ["results"], ["plan", config, "--devices", "1xH200"])):
+    for number, command in enumerate(
+        (["doctor"], ["runs"], ["results"], ["plan", config, "--devices", "1xH200"])
+    ):
         outcome = kr_offline(*command, home=tmp_path / f"home{number}")
         assert not outcome.files and not outcome.sent, (command, outcome)
 
@@ -90,8 +99,13 @@ def test_a_run_on_ray_and_its_export_write_nothing_to_home_and_ask_nobody(tmp_pa
 
 
 def test_the_switches_stand_before_any_library_is_imported() -> None:
-    program = "import sys; from kr_ray import cli; print(sorted({'ray', 'torch', 'onnxruntime', 'mlflow'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    program = (
+        "import sys; from kr_ray import cli; print(sorted({'ray', 'torch', "
+        "'onnxruntime', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -113,16 +127,27 @@ def test_every_start_of_ray_that_we_hand_out_switches_its_statistics_off() -> No
     files = [*(REPOSITORY / "docker").rglob("*.yaml"), *(REPOSITORY / "configs" / "clusters").iterdir()]
     for file in files:
         for line in re.findall(r"ray start (?:.|\\\n|\n\s+--)*", file.read_text()):
-            assert "--disable-usage-stats" in line or "RAY_USAGE_STATS_ENABLED" in file.read_text(), (file, line)
+            assert "--disable-usage-stats" in line or "RAY_USAGE_STATS_ENABLED" in file.read_text(), (
+                file,
+                line,
+            )
 
 
 def test_hugging_face_and_mlflow_take_their_switches() -> None:
     """As those libraries read them."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    program = "from kr_ray.silence import stay_silent; stay_silent(); from huggingface_hub import constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    program = (
+        "from kr_ray.silence import stay_silent; stay_silent(); from huggingface_hub import constants as "
+        "c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    )
     environment = {key: value for key, value in os.environ.items() if key not in SWITCHES}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "True" and constants.__name__.startswith("huggingface_hub")
 
@@ -131,14 +156,21 @@ def test_hugging_face_and_mlflow_take_their_switches() -> None:
 def test_mlflow_takes_either_switch(switch: str) -> None:
     pytest.importorskip("mlflow.telemetry.utils", reason="mlflow is an optional dependency (kr_ray[mlflow])")
     program = "from mlflow.telemetry.utils import is_telemetry_disabled as off; print(off())"
-    environment = {key: value for key, value in os.environ.items() if key not in SWITCHES} | {switch: SWITCHES[switch]}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    environment = {key: value for key, value in os.environ.items() if key not in SWITCHES} | {
+        switch: SWITCHES[switch]
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "True"
 
 
 def test_the_proxy_records_what_it_is_asked_for() -> None:
     """Where namespaces are not allowed, the tests above count by it."""
     with recording_proxy() as (proxy, requests):
-        program = f"import urllib.request as u; u.install_opener(u.build_opener(u.ProxyHandler({{'http': {proxy!r}}})))\ntry: u.urlopen('http://example.invalid/x', timeout=5)\nexcept Exception: pass"
+        program = (
+            f"import urllib.request as u; u.install_opener(u.build_opener(u.ProxyHandler({{'http': "
+            f"{proxy!r}}})))\ntry: u.urlopen('http://example.invalid/x', timeout=5)\nexcept Exception: pass"
+        )
         subprocess.run([sys.executable, "-c", program], check=True)
     assert requests and requests[0].startswith(b"GET http://example.invalid/x")

@@ -29,7 +29,10 @@ def test_parts_are_all_blocks_in_order_and_bounded(images: int, side: int) -> No
     config, size = SynthesisConfig(batch_size=128), 3 * side * side
     parts = parts_of(images, size, config)
     assert [block for part in parts for block in part] == list(range(-(-images // 128)))
-    assert all(1 <= len(part) <= 32 and (len(part) == 1 or len(part) * 128 * size <= 4096 * 3 * 32 * 32) for part in parts)
+    assert all(
+        1 <= len(part) <= 32 and (len(part) == 1 or len(part) * 128 * size <= 4096 * 3 * 32 * 32)
+        for part in parts
+    )
 
 
 class Noise:

@@ -1,4 +1,5 @@
-"""Runs and data in an object store, against an S3-speaking server on loopback. Google's store (gs://) is not tested here: there is none."""
+"""Runs and data in an object store, against an S3-speaking server on loopback.
+Google's store (gs://) is not tested here: there is none."""
 
 from __future__ import annotations
 
@@ -70,11 +71,12 @@ def quick_locks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(locks, name, seconds)
 
 
-# --- locations -------------------------------------------------------------------------------------------------------
+# --- locations ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text", ["runs", "/shared/runs", "~/runs", "s3://bucket", "s3://bucket/a/b", "gs://bucket/runs", "file:///a"]
+    "text",
+    ["runs", "/shared/runs", "~/runs", "s3://bucket", "s3://bucket/a/b", "gs://bucket/runs", "file:///a"],
 )
 def test_locations_that_are_taken(text: str) -> None:
     assert check_location(text) == text
@@ -104,7 +106,7 @@ def test_local_locations_are_plain_paths() -> None:
     assert storage_path("file:///shared/runs") == Path("/shared/runs")
 
 
-# --- paths -----------------------------------------------------------------------------------------------------------
+# --- paths --------------------------------------------------------------------------------------------------
 
 
 def test_a_remote_path_stays_one_through_all_that_pathlib_derives() -> None:
@@ -144,7 +146,8 @@ def look_at(root: Path) -> dict[str, object]:
         "json": sorted(name(path) for path in (root / "a").glob("*.json")),
         "exact": [name(path) for path in root.glob("a/deep/x.txt")],
         "kinds": [
-            (path.exists(), path.is_file(), path.is_dir()) for path in (root, root / "a", root / "a/status.json", root / "no")
+            (path.exists(), path.is_file(), path.is_dir())
+            for path in (root, root / "a", root / "a/status.json", root / "no")
         ],
         "nothing": [list_files(root / "no"), list(root.glob("no/*.json"))],
     }
@@ -152,7 +155,12 @@ def look_at(root: Path) -> dict[str, object]:
 
 def test_a_remote_tree_looks_as_the_same_local_one(remote: RemotePath, tmp_path: Path) -> None:
     for root in (remote, tmp_path):
-        for name, text in (("a/status.json", "{}"), ("b/status.json", "[]"), ("a/deep/x.txt", "Übung"), ("c/other", "")):
+        for name, text in (
+            ("a/status.json", "{}"),
+            ("b/status.json", "[]"),
+            ("a/deep/x.txt", "Übung"),
+            ("c/other", ""),
+        ):
             with atomic_write(root / name) as temporary:
                 temporary.write_text(text)
     assert look_at(remote) == look_at(tmp_path)
@@ -172,7 +180,10 @@ def test_copies_and_outputs(remote: RemotePath) -> None:
     with pytest.raises(KeyError), local_output(remote / "broken.journal") as file:
         file.write_text("half")
         raise KeyError
-    assert [(remote / name).read_text() for name in ("study.journal", "broken.journal")] == ["one line", "half"]
+    assert [(remote / name).read_text() for name in ("study.journal", "broken.journal")] == [
+        "one line",
+        "half",
+    ]
     with local_copy(remote) as folder:
         assert sorted(path.name for path in folder.iterdir()) == ["broken.journal", "study.journal"]
     with local_copy(remote / "study.journal") as file:
@@ -183,7 +194,7 @@ def test_copies_and_outputs(remote: RemotePath) -> None:
         pass
 
 
-# --- artefacts -------------------------------------------------------------------------------------------------------
+# --- artefacts ----------------------------------------------------------------------------------------------
 
 
 def test_artefacts_come_back_as_they_were(remote: RemotePath) -> None:
@@ -212,7 +223,9 @@ def test_progress_is_read_latest_first(remote: RemotePath) -> None:
     assert read_progress(remote / "not begun") == []
 
 
-def test_an_object_that_another_writes_meanwhile_is_read_whole_or_not_at_all(store: Store, remote: RemotePath) -> None:
+def test_an_object_that_another_writes_meanwhile_is_read_whole_or_not_at_all(
+    store: Store, remote: RemotePath
+) -> None:
     path = remote / "status.json"
     write_json(path, "short")
     store.before_next_get = lambda: write_json(path, "a longer one")
@@ -225,13 +238,16 @@ def test_an_object_that_another_writes_meanwhile_is_read_whole_or_not_at_all(sto
     assert store.before_next_get is None
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------------
 
 
-def test_a_store_that_fails_for_some_seconds_is_asked_again_also_from_a_worker(store: Store, remote: RemotePath) -> None:
+def test_a_store_that_fails_for_some_seconds_is_asked_again_also_from_a_worker(
+    store: Store, remote: RemotePath
+) -> None:
     write_json(remote / "x.json", 1)
     impatient = pyarrow.fs.S3FileSystem(
-        endpoint_override=os.environ["AWS_ENDPOINT_URL"], retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=3)
+        endpoint_override=os.environ["AWS_ENDPOINT_URL"],
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )
     store.failures = 3
     with pytest.raises(OSError, match="AWS Error"):
@@ -255,12 +271,15 @@ def test_credentials_do_not_travel(store: Store, remote: RemotePath) -> None:
 def test_a_store_that_refuses_is_named_with_the_remedy(store: Store, refusals: int, said: str) -> None:
     run = RemotePath("s3://nobody-s/run")
     store.failures, store.status = refusals, "403 Forbidden"
-    with pytest.raises(ArtifactError, match=f"`storage` must be a bucket.*{run}.*{said}.*credentials"), RunDirectory(run):
+    with (
+        pytest.raises(ArtifactError, match=f"`storage` must be a bucket.*{run}.*{said}.*credentials"),
+        RunDirectory(run),
+    ):
         pass
     store.failures, store.status = 0, UNAVAILABLE
 
 
-# --- locks -----------------------------------------------------------------------------------------------------------
+# --- locks --------------------------------------------------------------------------------------------------
 
 
 def test_a_held_run_is_refused_and_a_left_one_is_free(remote: RemotePath, quick_locks: None) -> None:
@@ -333,7 +352,7 @@ def test_who_waits_gets_the_lock_when_it_is_released(remote: RemotePath, quick_l
     second.release()
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------------------------------------
 
 
 def made_npz(path: Path) -> Path:
@@ -349,7 +368,10 @@ def made_npz(path: Path) -> Path:
 def test_an_npz_of_a_store_is_the_local_one(remote: RemotePath, tmp_path: Path) -> None:
     local = made_npz(tmp_path / "mine.npz")
     upload(local, remote / "mine.npz")
-    found = [load_splits(DataConfig(name="npz", path=str(path), image_size=8)) for path in (local, remote / "mine.npz")]
+    found = [
+        load_splits(DataConfig(name="npz", path=str(path), image_size=8))
+        for path in (local, remote / "mine.npz")
+    ]
     assert found[0].digest() == found[1].digest()
 
 
@@ -361,7 +383,9 @@ def test_a_folder_of_a_store_is_the_local_one(remote: RemotePath, tmp_path: Path
             file.parent.mkdir(exist_ok=True)
             Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
             upload(file, remote / label / file.name)
-    found = [load_splits(DataConfig(name="folder", path=str(path), image_size=8)) for path in (tmp_path, remote)]
+    found = [
+        load_splits(DataConfig(name="folder", path=str(path), image_size=8)) for path in (tmp_path, remote)
+    ]
     assert found[0].digest() == found[1].digest()
     assert found[1].class_names == ("cat", "dog")
 
@@ -388,12 +412,16 @@ def test_a_public_set_is_read_from_a_store(remote: RemotePath, shared_data: Path
 
 
 def test_data_locations_are_checked_with_the_rest_of_the_configuration() -> None:
-    raw = {"name": "x", "data": {"name": "npz", "path": "s3://a:b@bucket/x.npz", "root": "ftp://x"}, "generator": {}}
+    raw = {
+        "name": "x",
+        "data": {"name": "npz", "path": "s3://a:b@bucket/x.npz", "root": "ftp://x"},
+        "generator": {},
+    }
     with pytest.raises(ConfigError, match=r"(?s)data.root: .*ftp.*data.path: .*credentials"):
         parse_config(raw)
 
 
-# --- stages in a store -------------------------------------------------------------------------------------------------
+# --- stages in a store --------------------------------------------------------------------------------------
 
 
 def test_a_successor_takes_its_place_in_a_store_and_foreign_bytes_are_found(remote: RemotePath) -> None:
@@ -416,14 +444,20 @@ def test_a_successor_takes_its_place_in_a_store_and_foreign_bytes_are_found(remo
     assert RunDirectory(run.path).result("teacher", "two") == {
         "value": 2
     }  # whose objects have other times since they were copied
-    save_tensors(run / "teacher" / "weights.safetensors", {"value": torch.tensor([3, 3])})  # a store tells whole seconds
+    save_tensors(
+        run / "teacher" / "weights.safetensors", {"value": torch.tensor([3, 3])}
+    )  # a store tells whole seconds
     assert run.result("teacher", "two") is None
 
 
-def test_a_kill_while_a_store_copies_the_successor_loses_nothing(remote: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_a_store_copies_the_successor_loses_nothing(
+    remote: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunDirectory(remote / "run")
     for inputs in ("one", "two"):
-        save_tensors(run.begin("teacher", inputs) / "weights.safetensors", {"value": torch.tensor([len(inputs)])})
+        save_tensors(
+            run.begin("teacher", inputs) / "weights.safetensors", {"value": torch.tensor([len(inputs)])}
+        )
         if inputs == "one":
             run.finish("teacher", inputs, {})
 

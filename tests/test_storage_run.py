@@ -1,4 +1,5 @@
-"""Whole runs in an object store: the numbers of a local run, resumed after a kill; and clusters whose nodes do not all see the storage."""
+"""Whole runs in an object store: the numbers of a local run, resumed after a kill;
+and clusters whose nodes do not all see the storage."""
 
 from __future__ import annotations
 
@@ -50,11 +51,14 @@ def test_a_run_in_a_store_has_the_local_numbers_and_is_not_done_twice(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]  # nothing beside the program
     again = kr("run", config)
     assert again.stdout.count("finished before") == 11
-    # Every artefact of the local run is in the store too, Ray's own and the curves (which name times and hosts) apart.
+    # Every artefact of the local run is in the store too, Ray's own and the
+    # curves (which name times and hosts) apart.
     ours = {f.path.relative_to(local_run) for f in list_files(local_run)}
     there = {Path(str(f.path.relative_to(remote / "tiny"))) for f in list_files(remote / "tiny")}
     rays = {"ray_tune", "tune", "tensorboard"}
-    assert {p for p in ours if not rays & set(p.parts) and p.parts[1:2] != (f"tiny_{p.parts[0]}",)} - there <= {Path(".lock")}
+    assert {
+        p for p in ours if not rays & set(p.parts) and p.parts[1:2] != (f"tiny_{p.parts[0]}",)
+    } - there <= {Path(".lock")}
     assert any("tensorboard" in path.parts for path in there)
     assert "finished" in kr("runs", "--storage", str(remote)).stdout
     assert kr("watch", "tiny", "--storage", str(remote)).stdout == "finished: report 100%\n"
@@ -66,7 +70,9 @@ def test_a_run_in_a_store_has_the_local_numbers_and_is_not_done_twice(
         assert pq.read_table(folder / "synthetic.parquet").num_rows == 32
 
 
-def test_a_run_killed_twice_in_a_store_ends_with_the_local_numbers(remote: RemotePath, local_run: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_in_a_store_ends_with_the_local_numbers(
+    remote: RemotePath, local_run: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, remote, "killed")
     kills = [kill_in(stage, config, remote / "killed") for stage in ("teacher", "tuning")]
     assert any(kills)
@@ -77,7 +83,9 @@ def test_a_run_killed_twice_in_a_store_ends_with_the_local_numbers(remote: Remot
     assert killed == undisturbed
 
 
-def test_a_node_that_does_not_see_the_storage_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_does_not_see_the_storage_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
@@ -87,17 +95,23 @@ def test_a_node_that_does_not_see_the_storage_is_named(tmp_path: Path, monkeypat
         elsewhere = os.environ["AWS_ENDPOINT_URL"]
         with running_store():
             closed.failures, closed.status = 10**6, "403 Forbidden"
-            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+            cluster = Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+            )
             try:
                 cluster.add_node(num_cpus=1, env_vars={"AWS_ENDPOINT_URL": elsewhere})
                 ray.init(address=cluster.address, logging_level="ERROR")
                 cluster.wait_for_nodes()
                 runtime.check_storage_shared(tmp_path)  # two raylets of one machine
                 assert list(tmp_path.iterdir()) == []
-                with pytest.raises(ConfigError, match=r"`storage` must be seen by all 2 nodes.*ACCESS_DENIED.*credentials"):
+                with pytest.raises(
+                    ConfigError, match=r"`storage` must be seen by all 2 nodes.*ACCESS_DENIED.*credentials"
+                ):
                     runtime.check_storage_shared(storage_path(f"s3://{BUCKET}/runs"))
                 monkeypatch.setattr(runtime, "_look_for", blind_but(ray.get_runtime_context().get_node_id()))
-                with pytest.raises(ConfigError, match=rf"{tmp_path} is not by .*not there.*--set storage=s3://bucket/runs"):
+                with pytest.raises(
+                    ConfigError, match=rf"{tmp_path} is not by .*not there.*--set storage=s3://bucket/runs"
+                ):
                     runtime.check_storage_shared(tmp_path)
             finally:
                 ray.shutdown()

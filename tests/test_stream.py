@@ -1,4 +1,5 @@
-"""One synthetic set, whoever makes it: by the training itself, streamed by Ray Data, written to Parquet and read back."""
+"""One synthetic set, whoever makes it: by the training itself, streamed
+by Ray Data, written to Parquet and read back."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ def random(seed: int) -> torch.Generator:
 
 
 def generator() -> BigGanConfig:
-    raw = {"name": "t", "data": {"name": "digits", "image_size": SIZE}, "generator": {"architecture": "tiny16"}}
+    raw = {
+        "name": "t",
+        "data": {"name": "digits", "image_size": SIZE},
+        "generator": {"architecture": "tiny16"},
+    }
     section = parse_config(raw).generator
     assert isinstance(section, BigGanConfig)
     return section
@@ -60,7 +65,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     parts = [
         LabelledImages(
-            torch.randint(256, (40, 1, SIZE, SIZE), generator=random(k)).to(torch.uint8), torch.arange(40) % len(NAMES)
+            torch.randint(256, (40, 1, SIZE, SIZE), generator=random(k)).to(torch.uint8),
+            torch.arange(40) % len(NAMES),
         )
         for k in range(3)
     ]
@@ -110,25 +116,32 @@ def epochs_seen(data: Any, epochs: range) -> list[tuple[Tensor, Tensor]]:
 
 def equal(left: list[tuple[Tensor, Tensor]], right: list[tuple[Tensor, Tensor]]) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a, b) for one, other in zip(left, right, strict=True) for a, b in zip(one, other, strict=True)
+        torch.equal(a, b)
+        for one, other in zip(left, right, strict=True)
+        for a, b in zip(one, other, strict=True)
     )
 
 
-# --- the stream ------------------------------------------------------------------------------------------------------
+# --- the stream ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("labelling", "makers"), [("gkd", 1), ("gkd", 2), ("gap_filler", 2), ("hard", 1)])
 def test_a_stream_brings_what_the_device_makes(
     cluster: None, run: Path, labelling: str, makers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Of 1,200 images: three parts of 512 where nothing is filtered. Rejected ones are drawn again, in one part.
+    # Of 1,200 images: three parts of 512 where nothing is filtered.
+    # Rejected ones are drawn again, in one part.
     what = spec(labelling, scale=4 if labelling == "gap_filler" else 30, confidence_threshold=0.0)
     here = epochs_seen(opened(run, on_device, what), range(EPOCHS))
     assert len(here[0][0]) == 40 * what.synthesis.cardinality_scale
-    assert equal(epochs_seen(opened(run, student_images(streamed(makers), "test"), what), range(EPOCHS)), here)
+    assert equal(
+        epochs_seen(opened(run, student_images(streamed(makers), "test"), what), range(EPOCHS)), here
+    )
 
 
-def test_a_stream_brings_images_without_labels_where_the_teacher_answers_what_is_seen(cluster: None, run: Path) -> None:
+def test_a_stream_brings_images_without_labels_where_the_teacher_answers_what_is_seen(
+    cluster: None, run: Path
+) -> None:
     what = spec(scale=30, view="seen")
     here, clean = (epochs_seen(opened(run, on_device, of), range(EPOCHS)) for of in (what, spec(scale=30)))
     assert all(targets.shape == (1200, 0) for _, targets in here)
@@ -143,22 +156,29 @@ def test_a_resumed_student_starts_the_stream_where_it_is(cluster: None, run: Pat
 
 
 def test_a_generator_without_an_accepted_image_is_named_through_the_stream(cluster: None, run: Path) -> None:
-    data = opened(run, student_images(streamed(), "test"), spec("gap_filler", confidence_threshold=0.9999, max_draws=1))
+    data = opened(
+        run, student_images(streamed(), "test"), spec("gap_filler", confidence_threshold=0.9999, max_draws=1)
+    )
     with pytest.raises(CollapsedGenerator):
         data.epoch(0)
 
 
 @pytest.mark.parametrize("view", ["clean", "seen"])
-def test_trials_on_all_cpus_train_the_same_students(cluster: None, run: Path, tmp_path: Path, view: str) -> None:
+def test_trials_on_all_cpus_train_the_same_students(
+    cluster: None, run: Path, tmp_path: Path, view: str
+) -> None:
     """Two trials hold both CPUs; their makers must not wait for one."""
     histories, what = [], spec(view=view)
     for name, where in (("here", ClusterConfig()), ("stream", streamed())):
         folders = [tmp_path / name / "trials" / str(seed) for seed in range(2)]
         works = [
-            StudentWork(run, folder, replace(what, seed=seed), RECIPE, TICKS, where) for seed, folder in enumerate(folders)
+            StudentWork(run, folder, replace(what, seed=seed), RECIPE, TICKS, where)
+            for seed, folder in enumerate(folders)
         ]
         train_students(works, tmp_path / name, where)
-        histories.append([[(row["train_loss"], row["val_accuracy"]) for row in work.history()] for work in works])
+        histories.append(
+            [[(row["train_loss"], row["val_accuracy"]) for row in work.history()] for work in works]
+        )
     assert histories[0] == histories[1]
     alone = start_student(run, replace(what, seed=0), RECIPE, TICKS, None)
     alone.finish(lambda state, row: None)
@@ -180,7 +200,11 @@ def test_a_students_work_is_counted_whoever_makes_its_images(cluster: None, run:
     trained, generated = schedule.steps * schedule.batch_size, 3 * 160  # regenerated every second of 6 epochs
     asked = trained if view == "seen" else generated
     for work in found.values():
-        assert (work.images_trained, work.images_generated, work.teacher_queries) == (trained, generated, asked)
+        assert (work.images_trained, work.images_generated, work.teacher_queries) == (
+            trained,
+            generated,
+            asked,
+        )
         assert work.cpu_seconds > 0 and work.gpu_seconds == 0
     data = opened(run, student_images(streamed(), "test"), spec(view=view))
     assert data.take_makers_s() == 0
@@ -193,7 +217,9 @@ def test_a_students_work_is_counted_whoever_makes_its_images(cluster: None, run:
 @pytest.mark.slow
 @pytest.mark.parametrize("view", ["clean", "seen"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path, workers: int, view: str) -> None:
+def test_the_final_student_is_the_same(
+    cluster: None, run: Path, tmp_path: Path, workers: int, view: str
+) -> None:
     weights, what = [], spec(view=view)
     for name, where in (("here", ClusterConfig()), ("stream", streamed())):
         images = student_images(where, "test")
@@ -206,7 +232,7 @@ def test_the_final_student_is_the_same(cluster: None, run: Path, tmp_path: Path,
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-# --- Parquet ---------------------------------------------------------------------------------------------------------
+# --- Parquet ------------------------------------------------------------------------------------------------
 
 
 def made(count: int, channels: int) -> tuple[Tensor, Tensor]:
@@ -219,7 +245,9 @@ def test_a_table_holds_exactly_what_was_given(tmp_path: Path, channels: int) -> 
     images, targets = made(21, channels)
     schema = parquet_schema(images.shape[1:], len(NAMES), {"class_names": NAMES, "seed": 7})
     # As some generators leave them: not contiguous.
-    pq.write_table(to_table(images.to(memory_format=torch.channels_last), targets, schema), tmp_path / "set.parquet")
+    pq.write_table(
+        to_table(images.to(memory_format=torch.channels_last), targets, schema), tmp_path / "set.parquet"
+    )
     table = pq.read_table(tmp_path / "set.parquet")
     assert table.schema.field("image").type == pa.fixed_shape_tensor(pa.uint8(), [channels, 5, 6])
     assert table.schema.field("soft_label").type == pa.list_(pa.float32(), len(NAMES))
@@ -260,7 +288,9 @@ def test_pyarrow_and_hugging_face_read_it_without_kr_ray(run: Path, exported: Pa
         }
     )
     files = sorted(str(path) for path in exported.glob("*.parquet"))
-    loaded = datasets.load_dataset("parquet", data_files=files, split="train", features=features, cache_dir=str(tmp_path))
+    loaded = datasets.load_dataset(
+        "parquet", data_files=files, split="train", features=features, cache_dir=str(tmp_path)
+    )
     found = loaded.with_format("numpy")
     np.testing.assert_array_equal(np.stack(found["image"][:]).reshape(images.shape), images.numpy())
     np.testing.assert_array_equal(np.stack(found["soft_label"][:]), targets.numpy())
@@ -279,7 +309,9 @@ def test_a_student_of_an_exported_set_alone_needs_neither_generator_nor_teacher(
     assert training.train_until(10**9) < first
     again, _ = parquet_training(tmp_path, exported, 2, RECIPE, seed=3)
     again.train_until(10**9)
-    assert all(torch.equal(a, b) for a, b in zip(training.model.parameters(), again.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(training.model.parameters(), again.model.parameters(), strict=True)
+    )
 
 
 def test_sets_that_cannot_be_trained_on_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -288,7 +320,10 @@ def test_sets_that_cannot_be_trained_on_are_refused(run: Path, exported: Path, t
     whole = {"images": 5}
 
     def write(name: str, images: Tensor, targets: Tensor, metadata: dict[str, Any]) -> Path:
-        pq.write_table(to_table(images, targets, parquet_schema(images.shape[1:], targets.shape[1], metadata)), tmp_path / name)
+        pq.write_table(
+            to_table(images, targets, parquet_schema(images.shape[1:], targets.shape[1], metadata)),
+            tmp_path / name,
+        )
         return tmp_path / name
 
     nan = torch.cat([targets[:4], torch.full((1, 3), torch.nan)])
@@ -306,5 +341,7 @@ def test_sets_that_cannot_be_trained_on_are_refused(run: Path, exported: Path, t
     with pytest.raises(DataError, match="soft_label is not among"):
         read_parquet_set(tmp_path / "columns.parquet", splits)
     (tmp_path / "text.parquet").write_text("no Parquet")
-    with pytest.raises(DataError, match="must be a complete Parquet file, but got text; copy or export it again"):
+    with pytest.raises(
+        DataError, match="must be a complete Parquet file, but got text; copy or export it again"
+    ):
         read_parquet_set(tmp_path / "text.parquet", splits)

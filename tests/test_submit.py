@@ -18,7 +18,18 @@ from kr_ray.config import ConfigError
 from kr_ray.silence import SWITCHES
 
 SECRET = "hunter2"
-PLACES = ("configs", "runs/base", "data", "docker", "tests", "mine", "mine/deep/er", ".venv", "node_modules/x", "__pycache__")
+PLACES = (
+    "configs",
+    "runs/base",
+    "data",
+    "docker",
+    "tests",
+    "mine",
+    "mine/deep/er",
+    ".venv",
+    "node_modules/x",
+    "__pycache__",
+)
 
 
 @pytest.fixture
@@ -74,7 +85,9 @@ def test_what_is_no_dashboards_address_is_refused_in_our_words(address: str) -> 
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://ray.example.org/prefix", f"http://me:{SECRET}@h:1"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "https://ray.example.org/prefix", f"http://me:{SECRET}@h:1"]
+)
 def test_a_dashboards_address_is_taken(address: str) -> None:
     assert check_address(address) == address
 
@@ -87,7 +100,9 @@ def test_the_password_of_an_address_is_not_printed(checkout: Path, capfd: pytest
         assert "127.0.0.1:9" in said.err and SECRET not in said.out + said.err
 
 
-def test_a_secret_among_the_overrides_never_reaches_a_job(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_secret_among_the_overrides_never_reaches_a_job(
+    checkout: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["submit", str(checkout / "configs" / "a.yaml"), "--working-dir", str(checkout)]
     assert main([*arguments, "--set", f"tracking.mlflow=http://me:{SECRET}@h"]) == 2
     assert SECRET not in "".join(capfd.readouterr())

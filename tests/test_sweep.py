@@ -1,4 +1,5 @@
-"""Checkpoint optimisation: which students are trained, for how long, and what is kept; the students' CAS is given."""
+"""Checkpoint optimisation: which students are trained, for how long,
+and what is kept; the students' CAS is given."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from kr_ray.runs.figures import SweptCheckpoint
 def swept(
     monkeypatch: pytest.MonkeyPatch, checkpoints: Sequence[int], **keys: Any
 ) -> tuple[list[SweptCheckpoint], list[list[float]]]:
-    """The sweep's rows, and the schedule lengths of each round. Later checkpoints are better, except at short schedules."""
+    """The sweep's rows, and the schedule lengths of each round. Later
+    checkpoints are better, except at short schedules."""
     rounds: list[list[float]] = []
 
     def train(works: Sequence[StudentWork], *_: Any) -> list[float]:
@@ -26,7 +28,9 @@ def swept(
         return [work.spec.checkpoint_epoch / 100 for work in works]
 
     monkeypatch.setattr(sweep, "train_students", train)
-    return sweep.sweep_checkpoints(Path("run"), Path("folder"), checkpoints, tiny_config(checkpoints=keys)), rounds
+    return sweep.sweep_checkpoints(
+        Path("run"), Path("folder"), checkpoints, tiny_config(checkpoints=keys)
+    ), rounds
 
 
 def test_exhaustive_trains_every_student_once_for_the_whole_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +39,9 @@ def test_exhaustive_trains_every_student_once_for_the_whole_schedule(monkeypatch
     assert [row.epoch for row in rows] == list(range(5, 55, 5))
 
 
-def test_halving_gives_the_whole_schedule_to_as_many_of_the_best_as_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halving_gives_the_whole_schedule_to_as_many_of_the_best_as_the_budget_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows, rounds = swept(monkeypatch, range(1, 28), search="halving", epochs=90, budget=0.34)
     assert rounds == [[10] * 27, [90] * 6]  # (27 x 10 + 6 x 90) / (27 x 90) = 0.33; a seventh would be over
     assert {row.epoch: row.epochs for row in rows if row.epochs > 10} == dict.fromkeys(range(22, 28), 90)
@@ -56,12 +62,15 @@ def test_equal_scores_favour_the_earlier_checkpoint(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_halving_costs_and_loses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CAS is 0.5 + epoch / 100 at whole schedules and the reverse at short ones, so that halving keeps the worst two of nine."""
+    """CAS is 0.5 + epoch / 100 at whole schedules and the reverse at short
+    ones, so that halving keeps the worst two of nine."""
     whole, checkpoints = 9, range(1, 10)
 
     def train(works: Sequence[StudentWork], *_: Any) -> list[float]:
         signs = [1 if work.spec.epochs == whole else -1 for work in works]
-        return [0.5 + sign * work.spec.checkpoint_epoch / 100 for sign, work in zip(signs, works, strict=True)]
+        return [
+            0.5 + sign * work.spec.checkpoint_epoch / 100 for sign, work in zip(signs, works, strict=True)
+        ]
 
     def history(work: StudentWork) -> list[dict[str, float]]:
         return [{"images_seen": 10 * work.spec.epochs * tick, "seconds": work.spec.epochs} for tick in (1, 2)]

@@ -49,7 +49,9 @@ class GreyTeacher(nn.Module):
 PRIOR = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 
 
-def synthetic_set(teacher: nn.Module | None = None, seed: int = 0, prior: Tensor = PRIOR, **keys: Any) -> SyntheticSet:
+def synthetic_set(
+    teacher: nn.Module | None = None, seed: int = 0, prior: Tensor = PRIOR, **keys: Any
+) -> SyntheticSet:
     config = SynthesisConfig(batch_size=16, **keys)
     size = 100 * config.cardinality_scale
     return SyntheticSet(FakeSampler(), teacher or GreyTeacher(), prior, size, config, 0.1, seed)
@@ -66,7 +68,9 @@ def test_gkd_keeps_all_and_labels_with_the_teachers_probabilities() -> None:
     assert torch.equal(targets, probabilities)  # no label smoothing on soft labels
 
 
-@pytest.mark.parametrize(("labelling", "kept"), [("hard", [1, 1, 1]), ("filter", [0, 1, 1]), ("gap_filler", [0, 0, 1])])
+@pytest.mark.parametrize(
+    ("labelling", "kept"), [("hard", [1, 1, 1]), ("filter", [0, 1, 1]), ("gap_filler", [0, 0, 1])]
+)
 def test_hard_strategies_by_hand(labelling: Any, kept: list[int]) -> None:
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.02, 0.03, 0.95]])
     config = SynthesisConfig(labelling=labelling, confidence_threshold=0.9)
@@ -75,7 +79,9 @@ def test_hard_strategies_by_hand(labelling: Any, kept: list[int]) -> None:
     assert torch.allclose(targets[2], torch.tensor([0.1, 0.1, 0.8]))
 
 
-@pytest.mark.parametrize(("labelling", "changes"), [("gkd", True), ("gap_filler", True), ("hard", False), ("filter", False)])
+@pytest.mark.parametrize(
+    ("labelling", "changes"), [("gkd", True), ("gap_filler", True), ("hard", False), ("filter", False)]
+)
 def test_what_is_regenerated_and_when(labelling: Any, changes: bool) -> None:
     data = synthetic_set(labelling=labelling, regeneration_rate=3)
     first, same, next_one = data.epoch(0)[0], data.epoch(2)[0], data.epoch(3)[0]
@@ -98,8 +104,12 @@ def test_cardinality_and_class_prior() -> None:
     assert len(data) == len(images) == len(targets) == 3000
     shares = classes_of(images).bincount(minlength=CLASSES) / 3000
     assert torch.allclose(shares, torch.tensor([0.4, 0.3, 0.2, 0.1]), atol=0.04)
-    uniform = synthetic_set(cardinality_scale=30, prior=torch.full((4,), 0.25, dtype=torch.float64)).epoch(0)[0]
-    assert torch.allclose(classes_of(uniform).bincount(minlength=CLASSES) / 3000, torch.full((4,), 0.25), atol=0.04)
+    uniform = synthetic_set(cardinality_scale=30, prior=torch.full((4,), 0.25, dtype=torch.float64)).epoch(0)[
+        0
+    ]
+    assert torch.allclose(
+        classes_of(uniform).bincount(minlength=CLASSES) / 3000, torch.full((4,), 0.25), atol=0.04
+    )
 
 
 def test_filtering_drops_what_the_teacher_calls_another_class_and_keeps_the_size() -> None:

@@ -19,7 +19,15 @@ from kr_ray.display import Grid
 from kr_ray.report.printed import print_summary
 from kr_ray.report.schema import validate_report
 from kr_ray.report.table import results_table
-from kr_ray.runs.results import AUDIT, AuditResult, ClassifierResult, ReportResult, Results, StudentResult, WorstCaseResult
+from kr_ray.runs.results import (
+    AUDIT,
+    AuditResult,
+    ClassifierResult,
+    ReportResult,
+    Results,
+    StudentResult,
+    WorstCaseResult,
+)
 
 WIDTHS = [40, 80, 200]
 
@@ -73,7 +81,9 @@ def test_kr_audit_scores_cuts_no_figure_at_80_columns(
 ) -> None:
     """In a pipe Rich takes 80 columns; every figure of the JSON is found whole in the table."""
     rng = np.random.default_rng(0)
-    member = np.stack([side for _ in range(4) for coins in [rng.random(300) < 0.5] for side in (coins, ~coins)])
+    member = np.stack(
+        [side for _ in range(4) for coins in [rng.random(300) < 0.5] for side in (coins, ~coins)]
+    )
     np.savez(tmp_path / "scores.npz", scores=rng.normal(size=member.shape) + 2 * member, member=member)
     for width in ("80", "200"):
         monkeypatch.setenv("COLUMNS", width)
@@ -88,7 +98,8 @@ def test_kr_audit_scores_cuts_no_figure_at_80_columns(
             for part in (
                 attack,
                 f"{figures['auc']:.4f} [{figures['auc_low']:.4f}, {figures['auc_high']:.4f}]",
-                f"{figures['tpr_at_fpr_0.01']:.2%} [{figures['ci_low_0.01']:.2%}, {figures['ci_high_0.01']:.2%}]",
+                f"{figures['tpr_at_fpr_0.01']:.2%} [{figures['ci_low_0.01']:.2%}, "
+                f"{figures['ci_high_0.01']:.2%}]",
                 f"{figures['n_members']} / {figures['n_non_members']}",
             ):
                 assert part in text, (width, part)
@@ -155,7 +166,8 @@ def test_the_last_lines_of_a_run_tell_the_worst_finding(
     results.keep("student", StudentResult(test_accuracy=0.96, **trained))
     results.keep(AUDIT.name, AuditResult.model_validate(raw["audit"]))
     results.keep(
-        "worst_case", WorstCaseResult.model_validate({"audit": {}, "excluded_copies": 0, "lira": raw["audit"]["lira"]})
+        "worst_case",
+        WorstCaseResult.model_validate({"audit": {}, "excluded_copies": 0, "lira": raw["audit"]["lira"]}),
     )
     print_summary(tiny_config(), "report", results, ReportResult(page=str(page)))
     text = " ".join(capsys.readouterr().out.split())
@@ -182,9 +194,12 @@ def test_kr_results_tells_the_worst_case_and_lists_runs_that_had_only_that(tmp_p
         (folder / "report.json").write_text(json.dumps(dumped))
     head, _, *rows = results_table(tmp_path).splitlines()
     cells = [dict(zip(head.split("|"), row.split("|"), strict=True)) for row in rows]
-    by_run = {row[" run "].strip(): {key.strip(): value.strip() for key, value in row.items()} for row in cells}
+    by_run = {
+        row[" run "].strip(): {key.strip(): value.strip() for key, value in row.items()} for row in cells
+    }
     assert (
-        by_run["average"]["canaries recognised (student)"] == "not audited" and by_run["average"]["student AUC_MIA"] == "0.5038"
+        by_run["average"]["canaries recognised (student)"] == "not audited"
+        and by_run["average"]["student AUC_MIA"] == "0.5038"
     )
     assert by_run["worst"]["canaries recognised (student)"] == "24.2 % at 0.1 % FPR [20.0, 28.0]"
     assert by_run["worst"]["epsilon >="] == "3.36" and by_run["worst"]["student CAS"] == "–"

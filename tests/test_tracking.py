@@ -18,7 +18,9 @@ RESULTS: dict[str, Any] = {
     "teacher": {
         "test_accuracy": 0.9,
         "wall_s": 3.0,
-        "curve": [{"images_seen": 100 * k, "train_loss": 2.0 / k, "val_accuracy": 0.1 * k} for k in range(1, 1201)],
+        "curve": [
+            {"images_seen": 100 * k, "train_loss": 2.0 / k, "val_accuracy": 0.1 * k} for k in range(1, 1201)
+        ],
     },
     "checkpoints": {"checkpoints": [{"epoch": 2, "val_cas": 0.5}, {"epoch": 4, "val_cas": 0.75}]},
     "tuning": {"history": [{"trial": 0, "val_cas": 0.7}, {"trial": 1, "val_cas": None}]},
@@ -39,7 +41,10 @@ def test_params_metrics_curves_and_report_arrive(tmp_path: Path, monkeypatch: py
     kept = client.get_run(run)
     assert client.get_experiment(kept.info.experiment_id).name == EXPERIMENT
     assert (kept.info.run_name, kept.info.status) == ("tiny", "FINISHED")
-    assert kept.data.params["teacher.epochs"] == "4" and kept.data.params["tuning.space.cardinality_scale"] == "[1, 2]"
+    assert (
+        kept.data.params["teacher.epochs"] == "4"
+        and kept.data.params["tuning.space.cardinality_scale"] == "[1, 2]"
+    )
     assert len(kept.data.params) > 100  # more than one request takes
     assert kept.data.metrics["student/test_cas"] == 0.875 and kept.data.metrics["audit/teacher/auc"] == 0.625
     sweep = client.get_metric_history(run, "checkpoints/val_cas")

@@ -41,11 +41,19 @@ def test_a_sweep_on_two_nodes_equals_that_on_one(tmp_path: Path) -> None:
         half = CHECKPOINTS * 5 // 2
         wait_until(lambda: ticks(hurt, "checkpoints") >= half, driver, limit_s=600)
         nodes.kill(next(iter(nodes.cluster.worker_nodes)))
-        print(f"\nkilled a node {time.monotonic() - started:.1f} s after the driver's start, after {half} of {2 * half} ticks")
+        print(
+            f"\nkilled a node {time.monotonic() - started:.1f} s after the "
+            f"driver's start, after {half} of {2 * half} ticks"
+        )
         finish(driver, limit_s=600)
         seconds["hurt"] = read_json(run_of(hurt) / "checkpoints" / "done.json")["result"]["wall_s"]
-    print(f"sweep over {CHECKPOINTS} checkpoints: 1 node {seconds['one']:.1f} s, 2 nodes {seconds['two']:.1f} s")
-    print(f"speed-up {seconds['one'] / seconds['two']:.2f}; with a node killed at half time {seconds['hurt']:.1f} s")
+    print(
+        f"sweep over {CHECKPOINTS} checkpoints: 1 node {seconds['one']:.1f} s, 2 nodes {seconds['two']:.1f} s"
+    )
+    print(
+        f"speed-up {seconds['one'] / seconds['two']:.2f}; with a node "
+        f"killed at half time {seconds['hurt']:.1f} s"
+    )
     print("CAS", [round(row["val_cas"], 4) for row in result(one, "checkpoints")["checkpoints"]])
     assert result(one, "checkpoints") == result(two, "checkpoints") == result(hurt, "checkpoints")
     assert figures(one, "checkpoints") == figures(two, "checkpoints") == figures(hurt, "checkpoints")

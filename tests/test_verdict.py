@@ -20,7 +20,12 @@ from kr_ray.report.repetition import repetition
 from kr_ray.report.schema import Report, validate_report
 from kr_ray.runs.figures import LiraArm, Trial
 
-TITLES = {"kr": "Student", "teacher": "Teacher", "fixed_generator": "Student, fixed generator", "private": "DP-SGD: private"}
+TITLES = {
+    "kr": "Student",
+    "teacher": "Teacher",
+    "fixed_generator": "Student, fixed generator",
+    "private": "DP-SGD: private",
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,9 @@ def test_a_leak_in_the_worst_case_is_told_before_a_harmless_average(arms: dict[s
     found = arms["some"]["canary"]
     text = verdict.headline(report_with({"kr": arms["some"]})).replace("\u00a0", " ")
     assert "gives away training images" in text
-    assert f"{100 * found['tpr_at_fpr_0.001']:.1f} % of the canaries" in text and found["tpr_at_fpr_0.001"] > 0.1
+    assert (
+        f"{100 * found['tpr_at_fpr_0.001']:.1f} % of the canaries" in text and found["tpr_at_fpr_0.001"] > 0.1
+    )
     assert f"epsilon is at least {found['epsilon']['clopper_pearson']:.2f}" in text
     assert "LiRA online, fixed variance, logit score" in text
     assert "50.4" not in text and "not audited" not in text
@@ -89,7 +96,9 @@ def test_the_teachers_leak_is_never_the_students_and_a_missing_audit_of_the_stud
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(("kr", "fixed_generator"))))
-def test_the_worse_of_two_arms_is_quoted_whatever_their_order(arms: dict[str, Any], order: tuple[str, ...]) -> None:
+def test_the_worse_of_two_arms_is_quoted_whatever_their_order(
+    arms: dict[str, Any], order: tuple[str, ...]
+) -> None:
     figures = {"kr": arms["null"], "fixed_generator": arms["leak"]}
     report = report_with({name: figures[name] for name in order})
     found = verdict.worst_found(report)
@@ -107,14 +116,18 @@ def test_an_audit_before_any_training_still_tells_its_finding(arms: dict[str, An
     report = report_with({"kr": arms["leak"]}, "teacher", "student", "audit.kr", "audit.copies")
     assert verdict.headline(report).startswith("The student gives away training images")
     teacher_only = report_with({"teacher": arms["leak"]}, "teacher", "student", "audit.kr", "audit.copies")
-    assert verdict.headline(teacher_only).startswith("Only the worst-case audit of a model that is not handed on")
+    assert verdict.headline(teacher_only).startswith(
+        "Only the worst-case audit of a model that is not handed on"
+    )
 
 
 def test_copies_are_told_in_the_headline_beside_a_harmless_attack() -> None:
     raw = fake_report()
     raw["audit"]["copies"]["exact_copies"] = 3
     text = verdict.headline(validate_report(raw)).replace("\u00a0", " ")
-    assert "The generator repeats training images: 3 of 2,000 generated images equal one pixel by pixel." in text
+    assert (
+        "The generator repeats training images: 3 of 2,000 generated images equal one pixel by pixel." in text
+    )
 
 
 def test_few_pairs_give_the_coarser_rate_and_none_the_auc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,14 +195,18 @@ def test_another_attack_is_quoted_only_where_it_stands_out_of_all_of_them(arms: 
         "ci_low": 0.5,
     }  # of many false positives
     quiet = arms["null"]
-    strong = quiet | {"attacks": quiet["attacks"] | {"rmia_online": {"canary": leak, "population": quiet["population"]}}}
+    strong = quiet | {
+        "attacks": quiet["attacks"] | {"rmia_online": {"canary": leak, "population": quiet["population"]}}
+    }
     report = report_with({"kr": strong})
     found = verdict.worst_found(report)
     assert found is not None and found.attack == "rmia_online" and not found.chosen_before and found.leaks
     text = verdict.headline(report).replace("\u00a0", " ")
     assert f"RMIA, online, the strongest of {found.attacks} attacks" in text and "gives away" in text
     # The same find by an attack with a variance per sample, from 16 models: not to be quoted.
-    rough = quiet | {"attacks": quiet["attacks"] | {"lira_online_per_sample_logit": {"canary": leak, "population": leak}}}
+    rough = quiet | {
+        "attacks": quiet["attacks"] | {"lira_online_per_sample_logit": {"canary": leak, "population": leak}}
+    }
     assert verdict.worst_found(report_with({"kr": rough})).chosen_before  # type: ignore[union-attr]
     # A little more than the attack chosen beforehand is the luck of the best of many.
     lucky = leak | {"tpr_at_fpr_0.001": 0.02, "ci_low": 0.004, "ci_high": 0.03}
@@ -221,7 +238,9 @@ def copies(**changes: Any) -> Any:
 
 def test_whether_training_images_are_repeated_is_answered_in_a_sentence() -> None:
     nothing = repetition(copies())
-    assert not nothing.repeats and "were not found" in nothing.sentence and "none of 2,000" in nothing.sentence
+    assert (
+        not nothing.repeats and "were not found" in nothing.sentence and "none of 2,000" in nothing.sentence
+    )
     one = repetition(copies(exact_copies=1))
     assert one.repeats and "1 of 2,000 generated images equals one" in one.short
     near = repetition(copies(near_copies=120, near_copy_share=0.06))
@@ -245,7 +264,11 @@ def test_every_artefact_says_what_was_found_and_what_nobody_tried(arms: dict[str
     for other in (synthetic, generator):
         assert other.state == "partly" and "not attacked" in other.verdict and "membership" in other.open
     average, _, _ = artefacts(report_with(None))
-    assert average.state == "partly" and "worst case not tried" in average.verdict and "worst case" in average.open
+    assert (
+        average.state == "partly"
+        and "worst case not tried" in average.verdict
+        and "worst case" in average.open
+    )
     assert artefacts(report_with({"kr": arms["null"]}))[0].verdict == "tried, none found"
     assert [row.verdict for row in artefacts(report_with(None, "audit"))] == ["not attacked"] * 3
     # The teacher's audit attacks nothing that is handed on.
@@ -253,7 +276,9 @@ def test_every_artefact_says_what_was_found_and_what_nobody_tried(arms: dict[str
 
 
 def test_the_assessment_names_every_risk_and_whether_it_was_tested(arms: dict[str, Any]) -> None:
-    full, bare = (assessment.tests(report) for report in (report_with({"kr": arms["leak"]}), report_with(None, "audit")))
+    full, bare = (
+        assessment.tests(report) for report in (report_with({"kr": arms["leak"]}), report_with(None, "audit"))
+    )
     assert {test.risk for test in full} >= {"Singling out", "Linkability", "Inference", "Extraction"}
     assert [test.made for test in full] == ["made", "made", "in part", *["not made"] * 4]
     assert all(test.made == "not made" for test in bare)
@@ -298,7 +323,8 @@ def trials(n: int, noise: float, slope: float, seed: int) -> list[Trial]:
     rng = np.random.default_rng(seed)
     return [
         Trial.model_validate({
-            "trial": number, "latent_std": float(rng.uniform(1, 2.5)), "regeneration_rate": int(rng.integers(1, 11)),
+            "trial": number, "latent_std": float(rng.uniform(1, 2.5)),
+            "regeneration_rate": int(rng.integers(1, 11)),
             "cardinality_scale": (scale := int(rng.integers(1, 11))), "state": "complete",
             "val_cas": float(0.8 + slope * scale + rng.normal(0, noise)),
         })
@@ -314,7 +340,9 @@ def test_the_parameter_that_matters_is_named_where_trials_can_say_so() -> None:
 
 def test_few_trials_or_counting_noise_give_a_sentence_and_no_figure() -> None:
     assert parameter_importance(trials(19, 0.002, 0.01, 0), PARAMETERS, 5000) is None
-    assert "19 trials ran to their end, and below 20" in why_unknown(trials(19, 0.002, 0.01, 0), PARAMETERS, 5000)
+    assert "19 trials ran to their end, and below 20" in why_unknown(
+        trials(19, 0.002, 0.01, 0), PARAMETERS, 5000
+    )
     assert "counting on 270 validation images" in why_unknown(trials(40, 0.005, 0.0005, 1), PARAMETERS, 270)
     assert "do not differ" in why_unknown(
         [trial.model_copy(update={"val_cas": 0.9}) for trial in trials(25, 0, 0, 2)], PARAMETERS, 500

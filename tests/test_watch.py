@@ -38,12 +38,24 @@ def test_a_running_stage_in_figures(run: RunDirectory) -> None:
         seen = look(run.path)
         assert (seen.state, seen.stage, seen.exit_code) == ("running", "tuning", None)
         progress = seen.progress
-        assert (progress.units, progress.done, progress.pruned, progress.running, progress.paused) == (9, 2, 1, 1, 0)
+        assert (progress.units, progress.done, progress.pruned, progress.running, progress.paused) == (
+            9,
+            2,
+            1,
+            1,
+            0,
+        )
         assert progress.best_cas == 0.8  # a pruned trial's score is of a shorter training
         assert progress.images_per_second == 1234.0
         assert progress.eta_s == pytest.approx(180, abs=5)  # 60 s for the first quarter
         line = seen.describe()
-    for part in ("tuning 25%", "2 of 9 done (1 pruned), 1 running", "best CAS 0.8000", "1,234 images/s", "about 3 min"):
+    for part in (
+        "tuning 25%",
+        "2 of 9 done (1 pruned), 1 running",
+        "best CAS 0.8000",
+        "1,234 images/s",
+        "about 3 min",
+    ):
         assert part in line
 
 
@@ -55,7 +67,11 @@ def test_a_stage_that_has_measured_nothing_has_no_eta(run: RunDirectory) -> None
 
 @pytest.mark.parametrize(
     ("error", "code", "state"),
-    [(None, 0, "finished"), (ValueError("the cause"), 1, "failed"), (KeyboardInterrupt(), 130, "interrupted")],
+    [
+        (None, 0, "finished"),
+        (ValueError("the cause"), 1, "failed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
 )
 def test_watching_ends_with_the_run_and_with_its_code(
     run: RunDirectory, error: BaseException | None, code: int, state: str, capsys: pytest.CaptureFixture[str]
@@ -84,7 +100,10 @@ def test_a_killed_run_is_told_from_a_silent_one(run: RunDirectory) -> None:
     assert look(run.path).exit_code == 137
     with run:
         write_json(run / "status.json", {"state": "running", "updated": time.time() - 60})
-        code = f"from pathlib import Path; from kr_ray.watch import look; print(look(Path({str(run.path)!r})).state)"
+        code = (
+            "from pathlib import Path; from kr_ray.watch import look; "
+            f"print(look(Path({str(run.path)!r})).state)"
+        )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert other.stdout.strip() == "running"  # the lock is held
 

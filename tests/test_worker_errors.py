@@ -26,7 +26,9 @@ UNFIT = "`images >= 2` must hold, but got 1; give more"
 WRAPPED = {
     "a task": of_task(DataError(UNFIT)),
     "a task of a task": of_task(of_task(DataError(UNFIT))),
-    "a training": WorkerGroupError("[Rank 0]", {0: UserExceptionWithTraceback(DataError(UNFIT), "Traceback ...")}),
+    "a training": WorkerGroupError(
+        "[Rank 0]", {0: UserExceptionWithTraceback(DataError(UNFIT), "Traceback ...")}
+    ),
 }
 
 

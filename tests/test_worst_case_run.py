@@ -1,4 +1,5 @@
-"""The worst-case audit as a person runs it: twice, killed in the middle, with more runs, with a budget, without what an arm needs."""
+"""The worst-case audit as a person runs it: twice, killed in the middle, with
+more runs, with a budget, without what an arm needs."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def score_files(run: Path) -> dict[str, tuple[int, int]]:
 def figures(run: Path) -> Any:
     """All of the audit but times."""
     lira = read_json(run / "report" / "report.json")["audit"]["lira"]
-    return without_times({arm: {key: value for key, value in found.items() if key != "seconds"} for arm, found in lira.items()})
+    return without_times(
+        {arm: {key: value for key, value in found.items() if key != "seconds"} for arm, found in lira.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +69,17 @@ def test_the_audit_is_in_the_report_and_only_scores_stay(audited: tuple[str, Pat
     assert checked.teacher is None and checked.audit is not None  # no other stage was run
     for arm in ("teacher", "kr"):
         found = report["audit"]["lira"][arm]
-        assert (found["models"], found["canaries"], found["population_samples"], found["queries"]) == (4, 100, 100, 3)
+        assert (found["models"], found["canaries"], found["population_samples"], found["queries"]) == (
+            4,
+            100,
+            100,
+            3,
+        )
         for group in ("canary", "population"):
             assert found[group]["n_members"] == found[group]["n_non_members"] == 200
-            assert found[group]["tpr_at_fpr_0.001"] is None and "0.005" in found[group]["refused"]  # the finest FPR
+            assert (
+                found[group]["tpr_at_fpr_0.001"] is None and "0.005" in found[group]["refused"]
+            )  # the finest FPR
             assert 0 <= found[group]["tpr_at_fpr_0.01"] <= 1
     assert "ROC curves, log-log" in (run / "report" / "report.html").read_text()
     assert len(score_files(run)) == 8
@@ -94,7 +104,9 @@ def test_killed_in_the_middle_it_repeats_no_finished_run_and_ends_with_the_same_
 ) -> None:
     config, run = write_config(tmp_path, tiny_settings(**SETTINGS)), tmp_path / "runs" / "tiny"
     driver = subprocess.Popen(
-        [sys.executable, "-m", "kr_ray.cli", "audit", config, *ARMS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "kr_ray.cli", "audit", config, *ARMS],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         while len(list((run / "worst_case" / "runs").glob("*/scores_kr.npz"))) < 2:
@@ -112,7 +124,9 @@ def test_killed_in_the_middle_it_repeats_no_finished_run_and_ends_with_the_same_
 
 
 @pytest.mark.timeout(600)
-def test_more_runs_extend_the_audit_and_what_was_asked_for_last_is_reported(audited: tuple[str, Path]) -> None:
+def test_more_runs_extend_the_audit_and_what_was_asked_for_last_is_reported(
+    audited: tuple[str, Path],
+) -> None:
     config, run = audited
     before = score_files(run)
     output = kr("audit", config, "--arms", "teacher", "--models", "6").stdout
@@ -121,9 +135,10 @@ def test_more_runs_extend_the_audit_and_what_was_asked_for_last_is_reported(audi
     assert set(after) - set(before) == {f"worst_case/runs/{k}/scores_teacher.npz" for k in (4, 5)}
     assert "6 runs of teacher" in output
     kr("report", config)  # the file names no arms
-    assert {arm: found["models"] for arm, found in read_json(run / "report" / "report.json")["audit"]["lira"].items()} == {
-        "teacher": 6
-    }
+    assert {
+        arm: found["models"]
+        for arm, found in read_json(run / "report" / "report.json")["audit"]["lira"].items()
+    } == {"teacher": 6}
 
 
 @pytest.mark.slow
@@ -136,7 +151,9 @@ def test_the_fixed_generators_student_needs_the_generator_first(audited: tuple[s
     kr("generator", config)
     kr("audit", config, "--arms", "fixed_generator")
     assert figures(run).keys() == {"fixed_generator"}
-    assert {name: value for name, value in score_files(run).items() if "fixed_generator" not in name} == before
+    assert {
+        name: value for name, value in score_files(run).items() if "fixed_generator" not in name
+    } == before
 
 
 def test_wrong_input_is_refused(audited: tuple[str, Path]) -> None:
@@ -150,10 +167,12 @@ def test_wrong_input_is_refused(audited: tuple[str, Path]) -> None:
         (("--arms", "teacher", "--set", "audit.worst_case.canaries=101"), "audit.worst_case.canaries <= 100"),
     ):
         refused = kr("audit", config, *arguments, check=False)
-        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
+        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr, (
+            refused.stderr
+        )
 
 
-# --- what depends on what, and what it costs: no Ray -----------------------------------------------------------------------
+# --- what depends on what, and what it costs: no Ray --------------------------------------------------------
 
 
 class Silent:
@@ -174,14 +193,25 @@ def test_each_audit_reruns_exactly_when_its_own_inputs_change(tmp_path: Path) ->
     def changed(arms: list[str], **sections: Any) -> set[str]:
         worst_case = {"arms": arms} | sections.pop("worst_case", {})
         audit = {"worst_case": worst_case} | sections.pop("audit", {})
-        base, other = stamps(tmp_path, audit={"worst_case": {"arms": arms}}), stamps(tmp_path, audit=audit, **sections)
+        base, other = (
+            stamps(tmp_path, audit={"worst_case": {"arms": arms}}),
+            stamps(tmp_path, audit=audit, **sections),
+        )
         return {stage for stage in base if base[stage] != other[stage]}
 
-    assert changed(["kr"], worst_case={"canaries": 7}) == changed(["kr"], worst_case={"models": 8}) == {"worst_case"}
+    assert (
+        changed(["kr"], worst_case={"canaries": 7})
+        == changed(["kr"], worst_case={"models": 8})
+        == {"worst_case"}
+    )
     assert changed(["kr"], audit={"shadow": {"max_svc_rows": 200}}) == {"audit"}
     assert changed(["kr"], worst_case={"keep_models": True}) == set()
-    assert changed(["kr"], student={"epochs": 7}) == changed(["kr"], generator={"epochs": 6}) == {"worst_case"}
-    assert changed(["teacher"], student={"epochs": 7}) == changed(["teacher"], generator={"epochs": 6}) == set()
+    assert (
+        changed(["kr"], student={"epochs": 7}) == changed(["kr"], generator={"epochs": 6}) == {"worst_case"}
+    )
+    assert (
+        changed(["teacher"], student={"epochs": 7}) == changed(["teacher"], generator={"epochs": 6}) == set()
+    )
     assert changed(["teacher"], teacher={"epochs": 9}) == {"worst_case"}
     assert changed(["fixed_generator"], cluster={"trial": {"cpu": 0.5}}) == set()
     assert changed(["fixed_generator"], cluster={"trial": {"cpu": 2.0}}) == {

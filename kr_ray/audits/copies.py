@@ -1,4 +1,5 @@
-"""The copies stage: does the generator reproduce its training images, and how well does it cover the real ones?"""
+"""The copies stage: does the generator reproduce its training
+images, and how well does it cover the real ones?"""
 
 from __future__ import annotations
 
@@ -31,11 +32,15 @@ SAMPLES_FILE = "samples.npy"
 SAMPLES_PER_CLASS, SHOWN_CLASSES = 8, 20
 
 
-def measure_copies(run: Path, folder: Path, spec: StudentSpec, config: CopiesConfig, seed: int) -> CopiesResult:
-    """Compare images of the student's checkpoint, drawn as for the student, with the real ones; leaves samples in `folder`.
+def measure_copies(
+    run: Path, folder: Path, spec: StudentSpec, config: CopiesConfig, seed: int
+) -> CopiesResult:
+    """Compare images of the student's checkpoint, drawn as for the student,
+    with the real ones; leaves samples in `folder`.
 
-    Exact copies among the real images are set aside first: training images count once, and a test image that is also a training
-    image is no yardstick. At most `images` of the test images are used. Memory: the features of all sets and a distance block of 4 MB.
+    Exact copies among the real images are set aside first: training images count once, and a test image that
+    is also a training image is no yardstick. At most `images` of the test images are used. Memory: the
+    features of all sets and a distance block of 4 MB.
 
     Raises:
         DataError: no test image is left as a yardstick, or the encoder file cannot be used.
@@ -46,7 +51,10 @@ def measure_copies(run: Path, folder: Path, spec: StudentSpec, config: CopiesCon
     test = _without(test, torch.cat([duplicate_indices(test), duplicate_indices(test, train)]))
     test = test[torch.randperm(len(test), generator=seeded_generator(seed, "copies test"))[: config.images]]
     if not len(test):
-        raise DataError("the copies stage needs test images that are not copies of training images; use another test split")
+        raise DataError(
+            "the copies stage needs test images that are not copies of "
+            "training images; use another test split"
+        )
     prior = class_prior(splits.train.labels, splits.num_classes)
     generated = _generate(run, spec, prior, config.images, seed)
     _keep_samples(folder, _samples(run, spec, prior))
@@ -83,14 +91,18 @@ def _without(images: Tensor, index: Tensor) -> Tensor:
 
 def _generate(run: Path, spec: StudentSpec, prior: Tensor, count: int, seed: int) -> Tensor:
     sampler = _sampler(run, spec, prior, derive_seed(seed, "copies standing"), calibration_images=2048)
-    classes = torch.multinomial(prior, count, replacement=True, generator=seeded_generator(seed, "copies classes"))
+    classes = torch.multinomial(
+        prior, count, replacement=True, generator=seeded_generator(seed, "copies classes")
+    )
     return sampler.images(classes, seeded_generator(seed, "copies"))
 
 
 def _samples(run: Path, spec: StudentSpec, prior: Tensor) -> Tensor:
     sampler = _sampler(run, spec, prior, derive_seed("report"), calibration_images=1024)
     classes = torch.arange(min(len(prior), SHOWN_CLASSES))
-    images = sampler.images(classes.repeat_interleave(SAMPLES_PER_CLASS), seeded_generator("report samples")).cpu()
+    images = sampler.images(
+        classes.repeat_interleave(SAMPLES_PER_CLASS), seeded_generator("report samples")
+    ).cpu()
     return images.unflatten(0, (len(classes), SAMPLES_PER_CLASS))
 
 

@@ -1,9 +1,11 @@
-"""Who is audited: the canaries, the population samples, the reference images, and which run trains on which of them.
+"""Who is audited: the canaries, the population samples, the reference
+images, and which run trains on which of them.
 
-Protocol of Zhao & Zhang, "Does Training with Synthetic Data Truly Protect Privacy?" (ICLR 2025), after Aerni et al. (2024):
-canaries stand for the most vulnerable points of the data; they are real training images, not poisoned patterns. In every run
-each of them is in or out, and all other training images are always in. Departure: the population samples, too, are in in exactly
-half of the runs, so that the figure for the average and the one for the worst case come from one and the same estimator.
+Protocol of Zhao & Zhang, "Does Training with Synthetic Data Truly Protect Privacy?" (ICLR 2025), after Aerni
+et al. (2024): canaries stand for the most vulnerable points of the data; they are real training images, not
+poisoned patterns. In every run each of them is in or out, and all other training images are always in.
+Departure: the population samples, too, are in in exactly half of the runs, so that the figure for the average
+and the one for the worst case come from one and the same estimator.
 """
 
 from __future__ import annotations
@@ -57,9 +59,9 @@ class AuditDesign:
     def member(self, models: int) -> BoolArray:
         """Which run trains on which sample: bool [models, C + P].
 
-        Runs come in pairs; a fair coin per pair and sample says which of the two gets the sample. So every sample is a member in
-        exactly half of the runs, samples are independent of each other, and the first m runs are a design of their own for every
-        even m: an audit can be cut short or extended.
+        Runs come in pairs; a fair coin per pair and sample says which of the two gets the sample. So every
+        sample is a member in exactly half of the runs, samples are independent of each other, and the first m
+        runs are a design of their own for every even m: an audit can be cut short or extended.
 
         Raises:
             ValueError: `models` is odd or less than 2.
@@ -73,11 +75,13 @@ class AuditDesign:
         return np.stack([half for coin in coins for half in (coin, ~coin)])
 
     def members_of(self, run: int) -> BoolArray:
-        """Which samples run `run` trains on: bool [C + P]. The first runs of a longer audit are those of a shorter one."""
+        """Which samples run `run` trains on: bool [C + P]. The first runs of
+        a longer audit are those of a shorter one."""
         return self.member(run - run % 2 + 2)[run]
 
     def splits_of_run(self, splits: Splits, run: int) -> Splits:
-        """What run `run` is trained on: all training images but its non-members, the canaries with their given labels."""
+        """What run `run` is trained on: all training images but its
+        non-members, the canaries with their given labels."""
         labels = splits.train.labels.clone()
         labels[torch.from_numpy(self.canaries)] = torch.from_numpy(self.given_labels)
         kept = torch.ones(len(labels), dtype=torch.bool)
@@ -85,27 +89,34 @@ class AuditDesign:
         return replace(splits, train=LabelledImages(splits.train.images, labels).subset(kept))
 
 
-def design_audit(splits: Splits, config: WorstCaseConfig, seed: int, losses: NDArray[np.float64] | None = None) -> AuditDesign:
+def design_audit(
+    splits: Splits, config: WorstCaseConfig, seed: int, losses: NDArray[np.float64] | None = None
+) -> AuditDesign:
     """Choose canaries, population and reference.
 
-    Exact copies are kept out of all three: the copy of a sample that is out may still be in, or be among the reference.
+    Exact copies are kept out of all three: the copy of a sample that is
+    out may still be in, or be among the reference.
 
     Args:
         splits: the real data.
         config: kind and number of the samples.
         seed: equal seeds give equal designs.
-        losses: for `outlier` canaries alone: float [N], each training image's loss under models that were not trained on it
-            (see audits.outliers.held_out_losses); the highest are chosen.
+        losses: for `outlier` canaries alone: float [N], each training image's loss under models that were not
+            trained on it (see audits.outliers.held_out_losses); the highest are chosen.
 
     Raises:
-        DataError: more canaries or population samples are asked for than the set can bear; the message says how many fit.
+        DataError: more canaries or population samples are asked for than the set
+            can bear; the message says how many fit.
     """
     train = splits.train
     eligible = _unique_training_images(splits)
     wanted, population_size = sample_counts(config, len(train), len(eligible))
     if config.canary_kind == "outlier":
         if losses is None:
-            raise ValueError("`losses` must be given for outlier canaries, but got None; see audits.outliers.held_out_losses")
+            raise ValueError(
+                "`losses` must be given for outlier canaries, but got None; see "
+                "audits.outliers.held_out_losses"
+            )
         canaries = _highest(losses, eligible, train.labels.numpy(), wanted)
     else:
         canaries = _draw(train.labels, eligible, wanted, derive_seed(seed, "canaries"))
@@ -139,7 +150,8 @@ def sample_counts(config: WorstCaseConfig, images: int, distinct: int) -> tuple[
 
 
 def check_samples(config: Config, images: int, distinct: int) -> None:
-    """Whether a training split of so many images, of which so many are no copies, can bear `audit.worst_case.arms`.
+    """Whether a training split of so many images, of which so many are
+    no copies, can bear `audit.worst_case.arms`.
 
     Raises:
         DataError: it has too few for as many audit samples.
@@ -157,8 +169,9 @@ def check_batches(config: Config, images: int, samples: int) -> None:
     left = images - samples
     if "kr" in config.audit.worst_case.arms and left < config.generator.batch_size:
         raise ConfigError(
-            f"`training images - audit samples >= generator.batch_size` must hold, but got {images} - {samples} < "
-            f"{config.generator.batch_size}; lower generator.batch_size, canaries or population of audit.worst_case"
+            "`training images - audit samples >= generator.batch_size` must hold, but got "
+            f"{images} - {samples} < {config.generator.batch_size}; lower "
+            "generator.batch_size, canaries or population of audit.worst_case"
         )
 
 
@@ -173,12 +186,15 @@ def _how_many(name: str, asked: int, most: int, config: WorstCaseConfig) -> int:
     if most < FEWEST_SAMPLES or asked > most:
         shown = asked or f"{DEFAULT_SAMPLES} by default"
         raise DataError(
-            f"`audit.worst_case.{name} <= {most}` must hold with max_canary_share={config.max_canary_share:g} of this training split, but got "
-            f"{shown}; use {most if most >= FEWEST_SAMPLES else 'more training images'}, or raise audit.worst_case.max_canary_share (at most 0.25)"
+            f"`audit.worst_case.{name} <= {most}` must hold with "
+            f"max_canary_share={config.max_canary_share:g} of this training split, but got {shown}; use "
+            f"{most if most >= FEWEST_SAMPLES else 'more training images'}, or raise "
+            "audit.worst_case.max_canary_share (at most 0.25)"
         )
     if 0 < asked < FEWEST_SAMPLES:
         raise DataError(
-            f"`audit.worst_case.{name} >= {FEWEST_SAMPLES}` must hold, but got {asked}; use 0 for as many as fit, up to 500"
+            f"`audit.worst_case.{name} >= {FEWEST_SAMPLES}` must hold, but got "
+            f"{asked}; use 0 for as many as fit, up to 500"
         )
     return asked or min(DEFAULT_SAMPLES, most)
 
@@ -198,14 +214,18 @@ def _reference(splits: Splits, most: int, seed: int) -> IndexArray:
     candidates = np.setdiff1d(np.arange(len(images)), torch.cat(copies).numpy())
     if len(candidates) == 0:
         raise DataError(
-            "the audit needs test images that are not copies of training images, but there is none; use another test split"
+            "the audit needs test images that are not copies of training "
+            "images, but there is none; use another test split"
         )
     return np.sort(np.random.default_rng(seed).permutation(candidates)[:most])
 
 
 def _draw(labels: torch.Tensor, among: IndexArray, size: int, seed: int) -> IndexArray:
-    """`size` of the images `among`, in the classes' proportions and never all of a class: int64, ascending."""
-    drawn: IndexArray = among[stratified_index(labels[torch.from_numpy(among)], size, [seed], leave=1).numpy()]
+    """`size` of the images `among`, in the classes' proportions and
+    never all of a class: int64, ascending."""
+    drawn: IndexArray = among[
+        stratified_index(labels[torch.from_numpy(among)], size, [seed], leave=1).numpy()
+    ]
     return drawn
 
 
@@ -213,7 +233,8 @@ def _highest(losses: NDArray[np.float64], among: IndexArray, labels: IndexArray,
     """The `size` images `among` of highest loss, never more than half of a class: int64, ascending."""
     if losses.shape != labels.shape or not np.isfinite(losses).all():
         raise ValueError(
-            f"`losses` must be finite, one per training image ({len(labels)}), but got shape {losses.shape}; compute them anew"
+            f"`losses` must be finite, one per training image ({len(labels)}), but got shape "
+            f"{losses.shape}; compute them anew"
         )
     free = np.bincount(labels[among]) // 2
     chosen: list[int] = []

@@ -25,7 +25,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Intensities in [0, 1], scaled so that the Euclidean distance is the root mean square difference of the intensities."""
+    """Intensities in [0, 1], scaled so that the Euclidean distance is the
+    root mean square difference of the intensities."""
     flat = images.flatten(1).float() / 255
     return flat / flat.shape[1] ** 0.5
 
@@ -36,13 +37,15 @@ def teacher_features(teacher: Classifier) -> Encoder:
 
 
 def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
-    """An encoder from a TorchScript (.pt, .pth, .ts, .torchscript; for example SSCD's published files) or ONNX (.onnx) file.
+    """An encoder from a TorchScript (.pt, .pth, .ts, .torchscript; for
+    example SSCD's published files) or ONNX (.onnx) file.
 
-    It is given float32 [N, 3, S, S], S = `encoder_size` or the images' own, in [0, 1] or normalised with ImageNet's statistics;
-    what it returns is flattened to [N, D].
+    It is given float32 [N, 3, S, S], S = `encoder_size` or the images' own, in [0, 1] or normalised with
+    ImageNet's statistics; what it returns is flattened to [N, D].
 
     Raises:
-        DataError: the file is missing, of another kind, or cannot be read or run; later, that its features are no numbers.
+        DataError: the file is missing, of another kind, or cannot be read or run;
+            later, that its features are no numbers.
     """
     path = storage_path(config.encoder)
     check_file(path, ENCODER_MUST, DataError)
@@ -54,8 +57,10 @@ def file_encoder(config: CopiesConfig, device: torch.device) -> Encoder:
             return _checked(_in_batches(lambda batch: _flat(run(_prepare(batch, config))), images), path)
         except RuntimeError as error:  # what TorchScript and onnxruntime raise for inputs they cannot take
             raise DataError(
-                f"`audit.copies.encoder`: {path} does not take float32 {list(_prepare(images[:1], config).shape)}: "
-                f"{(str(error).splitlines() or ['it fails'])[-1]}; set audit.copies.encoder_size to the side it was made for"
+                f"`audit.copies.encoder`: {path} does not take float32 "
+                f"{list(_prepare(images[:1], config).shape)}: "
+                f"{(str(error).splitlines() or ['it fails'])[-1]}; set "
+                "audit.copies.encoder_size to the side it was made for"
             ) from error
 
     return encode
@@ -73,7 +78,8 @@ def _flat(features: object) -> Tensor:
 def _checked(features: Tensor, path: Path) -> Tensor:
     if not features.isfinite().all():
         raise DataError(
-            f"`audit.copies.encoder` must return finite features, but {path} gave NaN or infinity; check audit.copies.encoder_normalisation"
+            f"`audit.copies.encoder` must return finite features, but {path} gave NaN or infinity; check "
+            "audit.copies.encoder_normalisation"
         )
     return features
 
@@ -86,9 +92,13 @@ def _in_batches(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def _prepare(images: Tensor, config: CopiesConfig) -> Tensor:
     inputs = (images.float() / 255).expand(-1, 3, -1, -1)
     if config.encoder_size:
-        inputs = functional.interpolate(inputs, size=[config.encoder_size] * 2, mode="bilinear", antialias=True)
+        inputs = functional.interpolate(
+            inputs, size=[config.encoder_size] * 2, mode="bilinear", antialias=True
+        )
     if config.encoder_normalisation == "imagenet":
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (
+            torch.tensor(v, device=images.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         inputs = (inputs - mean) / std
     return inputs.contiguous()
 
@@ -97,7 +107,9 @@ ENCODER_MUST = "(`audit.copies.encoder`) must be a TorchScript or ONNX file"
 
 
 def _torchscript(path: Path, device: torch.device) -> Encoder:
-    with decoding(path, ENCODER_MUST, ("zip",), DataError, "save the network with torch.jit.save or torch.onnx.export"):
+    with decoding(
+        path, ENCODER_MUST, ("zip",), DataError, "save the network with torch.jit.save or torch.onnx.export"
+    ):
         module = torch.jit.load(str(path), map_location=device).eval()
     return lambda inputs: module(inputs)
 
@@ -106,12 +118,14 @@ def _onnx(path: Path) -> Encoder:
     model = OnnxModel(path, ENCODER_MUST, DataError, "export it again")
     if len(model.inputs) != 1 or not model.outputs:
         raise DataError(
-            f"`{shown(path)}` {ENCODER_MUST} of one input, but got {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
-            "export the encoder alone"
+            f"`{shown(path)}` {ENCODER_MUST} of one input, but got {len(model.inputs)} inputs and "
+            f"{len(model.outputs)} outputs; export the encoder alone"
         )
     name = model.inputs[0][0]
 
     def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(model.run(model.outputs[:1], {name: inputs.cpu().numpy()})[0]).to(inputs.device)
+        return torch.from_numpy(model.run(model.outputs[:1], {name: inputs.cpu().numpy()})[0]).to(
+            inputs.device
+        )
 
     return run

@@ -1,4 +1,5 @@
-"""The list of the most exposed training images: for the owner of the data, kept in the run directory and never in the report."""
+"""The list of the most exposed training images: for the owner of the data,
+kept in the run directory and never in the report."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def exposed_images(
         class_names: of all classes.
     """
     answers = [logit_scaled(group.logits, group.labels).mean(axis=-1) for group in groups.values()]
-    found = exposure(np.concatenate(answers, axis=1), np.concatenate([group.member for group in groups.values()], axis=1))
+    found = exposure(
+        np.concatenate(answers, axis=1), np.concatenate([group.member for group in groups.values()], axis=1)
+    )
     kinds = [name for name, group in groups.items() for _ in group.labels]
     true = np.concatenate([group.true_labels for group in groups.values()])
     given = np.concatenate([group.labels for group in groups.values()])
@@ -91,4 +94,6 @@ def write_exposed(path: Path, images: Sequence[ExposedImage]) -> Exposed:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(ExposedImage))
         writer.writerows(astuple(image) for image in images)
-    return Exposed(file=path.name, images=len(images), beyond_chance=sum(image.beyond_chance for image in images))
+    return Exposed(
+        file=path.name, images=len(images), beyond_chance=sum(image.beyond_chance for image in images)
+    )

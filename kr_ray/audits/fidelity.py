@@ -1,7 +1,8 @@
-"""How well generated images cover the real distribution, by published libraries in whatever feature space is given.
+"""How well generated images cover the real distribution, by published
+libraries in whatever feature space is given.
 
-Features of the teacher are not those of an Inception network: the figures compare generators of one run, or a generator with
-the real test images beside it, and nothing outside.
+Features of the teacher are not those of an Inception network: the figures compare generators of one run, or a
+generator with the real test images beside it, and nothing outside.
 """
 
 from __future__ import annotations
@@ -35,25 +36,32 @@ class _GivenFeatures(nn.Module):
 
 
 def fidelity(real: Tensor, generated: Tensor, seed: int) -> dict[str, Any]:
-    """FID and KID (torchmetrics), precision, recall, density and coverage (prdc, by the authors of the last two).
+    """FID and KID (torchmetrics), precision, recall, density and
+    coverage (prdc, by the authors of the last two).
 
     Args:
         real, generated: features, float32 [N, D] and [M, D]; at most 2,000 of each are used.
 
     Returns:
-        n_real, n_generated; fid (Heusel et al. 2017), fid_refused where fewer than 2 D images on a side make the covariance's
-        estimate, and with it a bias of order D / n, meaningless; kid, kid_sd (Binkowski et al. 2018; mean and spread over subsets);
-        precision, recall (Kynkaanniemi et al. 2019), density, coverage (Naeem et al. 2020), k = 5. All but the counts are None with
-        `refused` saying why, where there are fewer than 100 images on a side.
+        n_real, n_generated; fid (Heusel et al. 2017), fid_refused where fewer than 2 D images on a side make
+        the covariance's estimate, and with it a bias of order D / n, meaningless; kid, kid_sd (Binkowski et
+        al. 2018; mean and spread over subsets); precision, recall (Kynkaanniemi et al. 2019), density,
+        coverage (Naeem et al. 2020), k = 5. All but the counts are None with `refused` saying why, where
+        there are fewer than 100 images on a side.
     """
     real, generated = (_some(features, seed).cpu().float() for features in (real, generated))
     counts, least = {"n_real": len(real), "n_generated": len(generated)}, min(len(real), len(generated))
     if least < FEWEST_IMAGES:
         names = ("fid", "kid", "kid_sd", "precision", "recall", "density", "coverage")
-        reason = f"needs >= {FEWEST_IMAGES} images on either side, but got {least}; generate more, or use a larger real split"
+        reason = (
+            f"needs >= {FEWEST_IMAGES} images on either side, but got {least}; "
+            "generate more, or use a larger real split"
+        )
         return counts | dict.fromkeys(names) | {"refused": reason, "fid_refused": reason}
     enough = least >= 2 * real.shape[1]
-    reason = f"needs >= {2 * real.shape[1]} images on either side, twice the feature dimension, but got {least}"
+    reason = (
+        f"needs >= {2 * real.shape[1]} images on either side, twice the feature dimension, but got {least}"
+    )
     return {
         **counts,
         "fid": _fid(real, generated) if enough else None,
@@ -83,9 +91,13 @@ def _kid(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
 
     size = min(KID_SUBSET_SIZE, len(real), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")  # says that it keeps the features
+        warnings.filterwarnings(
+            "ignore", message="Metric `Kernel Inception Distance`"
+        )  # says that it keeps the features
         torch.manual_seed(seed)  # the library draws its subsets from the global state
-        metric = KernelInceptionDistance(feature=_GivenFeatures(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_GivenFeatures(real.shape[1]), subsets=KID_SUBSETS, subset_size=size
+        )
         metric.update(real, real=True)
         metric.update(generated, real=False)
         mean, sd = metric.compute()

@@ -1,7 +1,9 @@
-"""Do generated images copy training images? Their nearest training neighbours, against those of real test images.
+"""Do generated images copy training images? Their nearest training
+neighbours, against those of real test images.
 
-A generator that has learned the distribution makes images about as near to the training images as fresh real ones are. What is
-nearer than that has been memorised. Test images are the yardstick, in any space with a meaningful Euclidean distance.
+A generator that has learned the distribution makes images about as near to the training images as fresh real
+ones are. What is nearer than that has been memorised. Test images are the yardstick, in any space with a
+meaningful Euclidean distance.
 """
 
 from __future__ import annotations
@@ -44,10 +46,13 @@ def nearest(queries: Tensor, among: Tensor, own: Tensor | None = None) -> Neares
     for rows in torch.arange(len(queries), device=queries.device).split(CHUNK):
         for first in range(0, len(among), CHUNK):
             block = among[first : first + CHUNK].to(queries.device)
-            # Differences, not |a|^2 - 2ab + |b|^2: a copy must come out at zero, not at the root of a rounding error.
+            # Differences, not |a|^2 - 2ab + |b|^2: a copy must come out at
+            # zero, not at the root of a rounding error.
             distance = torch.cdist(queries[rows], block, compute_mode="donot_use_mm_for_euclid_dist")
             if own is not None:
-                distance[own[rows, None] == torch.arange(first, first + len(block), device=own.device)] = torch.inf
+                distance[own[rows, None] == torch.arange(first, first + len(block), device=own.device)] = (
+                    torch.inf
+                )
             found = distance.min(dim=1)
             closer = found.values < best[rows]
             best[rows] = torch.where(closer, found.values, best[rows])
@@ -56,18 +61,22 @@ def nearest(queries: Tensor, among: Tensor, own: Tensor | None = None) -> Neares
 
 
 def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: float) -> dict[str, Any]:
-    """What the nearest training neighbours say, in one space; all three float32 [N, D] and free of exact copies of each other.
+    """What the nearest training neighbours say, in one space; all three
+    float32 [N, D] and free of exact copies of each other.
 
     Returns:
-        threshold: the `quantile` of the test images' distances to the training set; near_copies: generated images at or below it,
-        near_copy_share with its Clopper-Pearson interval ci_low, ci_high, which takes the threshold as given. Without copying about
-        `quantile` of them are.
-        data_copying: Meehan, Chaudhuri and Dasgupta ("A Non-Parametric Test to Detect Data-Copying in Generative Models",
-        AISTATS 2020), their Z_U over the whole space: the Mann-Whitney statistic of the two sets of distances, standard normal without
-        copying; below -2 generated images are nearer to the training images than test images are, above 2 farther (underfit).
-        memorised_share: 1 - authenticity (Alaa et al., "How Faithful is your Synthetic Data?", ICML 2022): generated images nearer to a
-        training image than that one's own nearest training neighbour is. memorised_share_test: the same of the test images.
-        median_generated, median_test: median distances; histogram: edges [31], generated [30], test [30], shares.
+        threshold: the `quantile` of the test images' distances to the training set; near_copies: generated
+        images at or below it, near_copy_share with its Clopper-Pearson interval ci_low, ci_high, which takes
+        the threshold as given. Without copying about `quantile` of them are.
+        data_copying: Meehan, Chaudhuri and Dasgupta ("A Non-Parametric Test to Detect Data-Copying in
+        Generative Models", AISTATS 2020), their Z_U over the whole space: the Mann-Whitney statistic of the
+        two sets of distances, standard normal without copying; below -2 generated images are nearer to the
+        training images than test images are, above 2 farther (underfit).
+        memorised_share: 1 - authenticity (Alaa et al., "How Faithful is your Synthetic Data?", ICML 2022):
+        generated images nearer to a training image than that one's own nearest training neighbour is.
+        memorised_share_test: the same of the test images.
+        median_generated, median_test: median distances; histogram: edges
+            [31], generated [30], test [30], shares.
     """
     of_generated, of_test = nearest(generated, train), nearest(test, train)
     fake, real = of_generated.distance.cpu().double().numpy(), of_test.distance.cpu().double().numpy()
@@ -90,7 +99,8 @@ def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: fl
 
 
 def mann_whitney_z(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Standardised Mann-Whitney U of two samples, each of at least 1 value: below 0 where `first` tends to be smaller."""
+    """Standardised Mann-Whitney U of two samples, each of at least 1
+    value: below 0 where `first` tends to be smaller."""
     m, n = len(first), len(second)
     u = float(stats.mannwhitneyu(first, second).statistic)
     return (u - m * n / 2) / float(np.sqrt(m * n * (m + n + 1) / 12))
@@ -105,5 +115,8 @@ def _histogram(fake: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str
     top = float(np.quantile(np.concatenate([fake, real]), 0.995)) or 1.0
     edges = np.linspace(0, top, BINS + 1)
     # What lies beyond the last edge is counted in the last bin, so that both sum to 1.
-    shares = {name: np.histogram(np.minimum(d, top), edges)[0] / len(d) for name, d in (("generated", fake), ("test", real))}
+    shares = {
+        name: np.histogram(np.minimum(d, top), edges)[0] / len(d)
+        for name, d in (("generated", fake), ("test", real))
+    }
     return {"edges": edges.tolist()} | {name: share.tolist() for name, share in shares.items()}

@@ -1,4 +1,5 @@
-"""Losses of training images under models that were not trained on them: the outlier canaries are those of the highest."""
+"""Losses of training images under models that were not trained on them:
+the outlier canaries are those of the highest."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ def held_out_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 def held_out_losses(run: Path, config: Config, repeat: int) -> NDArray[np.float64]:
     """Each training image's cross-entropy under a teacher that was not trained on it: float64 [N].
 
-    A model is trained on either half and asked about the other: a memorised outlier would have a low loss under a model that saw
-    it. Both together cost one teacher. The reference ensemble is the mean over several `repeat`s, which split anew.
+    A model is trained on either half and asked about the other: a memorised outlier would have a low loss
+    under a model that saw it. Both together cost one teacher. The reference ensemble is the mean over several
+    `repeat`s, which split anew.
     """
     splits, seed = load_stored_splits(run / SPLITS_FILE), derive_seed(config.seed, "held out", repeat)
     train, losses = splits.train, torch.empty(len(splits.train), dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""The runs of the worst-case audit: each is trained on its own splits, asked about all audit samples, and forgotten."""
+"""The runs of the worst-case audit: each is trained on its own splits,
+asked about all audit samples, and forgotten."""
 
 from __future__ import annotations
 
@@ -31,14 +32,14 @@ from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.runs.storage import remove_tree
 from kr_ray.synthesis.student_set import StudentSpec
 
-# --- queries ---------------------------------------------------------------------------------------------------------
+# --- queries ------------------------------------------------------------------------------------------------
 
 
 def query_offsets(recipe: ClassifierConfig, most: int) -> list[tuple[bool, int, int]]:
     """What a model is asked for each sample: (mirrored, rows down, columns right), the unaltered image first.
 
-    The mirror image if training mirrors, and shifts by the training's crop padding to the eight sides: at most 2 x 9 = 18 queries,
-    those of Aerni et al. (2024), the nearest first.
+    The mirror image if training mirrors, and shifts by the training's crop padding to the eight sides: at
+    most 2 x 9 = 18 queries, those of Aerni et al. (2024), the nearest first.
     """
     flips = (False, True) if recipe.horizontal_flip else (False,)
     steps = (0, -recipe.crop_padding, recipe.crop_padding) if recipe.crop_padding else (0,)
@@ -47,7 +48,8 @@ def query_offsets(recipe: ClassifierConfig, most: int) -> list[tuple[bool, int, 
 
 
 def query_images(images: Tensor, offset: tuple[bool, int, int]) -> Tensor:
-    """`images` (uint8 [N, C, H, W]) as one query shows them; shifts bring in black, as the crops in training do."""
+    """`images` (uint8 [N, C, H, W]) as one query shows them; shifts
+    bring in black, as the crops in training do."""
     flip, down, right = offset
     height, width = images.shape[-2:]
     pad = max(abs(down), abs(right))
@@ -56,7 +58,7 @@ def query_images(images: Tensor, offset: tuple[bool, int, int]) -> Tensor:
     return shifted.flip(-1) if flip else shifted
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,17 @@ class RunScores:
 
     @classmethod
     def load(cls, path: Path, stamp: str) -> RunScores | None:
-        """The scores at `path` if they are whole and were made of the inputs that `stamp` names, else None."""
+        """The scores at `path` if they are whole and were made of the
+        inputs that `stamp` names, else None."""
         if not path.exists():
             return None
         try:
             found = load_arrays(path)
             if str(found["stamp"]) != stamp:
                 return None
-            return cls(found["samples"], found["reference"], float(found["test_accuracy"]), float(found["seconds"]))
+            return cls(
+                found["samples"], found["reference"], float(found["test_accuracy"]), float(found["seconds"])
+            )
         except READ_ERRORS as error:
             if not is_damage(error, path):
                 raise
@@ -123,7 +128,8 @@ class AuditPlan:
         return self.config.audit.worst_case.arms
 
     def site(self, number: int) -> Site:
-        """The miniature run directory of run `number`; its seed differs from run to run, as a shadow model differs from its target."""
+        """The miniature run directory of run `number`; its seed differs from run to
+        run, as a shadow model differs from its target."""
         seed = derive_seed(self.config.seed, "audit run", number)
         student = replace(self.student, seed=derive_seed(seed, "student"))
         path = self.folder / "runs" / str(number)
@@ -139,7 +145,9 @@ class AuditPlan:
         design = self.design
         parts = (design.canaries, design.given_labels, design.population, design.members_of(number))
         usual, threads = ClusterConfig().trial.threads, self.config.cluster.trial.threads
-        return fingerprint(self.digest, [part.tolist() for part in parts], *([threads] if threads != usual else []))
+        return fingerprint(
+            self.digest, [part.tolist() for part in parts], *([threads] if threads != usual else [])
+        )
 
     def scores(self, number: int, arm: str) -> RunScores | None:
         """What the arm answered in this run, if it has been trained on just these inputs."""
@@ -149,7 +157,10 @@ class AuditPlan:
         return self.folder / "runs" / str(number) / f"scores_{arm}.npz"
 
     def _stamp(self, number: int, arm: str) -> str:
-        asked = [self.design.reference.tolist(), query_offsets(self.config.classifier, self.config.audit.worst_case.queries)]
+        asked = [
+            self.design.reference.tolist(),
+            query_offsets(self.config.classifier, self.config.audit.worst_case.queries),
+        ]
         inputs = inputs_of(self.parts(number, arm))
         return fingerprint(self.data_stamp(number), self.site(number).seed, arm, asked, inputs)
 
@@ -157,7 +168,8 @@ class AuditPlan:
         return [arm for arm in self.arms if self.scores(number, arm) is None]
 
     def train(self, number: int, tell: Callable[[float, str], None]) -> None:
-        """Train and score the arms of run `number` that have no scores yet; then only the scores stay, unless `keep_models`.
+        """Train and score the arms of run `number` that have no scores yet;
+        then only the scores stay, unless `keep_models`.
 
         Args:
             tell: is told the share of arms done and what is being trained.
@@ -174,7 +186,8 @@ class AuditPlan:
             self._tidy(number)
 
     def _train_and_ask(self, number: int, arm: str, splits: Splits, tell: Tell) -> RunScores:
-        """Train one arm and ask it all that an attacker asks: audit samples with their queries, reference and test images."""
+        """Train one arm and ask it all that an attacker asks: audit samples
+        with their queries, reference and test images."""
         started, recipe, device = time.perf_counter(), self.config.classifier, pick_device()
         folder = train_here(self.site(number), self.parts(number, arm), self.data_stamp(number), tell)
         model = load_classifier(folder / WEIGHTS_FILE, device)

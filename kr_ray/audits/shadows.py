@@ -16,14 +16,21 @@ from kr_ray.methods.teacher import train_on_real
 from kr_ray.privacy.shadow import ShadowScores, shadow_splits
 
 
-def train_shadow(run: Path, path: Path, recipe: ClassifierConfig, *, epochs: int, seed: int, shadow: int) -> None:
-    """Train one shadow model on 45 % of the validation split and keep only its logits on members and non-members."""
+def train_shadow(
+    run: Path, path: Path, recipe: ClassifierConfig, *, epochs: int, seed: int, shadow: int
+) -> None:
+    """Train one shadow model on 45 % of the validation split and keep
+    only its logits on members and non-members."""
     splits = load_stored_splits(run / SPLITS_FILE)
     validation = splits.validation
-    parts = shadow_splits(validation.labels.numpy(), splits.num_classes, derive_seed(seed, "shadow split"), shadow)
+    parts = shadow_splits(
+        validation.labels.numpy(), splits.num_classes, derive_seed(seed, "shadow split"), shadow
+    )
     members = validation.subset(torch.from_numpy(parts.train))
     schedule = Schedule.fit(recipe, len(members), epochs)
-    training = train_on_real(members, splits.num_classes, recipe, schedule, derive_seed(seed, "shadow", shadow))
+    training = train_on_real(
+        members, splits.num_classes, recipe, schedule, derive_seed(seed, "shadow", shadow)
+    )
     training.train_until(training.schedule.steps)
     asked = np.concatenate([parts.train, parts.test])
     ShadowScores(

@@ -30,7 +30,8 @@ class TargetLogits:
 def target_logits(run: Path, weights: Path) -> TargetLogits:
     """Ask the model at `weights` about the training images (members) and the test images (non-members).
 
-    Images that are in both splits, as one of BreastMNIST's is, are neither; an image repeated within a split counts once.
+    Images that are in both splits, as one of BreastMNIST's is, are neither;
+    an image repeated within a split counts once.
     """
     splits, device = load_stored_splits(run / SPLITS_FILE), pick_device()
     members = _without(splits.train, duplicate_indices(splits.train.images))

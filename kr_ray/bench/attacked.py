@@ -1,4 +1,5 @@
-"""What the suite of the worst-case attacks runs in a process of its own; imports no torch, as the attacks don't, for memory is measured."""
+"""What the suite of the worst-case attacks runs in a process of its own; imports no
+torch, as the attacks don't, for memory is measured."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def attack_canaries(sizes: Sizes) -> tuple[float, float]:
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process; from /proc where there is one, for getrusage also counts what the parent had."""
+    """Peak resident memory of this process; from /proc where there is one,
+    for getrusage also counts what the parent had."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())

@@ -1,4 +1,5 @@
-"""Suites of the audit: attack models on shadow scores, and the worst-case attacks on the scores of many runs."""
+"""Suites of the audit: attack models on shadow scores, and the
+worst-case attacks on the scores of many runs."""
 
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ CORE_SECONDS, AUDIT_SECONDS, AUDIT_MEMORY_MB = 90.0, 10.0, 500.0
 
 
 def attack_models(bench: Bench) -> Found:
-    """Logistic regression, SVC and random forest of every class on logits that tell next to nothing, the slowest case."""
+    """Logistic regression, SVC and random forest of every class on logits
+    that tell next to nothing, the slowest case."""
     sizes = bench.sizes
     scores = _shadow_scores(sizes)
     started = time.process_time()
     for index in range(sizes.attack_classes):
         fit_class_attack(scores, index, 0, 0.2, 20_000)
     taken = time.process_time() - started
-    what = f"attack models, {sizes.attack_classes} classes x {sizes.attack_rows:,} rows x {sizes.attack_classes} features"
+    what = (
+        f"attack models, {sizes.attack_classes} classes x {sizes.attack_rows:,} rows x "
+        f"{sizes.attack_classes} features"
+    )
     return Found(
-        [Figure(what, (taken,), "core-s", "at most", CORE_SECONDS)], [], ("The attack models are fitted once, not in rounds.",)
+        [Figure(what, (taken,), "core-s", "at most", CORE_SECONDS)],
+        [],
+        ("The attack models are fitted once, not in rounds.",),
     )
 
 
@@ -50,7 +57,10 @@ def worst_case_attacks(bench: Bench) -> Found:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         taken = [pool.apply(attack_canaries, (sizes,)) for _ in range(bench.rounds)]
     seconds, megabytes = (tuple(column) for column in zip(*taken, strict=True))
-    what = f"LiRA attacks on {sizes.audit_runs} runs x {sizes.audit_canaries} canaries x {sizes.audit_queries} queries"
+    what = (
+        f"LiRA attacks on {sizes.audit_runs} runs x "
+        f"{sizes.audit_canaries} canaries x {sizes.audit_queries} queries"
+    )
     return Found(
         [
             Figure(what, seconds, "s", "at most", AUDIT_SECONDS),

@@ -1,4 +1,5 @@
-"""Suite for GPUs: the product's steps called one kernel at a time, replayed as graphs, and compiled as well."""
+"""Suite for GPUs: the product's steps called one kernel at a time,
+replayed as graphs, and compiled as well."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def graphs_and_compilation(bench: Bench) -> Found:
     return found
 
 
-def _compare(bench: Bench, found: Found, what: str, images: int, make: Callable[[], ProductSteps | GanTraining]) -> None:
+def _compare(
+    bench: Bench, found: Found, what: str, images: int, make: Callable[[], ProductSteps | GanTraining]
+) -> None:
     variants = []
     for way, keys in WAYS.items():
         with graphs.policy(**keys):

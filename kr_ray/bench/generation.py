@@ -1,4 +1,5 @@
-"""Suites of the generator: training iteration, generation with labelling, and the student that is fed by it."""
+"""Suites of the generator: training iteration, generation with
+labelling, and the student that is fed by it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor
 
 from kr_ray.bench.harness import Variant, absolute, measure, ratio, throughput
-from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, Bench, Found, gan_config, random_images, recipe, sampler
+from kr_ray.bench.materials import (
+    CHANNELS,
+    NUM_CLASSES,
+    Bench,
+    Found,
+    gan_config,
+    random_images,
+    recipe,
+    sampler,
+)
 from kr_ray.bench.plain_gan import PlainGanSteps, PlainGenerator
 from kr_ray.bench.training import ProductSteps
 from kr_ray.classifiers.networks import new_classifier
@@ -34,12 +44,15 @@ IN_FLOAT32, IN_MIXED = "full", "mixed"
 
 
 def generator_iteration(bench: Bench) -> Found:
-    """Four D steps and one G step on fresh batches, at equal parameters: the product's loop against the plain one."""
+    """Four D steps and one G step on fresh batches, at equal
+    parameters: the product's loop against the plain one."""
     config = gan_config(bench.sizes, d_steps=4)
     images = random_images(4 * config.batch_size, config.image_size, bench.device)
     mixed = mixed_dtype(bench.device)
     trainings = {
-        precision: GanTraining(images, NUM_CLASSES, gan_config(bench.sizes, d_steps=4, precision=precision), 0, bench.device)
+        precision: GanTraining(
+            images, NUM_CLASSES, gan_config(bench.sizes, d_steps=4, precision=precision), 0, bench.device
+        )
         for precision in (IN_FLOAT32, *([IN_MIXED] if mixed else []))
     }
     one = trainings[IN_FLOAT32]
@@ -57,23 +70,31 @@ def generator_iteration(bench: Bench) -> Found:
     notes: tuple[str, ...] = ()
     if mixed:
         kind = str(mixed).removeprefix("torch.")
-        figures.append(ratio(f"{what}, {kind}: time over the plain one's", [timings[2]], [timings[0]], target=0.40))
+        figures.append(
+            ratio(f"{what}, {kind}: time over the plain one's", [timings[2]], [timings[0]], target=0.40)
+        )
     else:
-        notes = ("No mixed precision is fast here, so that the generator's iteration was measured in float32 alone.",)
+        notes = (
+            "No mixed precision is fast here, so that the generator's "
+            "iteration was measured in float32 alone.",
+        )
     if bench.device.type == "cuda":
         figures.append(throughput(f"{what}: real images", timings[-1], handled / H200_ITERATION_S))
     return Found(figures, timings, notes)
 
 
 def generation_and_labelling(bench: Bench) -> Found:
-    """The sampler with the teacher, against a generator that normalises at every forward pass and a float32 teacher."""
+    """The sampler with the teacher, against a generator that normalises
+    at every forward pass and a float32 teacher."""
     sizes, device = bench.sizes, bench.device
     width = sizes.steps[0][0]
     batch_size = sizes.generation_batch
     ours = sampler(sizes, device, images=math.inf)
     labels = torch.arange(sizes.generated_images) % NUM_CLASSES
     teacher = new_classifier(NUM_CLASSES, CHANNELS, recipe(width=width), 0).eval().requires_grad_(False)
-    plain_teacher = new_classifier(NUM_CLASSES, CHANNELS, recipe(width=width), 0).eval().requires_grad_(False).to(device)
+    plain_teacher = (
+        new_classifier(NUM_CLASSES, CHANNELS, recipe(width=width), 0).eval().requires_grad_(False).to(device)
+    )
     teacher = teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     theirs = PlainGenerator(Generator(gan_config(sizes), NUM_CLASSES, CHANNELS)).to(device).eval()
     random = seeded_generator("bench generation")
@@ -110,7 +131,8 @@ def generation_and_labelling(bench: Bench) -> Found:
 
 
 def gkd_student(bench: Bench) -> Found:
-    """A student with its regenerations, against its training on a fixed set and its regenerations, timed apart."""
+    """A student with its regenerations, against its training on a
+    fixed set and its regenerations, timed apart."""
     sizes, device = bench.sizes, bench.device
     width, batch, _ = sizes.steps[0]
     keys = recipe(width=width, batch_size=min(batch, sizes.student_images))
@@ -122,12 +144,16 @@ def gkd_student(bench: Bench) -> Found:
     source = sampler(sizes, device, images=math.inf)
 
     def synthetic_set() -> SyntheticSet:
-        return SyntheticSet(source, teacher, prior, sizes.student_images, synthesis, keys.label_smoothing, seed=0)
+        return SyntheticSet(
+            source, teacher, prior, sizes.student_images, synthesis, keys.label_smoothing, seed=0
+        )
 
     def student() -> float:
         data = synthetic_set()
         model = new_classifier(NUM_CLASSES, CHANNELS, keys, 1)
-        schedule = Schedule.of_steps(keys, len(data), keys.batch_size, epochs * (len(data) // keys.batch_size))
+        schedule = Schedule.of_steps(
+            keys, len(data), keys.batch_size, epochs * (len(data) // keys.batch_size)
+        )
         training = ClassifierTraining(model, data, keys, schedule, 0, device)
         return training.train_until(schedule.steps)
 
@@ -144,20 +170,30 @@ def gkd_student(bench: Bench) -> Found:
 
     handled = epochs * sizes.student_images
     warm_ups = int(device.type == "cpu")
-    if not warm_ups:  # a whole student is too long for one, but compiling is that of its process's first students
+    if (
+        not warm_ups
+    ):  # a whole student is too long for one, but compiling is that of its process's first students
         alone.run()
         synthetic_set().epoch(0)
     what = (
-        f"GKD student of width {width}, {epochs} epochs of {sizes.student_images:,} images, {-(-epochs // every)} regenerations"
+        f"GKD student of width {width}, {epochs} epochs of {sizes.student_images:,} images, "
+        f"{-(-epochs // every)} regenerations"
     )
     variants = [
         Variant(what, student, handled, counted=False, warm_ups=warm_ups),
         Variant("its training alone", training_alone, handled, counted=False, warm_ups=warm_ups),
-        Variant("its regenerations alone", regenerations, sizes.student_images * -(-epochs // every), counted=False),
+        Variant(
+            "its regenerations alone",
+            regenerations,
+            sizes.student_images * -(-epochs // every),
+            counted=False,
+        ),
     ]
     timings = list(measure(variants, bench.rounds, bench.meter).values())
     figures = [ratio(f"{what}: time over its parts'", timings[:1], timings[1:], target=1.10)]
     if device.type != "cuda":
         return Found(figures, timings)
     figures.append(absolute(what, timings[0], target=H200_STUDENT_S))
-    return Found(figures, timings, ("The GKD student is one of a sweep, whose networks have been compiled before.",))
+    return Found(
+        figures, timings, ("The GKD student is one of a sweep, whose networks have been compiled before.",)
+    )

@@ -1,4 +1,5 @@
-"""Measuring side by side: variants take turns, the order is flipped each round, and a ratio is the median of the rounds' ratios."""
+"""Measuring side by side: variants take turns, the order is flipped each
+round, and a ratio is the median of the rounds' ratios."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Variant:
         counted: whether the matrix products of a call are counted.
         counts: does the same without compiled code, whose products can't be counted; None: `run`.
         warm_ups: calls before the first timed one; a GPU's graph is captured at a function's fourth call.
-        times_itself: `run` works in other processes, which are warm or meant to be cold, and returns the seconds it took.
+        times_itself: `run` works in other processes, which are warm or meant to
+            be cold, and returns the seconds it took.
     """
 
     name: str
@@ -108,14 +110,16 @@ class Meter:
         return first.elapsed_time(last) / 1e3, torch.cuda.max_memory_allocated(self.device)
 
     def count(self, run: Callable[[], object]) -> int:
-        """Floating-point operations of one call's matrix products and convolutions, forwards and backwards."""
+        """Floating-point operations of one call's matrix products and
+        convolutions, forwards and backwards."""
         with FlopCounterMode(display=False) as counter:
             run()
         return int(counter.get_total_flops())
 
 
 def measure(variants: Sequence[Variant], rounds: int, meter: Meter) -> dict[str, Timing]:
-    """Warm every variant of this process up, then time all of them in every round, in turn forwards and backwards."""
+    """Warm every variant of this process up, then time all of them in
+    every round, in turn forwards and backwards."""
     flops = {variant.name: _warm_up(variant, meter) for variant in variants}
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     peaks: dict[str, list[int]] = {variant.name: [] for variant in variants}
@@ -147,7 +151,11 @@ def _warm_up(variant: Variant, meter: Meter) -> int:
 
 
 def ratio(
-    name: str, above: Sequence[Timing], below: Sequence[Timing], rule: Rule = "at most", target: float | None = None
+    name: str,
+    above: Sequence[Timing],
+    below: Sequence[Timing],
+    rule: Rule = "at most",
+    target: float | None = None,
 ) -> Figure:
     """Round by round, the time of `above` over the time of `below` (sums, where they are several)."""
     pairs = zip(_sums(above), _sums(below), strict=True)
@@ -155,9 +163,16 @@ def ratio(
 
 
 def speed_ratio(name: str, fast: Timing, slow: Timing, target: float | None = None) -> Figure:
-    """Round by round, images per second of `fast` over those of `slow`; calls may differ in their number of images."""
+    """Round by round, images per second of `fast` over those of `slow`;
+    calls may differ in their number of images."""
     pairs = zip(fast.seconds, slow.seconds, strict=True)
-    return Figure(name, tuple(fast.images / own / (slow.images / other) for own, other in pairs), "x", "at least", target)
+    return Figure(
+        name,
+        tuple(fast.images / own / (slow.images / other) for own, other in pairs),
+        "x",
+        "at least",
+        target,
+    )
 
 
 def absolute(name: str, timing: Timing, rule: Rule = "at most", target: float | None = None) -> Figure:
@@ -167,14 +182,16 @@ def absolute(name: str, timing: Timing, rule: Rule = "at most", target: float | 
 
 def throughput(name: str, timing: Timing, target: float | None = None) -> Figure:
     """Images per second."""
-    return Figure(name, tuple(timing.images / seconds for seconds in timing.seconds), "images/s", "at least", target)
+    return Figure(
+        name, tuple(timing.images / seconds for seconds in timing.seconds), "images/s", "at least", target
+    )
 
 
 def _sums(timings: Sequence[Timing]) -> list[float]:
     return [sum(parts) for parts in zip(*(timing.seconds for timing in timings), strict=True)]
 
 
-# --- what the device can do ------------------------------------------------------------------------------------------
+# --- what the device can do ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -191,7 +208,8 @@ class DeviceRates:
     copy_bytes: float
 
     def describe(self, timing: Timing) -> dict[str, Any]:
-        """A timing as plain JSON values, with the shares of both rates that it achieves (None where they were not counted)."""
+        """A timing as plain JSON values, with the shares of both rates that it
+        achieves (None where they were not counted)."""
         seconds = timing.median_s
         return {
             "name": timing.name,
@@ -207,11 +225,15 @@ class DeviceRates:
         }
 
 
-def device_rates(meter: Meter, dtype: torch.dtype, matrix_side: int, copied_bytes: int, tries: int = 5) -> DeviceRates:
+def device_rates(
+    meter: Meter, dtype: torch.dtype, matrix_side: int, copied_bytes: int, tries: int = 5
+) -> DeviceRates:
     """Measure both rates."""
     left = torch.randn(matrix_side, matrix_side, device=meter.device).to(dtype)
     source = torch.zeros(copied_bytes, dtype=torch.uint8, device=meter.device)
     target = torch.zeros_like(source)
     product = min(meter.time(lambda: left @ left)[0] for _ in range(tries))
     copy = min(meter.time(lambda: target.copy_(source))[0] for _ in range(tries))
-    return DeviceRates(str(dtype).removeprefix("torch."), 2 * matrix_side**3 / product, 2 * copied_bytes / copy)
+    return DeviceRates(
+        str(dtype).removeprefix("torch."), 2 * matrix_side**3 / product, 2 * copied_bytes / copy
+    )

@@ -56,7 +56,9 @@ class Found:
 
 def random_images(count: int, size: int, device: torch.device) -> LabelledImages:
     """uint8 noise with labels in turn, on `device`; the same every time."""
-    pixels = torch.randint(256, (count, CHANNELS, size, size), generator=seeded_generator("bench images"), dtype=torch.uint8)
+    pixels = torch.randint(
+        256, (count, CHANNELS, size, size), generator=seeded_generator("bench images"), dtype=torch.uint8
+    )
     return LabelledImages(pixels, torch.arange(count) % NUM_CLASSES).to(device)
 
 
@@ -71,8 +73,17 @@ PLAIN = {"trivial_augment": False, "crop_padding": 0, "horizontal_flip": False, 
 
 def gan_config(sizes: Sizes, **keys: Any) -> BigGanConfig:
     """The paper's training settings at the benchmark's size, for a training without an end."""
-    own = {"architecture": sizes.architecture, "channels": sizes.gan_channels, "batch_size": sizes.gan_batch, "epochs": 10**6}
-    raw = {"name": "bench", "data": {"name": "digits", "image_size": sizes.image_size}, "generator": own | keys}
+    own = {
+        "architecture": sizes.architecture,
+        "channels": sizes.gan_channels,
+        "batch_size": sizes.gan_batch,
+        "epochs": 10**6,
+    }
+    raw = {
+        "name": "bench",
+        "data": {"name": "digits", "image_size": sizes.image_size},
+        "generator": own | keys,
+    }
     section = parse_config(raw).generator
     assert isinstance(section, BigGanConfig)
     return section

@@ -1,9 +1,10 @@
 """Suites of students in other processes: two at once, and through Ray Tune against a bare pool of processes.
 
-The bare pool and the trials of Tune do the same: load splits, teacher and checkpoint, generate, train, validate, in processes that are new in
-every call, so that neither finds its kernels warm. Only Tune's trials also save states and publish metrics, as they do in a run. Each is
-timed from the moment at which a worker first looks at a student to the end of the last one; all that comes before and after is start-up and is
-stated beside it.
+The bare pool and the trials of Tune do the same: load splits, teacher and checkpoint, generate, train,
+validate, in processes that are new in every call, so that neither finds its kernels warm. Only Tune's trials
+also save states and publish metrics, as they do in a run. Each is timed from the moment at which a worker
+first looks at a student to the end of the last one; all that comes before and after is start-up and is stated
+beside it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,17 @@ STUDENTS_PER_WORKER = 2
 
 
 def make_run(run: Path, sizes: Sizes) -> None:
-    """The files that students read: splits, a teacher, one checkpoint; of random images and untrained networks."""
+    """The files that students read: splits, a teacher, one
+    checkpoint; of random images and untrained networks."""
     cpu = torch.device("cpu")
     counts = (sizes.sweep_images, sizes.sweep_images // 4, sizes.sweep_images // 4)
     train, validation, test = (random_images(count, sizes.image_size, cpu) for count in counts)
-    save_splits(run / SPLITS_FILE, Splits("bench", tuple(str(k) for k in range(NUM_CLASSES)), train, validation, test))
-    save_classifier(run / "teacher" / WEIGHTS_FILE, new_classifier(NUM_CLASSES, CHANNELS, student_recipe(sizes), 0))
+    save_splits(
+        run / SPLITS_FILE, Splits("bench", tuple(str(k) for k in range(NUM_CLASSES)), train, validation, test)
+    )
+    save_classifier(
+        run / "teacher" / WEIGHTS_FILE, new_classifier(NUM_CLASSES, CHANNELS, student_recipe(sizes), 0)
+    )
     config = gan_config(sizes)
     weights = Generator(config, NUM_CLASSES, CHANNELS).folded_weights()
     save_checkpoint(run / checkpoint_file(1), Checkpoint(1, weights, 0, {}), config, NUM_CLASSES, CHANNELS)
@@ -59,7 +65,11 @@ def student_recipe(sizes: Sizes) -> ClassifierConfig:
 
 def student_spec(sizes: Sizes, seed: int) -> StudentSpec:
     return StudentSpec(
-        gan_config(sizes), 1, SynthesisConfig(sampling=BigGanSampling(standing_batches=1)), sizes.sweep_epochs, seed
+        gan_config(sizes),
+        1,
+        SynthesisConfig(sampling=BigGanSampling(standing_batches=1)),
+        sizes.sweep_epochs,
+        seed,
     )
 
 
@@ -97,7 +107,9 @@ class _Bare:
     def students(self, count: int) -> Callable[[], float]:
         def work() -> float:
             jobs = [(self.run, self.sizes, seed) for seed in range(count)]
-            with multiprocessing.get_context("spawn").Pool(min(self.workers, count), torch.set_num_threads, (1,)) as pool:
+            with multiprocessing.get_context("spawn").Pool(
+                min(self.workers, count), torch.set_num_threads, (1,)
+            ) as pool:
                 times = pool.starmap(train_bare, jobs, chunksize=1)
             self.alone += times if count == 1 else []
             return span_s(times)
@@ -106,7 +118,8 @@ class _Bare:
 
 
 class _Tuned:
-    """Students as trials of Ray Tune; a fresh stage folder per call, as nothing of an earlier one may be found."""
+    """Students as trials of Ray Tune; a fresh stage folder per call,
+    as nothing of an earlier one may be found."""
 
     def __init__(self, run: Path, sizes: Sizes, cluster: ClusterConfig) -> None:
         self.run, self.sizes, self.cluster = run, sizes, cluster
@@ -144,7 +157,8 @@ class _Tuned:
 
 
 def students_side_by_side(bench: Bench) -> Found:
-    """Throughput of as many one-thread students as there are workers, and what Ray Tune adds to one and to many."""
+    """Throughput of as many one-thread students as there are workers,
+    and what Ray Tune adds to one and to many."""
     from kr_ray.cluster.runtime import ray_session
 
     sizes, on_gpu = bench.sizes, bench.device.type == "cuda"
@@ -176,7 +190,10 @@ def students_side_by_side(bench: Bench) -> Found:
     pairs = list(zip(streamed.alone, bare.alone, strict=True))
     throughput_gain = Figure(
         f"{workers} one-thread students: throughput over one's",
-        tuple(workers * alone / together for alone, together in zip(one.seconds, side_by_side.seconds, strict=True)),
+        tuple(
+            workers * alone / together
+            for alone, together in zip(one.seconds, side_by_side.seconds, strict=True)
+        ),
         "x",
         "at least",
         0.85 * workers,
@@ -184,7 +201,12 @@ def students_side_by_side(bench: Bench) -> Found:
     return Found(
         [
             throughput_gain,
-            ratio(f"sweep of {many} students by Ray Tune: time over a bare pool's", [swept], [pooled], target=1.05),
+            ratio(
+                f"sweep of {many} students by Ray Tune: time over a bare pool's",
+                [swept],
+                [pooled],
+                target=1.05,
+            ),
             ratio("a student through Ray Tune: time over a bare process's", [one_tuned], [one], target=1.05),
             Figure(
                 "a student through Ray Tune and Ray Data, after its first tick: time over a bare process's",
@@ -202,7 +224,8 @@ def students_side_by_side(bench: Bench) -> Found:
         ],
         timings,
         (
-            f"Ray itself started in {session_s:.1f} s, a sweep through Tune in {statistics.median(tuned.start_up_s):.1f} s before its first and "
-            f"after its last student; neither is in the ratios. A student takes {one.median_s:.1f} s.",
+            f"Ray itself started in {session_s:.1f} s, a sweep through Tune in "
+            f"{statistics.median(tuned.start_up_s):.1f} s before its first and after its last student; "
+            f"neither is in the ratios. A student takes {one.median_s:.1f} s.",
         ),
     )

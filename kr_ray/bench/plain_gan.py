@@ -1,8 +1,10 @@
-"""The plain way of training and sampling BigGAN-Deep: the product's networks, layer by layer from torch's own parts.
+"""The plain way of training and sampling BigGAN-Deep: the product's
+networks, layer by layer from torch's own parts.
 
-torch's `spectral_norm` parametrisation does a power iteration at every forward pass and divides anew at every evaluation; gain and bias of
-a conditional batch norm are two products; everything is float32 and contiguous; both networks are differentiated in both steps;
-optimisers and average loop over tensors. The parameters are as many as the product's, and the function is the same (tests/test_bench.py).
+torch's `spectral_norm` parametrisation does a power iteration at every forward pass and divides anew at every
+evaluation; gain and bias of a conditional batch norm are two products; everything is float32 and contiguous;
+both networks are differentiated in both steps; optimisers and average loop over tensors. The parameters are
+as many as the product's, and the function is the same (tests/test_bench.py).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from kr_ray.generators.biggan.spectral_norm import (
 )
 from kr_ray.generators.biggan.training import discriminator_loss, generator_loss
 
-# --- layers ----------------------------------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------------------
 
 
 class PlainConditionalNorm(nn.Module):
@@ -56,7 +58,10 @@ def plain_layer(layer: SpectralLayer) -> nn.Module:
         plain = PlainConditionalNorm(weight.shape[1], len(weight) // 2)
         halves = weight.chunk(2)
         plain.gain.weight.data, plain.bias.weight.data = halves[0].clone(), halves[1].clone()
-        plain.norm.running_mean, plain.norm.running_var = layer.running_mean.clone(), layer.running_var.clone()
+        plain.norm.running_mean, plain.norm.running_var = (
+            layer.running_mean.clone(),
+            layer.running_var.clone(),
+        )
         return plain
     if isinstance(layer, Conv):
         outputs, inputs, side, _ = weight.shape
@@ -85,7 +90,7 @@ class PlainGeneratorBlock(GeneratorBlock):
         return merged
 
 
-# --- networks --------------------------------------------------------------------------------------------------------
+# --- networks -----------------------------------------------------------------------------------------------
 
 
 class PlainGenerator(nn.Module):
@@ -113,7 +118,12 @@ class PlainDiscriminator(nn.Module):
     def __init__(self, network: Discriminator) -> None:
         super().__init__()
         plain = _with_plain_layers(network)
-        self.stem, self.blocks, self.linear, self.embedding = plain.stem, plain.blocks, plain.linear, plain.embedding
+        self.stem, self.blocks, self.linear, self.embedding = (
+            plain.stem,
+            plain.blocks,
+            plain.linear,
+            plain.embedding,
+        )
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         x = self.stem(images)
@@ -124,8 +134,11 @@ class PlainDiscriminator(nn.Module):
         return logits
 
 
-def _with_plain_layers(network: SpectralNetwork) -> Any:  # its layers are no longer those that its class declares
-    """A copy with torch's layers in place of the product's, normalised by power vectors that equal the product's."""
+def _with_plain_layers(
+    network: SpectralNetwork,
+) -> Any:  # its layers are no longer those that its class declares
+    """A copy with torch's layers in place of the product's, normalised
+    by power vectors that equal the product's."""
     with torch.no_grad():
         network.refresh_spectral_norm(iterate=False)  # leaves no graph behind, which could not be copied
     plain: Any = copy.deepcopy(network)
@@ -168,11 +181,12 @@ def _normalise(layer: nn.Module, u: Tensor, v: Tensor) -> None:
     norm._v.copy_(v)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 class PlainGanSteps:
-    """One pass over the images, with a G step after every `d_steps` D steps; draws from `random` in the product's order."""
+    """One pass over the images, with a G step after every `d_steps` D
+    steps; draws from `random` in the product's order."""
 
     def __init__(
         self,
@@ -188,9 +202,15 @@ class PlainGanSteps:
         betas = (config.beta1, config.beta2)
         d_class = torch.optim.AdamW if config.d_optimizer == "adamw" else torch.optim.Adam
         self.optimizer_d = d_class(
-            self.discriminator.parameters(), config.learning_rate_d, betas, weight_decay=config.d_weight_decay, foreach=False
+            self.discriminator.parameters(),
+            config.learning_rate_d,
+            betas,
+            weight_decay=config.d_weight_decay,
+            foreach=False,
         )
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.learning_rate_g, betas, foreach=False)
+        self.optimizer_g = torch.optim.Adam(
+            self.generator.parameters(), config.learning_rate_g, betas, foreach=False
+        )
         self.average = {name: value.detach().clone() for name, value in self._averaged().items()}
 
     def run(self) -> None:
@@ -221,7 +241,11 @@ class PlainGanSteps:
     def _draw(self) -> tuple[Tensor, Tensor]:
         device, size = self.images.labels.device, self.config.batch_size
         latents = torch.randn(size, self.config.latent_dim, generator=self.random, device=device)
-        return latents, self.images.labels[torch.randint(len(self.images), (size,), generator=self.random, device=device)]
+        return latents, self.images.labels[
+            torch.randint(len(self.images), (size,), generator=self.random, device=device)
+        ]
 
     def _averaged(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.generator.state_dict().items() if value.is_floating_point()}
+        return {
+            name: value for name, value in self.generator.state_dict().items() if value.is_floating_point()
+        }

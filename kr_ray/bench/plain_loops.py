@@ -1,4 +1,5 @@
-"""The plain way of training a classifier: a loader that augments image by image, float32, contiguous, for-loop optimisers."""
+"""The plain way of training a classifier: a loader that augments image by
+image, float32, contiguous, for-loop optimisers."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def augment_by_loader(images: Tensor, recipe: ClassifierConfig) -> Tensor:
 
 
 class PlainClassifierSteps:
-    """Gradient steps in float32 and contiguous memory, with the optimiser's for-loop and the loss read at every step."""
+    """Gradient steps in float32 and contiguous memory, with the
+    optimiser's for-loop and the loss read at every step."""
 
     def __init__(self, model: Classifier, images: LabelledImages, recipe: ClassifierConfig) -> None:
         self.model, self.recipe = model.to(images.images.device).train(), recipe
@@ -64,7 +66,9 @@ class PlainClassifierSteps:
         """One pass over the images; the last loss."""
         value = 0.0
         for inputs, labels in zip(self.inputs, self.labels, strict=True):
-            loss = functional.cross_entropy(self.model(inputs), labels, label_smoothing=self.recipe.label_smoothing)
+            loss = functional.cross_entropy(
+                self.model(inputs), labels, label_smoothing=self.recipe.label_smoothing
+            )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm, foreach=False)
@@ -75,6 +79,7 @@ class PlainClassifierSteps:
 
 @torch.no_grad()
 def average_in_a_loop(average: dict[str, Tensor], values: dict[str, Tensor], decay: float) -> None:
-    """Exponential moving average, tensor by tensor and out of place, as BigGAN's public training code writes it."""
+    """Exponential moving average, tensor by tensor and out of place,
+    as BigGAN's public training code writes it."""
     for name, tensor in average.items():
         tensor.copy_(tensor * decay + values[name] * (1 - decay))

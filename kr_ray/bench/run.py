@@ -70,9 +70,10 @@ def run_bench(
         keep: is given the document after every suite.
 
     Returns:
-        The document that README.md in this folder shows as a table: date, seconds, rounds, environment, rates and suites, all plain JSON values. A suite holds
-        seconds, skipped (why it was, else None), figures, timings and notes; a figure name, value (the median), low, high, unit, rule, target
-        and passed (None without a target); a timing what `DeviceRates.describe` says.
+        The document that README.md in this folder shows as a table: date, seconds, rounds, environment, rates
+        and suites, all plain JSON values. A suite holds seconds, skipped (why it was, else None), figures,
+        timings and notes; a figure name, value (the median), low, high, unit, rule, target and passed (None
+        without a target); a timing what `DeviceRates.describe` says.
     """
     started = time.perf_counter()
     sizes = sizes or (GPU if device.type == "cuda" else CPU)

@@ -10,9 +10,12 @@ class Sizes:
     """Sizes of all suites.
 
     Attributes:
-        image_size, architecture, gan_channels, gan_batch: of the generator; `architecture` names channel tables of the config.
-        augmented_images, loader_images: per call, in the product and in its counterpart, which are compared per image.
-        steps: (width, batch, steps per call) of the classifier suites, the first of which is the student of the others.
+        image_size, architecture, gan_channels, gan_batch: of the generator;
+            `architecture` names channel tables of the config.
+        augmented_images, loader_images: per call, in the product and in its
+            counterpart, which are compared per image.
+        steps: (width, batch, steps per call) of the classifier suites, the first
+            of which is the student of the others.
         optimised: (ResNet14's width, generator's channels) of the optimiser suite.
         generated_images, generation_batch: per call of the generation suite, and per forward pass.
         student_images, student_epochs, regeneration_rate: of a GKD student.

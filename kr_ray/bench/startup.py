@@ -24,7 +24,8 @@ SETTINGS = {
     "generator": {"architecture": "tiny16"},
     "cluster": {"train": {"cpu": 1}},
 }
-"""A teacher whose first tick is an epoch of four steps: what is measured is little more than the time to the first step."""
+"""A teacher whose first tick is an epoch of four steps: what is measured
+is little more than the time to the first step."""
 LONGEST_S = 120.0
 
 
@@ -40,20 +41,25 @@ def command_s(*arguments: str) -> Callable[[], float]:
 
 
 def first_tick_s(folder: Path) -> float:
-    """Seconds from the command to the end of the first epoch of a small teacher, which is more than to its first step."""
+    """Seconds from the command to the end of the first epoch of a small
+    teacher, which is more than to its first step."""
     folder.mkdir(parents=True)
     config, run = folder / "config.yaml", folder / "runs" / str(SETTINGS["name"])
     config.write_text(yaml.safe_dump({**SETTINGS, "storage": str(run.parent)}))
     started = time.perf_counter()
     driver = subprocess.Popen(
-        [*COMMAND, "teacher", str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ)
+        [*COMMAND, "teacher", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(os.environ),
     )
     try:
         while not read_progress(run / "teacher"):
             if driver.poll() is not None or time.perf_counter() - started > LONGEST_S:
                 output, _ = driver.communicate()
                 raise RuntimeError(
-                    f"`kr teacher` must start training, but ended with {driver.returncode}: {output.decode()[-300:]}"
+                    "`kr teacher` must start training, but ended with "
+                    f"{driver.returncode}: {output.decode()[-300:]}"
                 )
             time.sleep(0.02)
         return time.perf_counter() - started
@@ -77,5 +83,9 @@ def start_up(bench: Bench) -> Found:
     timings = list(measure(variants, bench.rounds, bench.meter).values())
     targets = (0.5, 3.0, 15.0)
     return Found(
-        [absolute(timing.name, timing, target=target) for timing, target in zip(timings, targets, strict=True)], timings
+        [
+            absolute(timing.name, timing, target=target)
+            for timing, target in zip(timings, targets, strict=True)
+        ],
+        timings,
     )

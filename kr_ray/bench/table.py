@@ -8,7 +8,8 @@ VERDICTS = {True: "pass", False: "fall short", None: ""}
 
 
 def markdown_table(document: dict[str, Any]) -> str:
-    """One row per figure: median, spread, target, verdict; above it where and when it was measured, below it the notes."""
+    """One row per figure: median, spread, target, verdict; above it where
+    and when it was measured, below it the notes."""
     lines = [headline(document), "", "| measured | median | min to max | target | |", "|---|---|---|---|---|"]
     notes = []
     for name, suite in document["suites"].items():
@@ -26,18 +27,27 @@ def headline(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     device = "" if where["device"] == "cpu" else f"{where['device']}; "
     return (
-        f"{document['date'][:10]}; {device}{where['processor']}, {where['cores']} cores, AMX {'yes' if where['amx'] else 'no'}; "
-        f"{where['threads']} thread(s) a process; {versions}. Medians of {document['rounds']} interleaved rounds; "
-        f"{document['seconds']:.0f} s in all. Yardsticks: {rates['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s ({rates['dtype']} matrix product), "
+        f"{document['date'][:10]}; {device}{where['processor']}, {where['cores']} cores, AMX "
+        f"{'yes' if where['amx'] else 'no'}; {where['threads']} thread(s) a process; {versions}. Medians of "
+        f"{document['rounds']} interleaved rounds; {document['seconds']:.0f} s in all. Yardsticks: "
+        f"{rates['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s ({rates['dtype']} matrix product), "
         f"{rates['copy_bytes_per_s'] / 1e9:.3g} GB/s (copy)."
     )
 
 
 def figure_cells(figure: dict[str, Any]) -> list[str]:
     """Name, median, spread, target, verdict."""
-    target = "" if figure["target"] is None else f"{figure['rule']} {_number(figure['target'], figure['unit'])}"
+    target = (
+        "" if figure["target"] is None else f"{figure['rule']} {_number(figure['target'], figure['unit'])}"
+    )
     spread = f"{_number(figure['low'], '')} to {_number(figure['high'], '')}"
-    return [figure["name"], _number(figure["value"], figure["unit"]), spread, target, VERDICTS[figure["passed"]]]
+    return [
+        figure["name"],
+        _number(figure["value"], figure["unit"]),
+        spread,
+        target,
+        VERDICTS[figure["passed"]],
+    ]
 
 
 def _number(value: float, unit: str) -> str:

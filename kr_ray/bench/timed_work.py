@@ -1,4 +1,5 @@
-"""A student that leaves the times at which a worker began and last saved it, so that Ray's start-up can be told from the work."""
+"""A student that leaves the times at which a worker began and last saved it,
+so that Ray's start-up can be told from the work."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class TimedWork(StudentWork):
     driver: int = 0
 
     def times(self) -> list[float]:
-        """When a worker first looked at the student, and when each tick was saved; seconds since the epoch."""
+        """When a worker first looked at the student, and when each
+        tick was saved; seconds since the epoch."""
         noted = [float(line) for line in self._times_file.read_text().split()]
         return [noted[0], *noted[-self.ticks.count :]]
 

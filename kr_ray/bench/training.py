@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from kr_ray.bench.harness import Variant, absolute, measure, ratio, speed_ratio, throughput
-from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, PLAIN, Bench, Found, gan_config, random_images, recipe
+from kr_ray.bench.materials import (
+    CHANNELS,
+    NUM_CLASSES,
+    PLAIN,
+    Bench,
+    Found,
+    gan_config,
+    random_images,
+    recipe,
+)
 from kr_ray.bench.plain_loops import PlainClassifierSteps, augment_by_loader, average_in_a_loop
 from kr_ray.classifiers.networks import new_classifier
 from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
@@ -38,7 +47,8 @@ class ProductSteps:
 
 
 def augmentation(bench: Bench) -> Found:
-    """Crop, flip, TrivialAugment and conversion to float: in batch on the device, against torchvision's loader on the CPU."""
+    """Crop, flip, TrivialAugment and conversion to float: in batch on the
+    device, against torchvision's loader on the CPU."""
     sizes = bench.sizes
     width, batch, _ = sizes.steps[0]
     keys = recipe(width=width, batch_size=batch)
@@ -55,10 +65,16 @@ def augmentation(bench: Bench) -> Found:
         [
             Variant("augmentation, in batch", augment, count, images.images.numel() * 5, counted=False),
             Variant(
-                "augmentation, torchvision's loader", lambda: augment_by_loader(on_host, keys), len(on_host), counted=False
+                "augmentation, torchvision's loader",
+                lambda: augment_by_loader(on_host, keys),
+                len(on_host),
+                counted=False,
             ),
             Variant(
-                f"student steps of width {width}, augmentation included", ProductSteps(images, keys).run, count, counted=False
+                f"student steps of width {width}, augmentation included",
+                ProductSteps(images, keys).run,
+                count,
+                counted=False,
             ),
         ],
         bench.rounds,
@@ -68,7 +84,9 @@ def augmentation(bench: Bench) -> Found:
     return Found(
         [
             speed_ratio("augmentation: speed over torchvision's loader", ours, theirs, target=8),
-            ratio(f"augmentation: share of a student step of width {width}", [ours], [steps], "at most", 0.05),
+            ratio(
+                f"augmentation: share of a student step of width {width}", [ours], [steps], "at most", 0.05
+            ),
         ],
         list(timings.values()),
     )
@@ -92,9 +110,13 @@ def classifier_step(bench: Bench) -> Found:
         ]
         timings = measure(variants, bench.rounds, bench.meter)
         ours, theirs = timings.values()
-        found.figures.append(ratio(f"classifier step, width {width}: time over the plain one's", [ours], [theirs], target=0.5))
+        found.figures.append(
+            ratio(f"classifier step, width {width}: time over the plain one's", [ours], [theirs], target=0.5)
+        )
         if bench.device.type == "cuda":
-            found.figures.append(throughput(f"classifier step, width {width}, batch {batch}", ours, batch / H200_STEP_S))
+            found.figures.append(
+                throughput(f"classifier step, width {width}, batch {batch}", ours, batch / H200_STEP_S)
+            )
         found.timings.extend(timings.values())
     return found
 
@@ -109,7 +131,9 @@ def optimiser(bench: Bench) -> Found:
     timings = measure(
         [
             Variant("optimiser, clip and average: fused", fast.run, bytes_moved=bytes_moved, counted=False),
-            Variant("optimiser, clip and average: for-loop", slow.run, bytes_moved=bytes_moved, counted=False),
+            Variant(
+                "optimiser, clip and average: for-loop", slow.run, bytes_moved=bytes_moved, counted=False
+            ),
         ],
         bench.rounds,
         bench.meter,
@@ -151,7 +175,9 @@ class _Optimised:
     @property
     def weights(self) -> tuple[int, int]:
         """Numbers of the classifier's and the generator's weights."""
-        classifier, generator = (sum(p.numel() for p in n.parameters()) for n in (self.classifier, self.generator))
+        classifier, generator = (
+            sum(p.numel() for p in n.parameters()) for n in (self.classifier, self.generator)
+        )
         return classifier, generator
 
     def run(self) -> None:

@@ -1,6 +1,7 @@
 """What a person takes away of a student: an ONNX file, and predictions by it.
 
-Imports of the training are within functions: `kr predict` needs none of them and starts three times as fast without.
+Imports of the training are within functions: `kr predict` needs none of
+them and starts three times as fast without.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from kr_ray.runs.artifacts import ArtifactError, atomic_write
 METADATA_KEY = "kr_ray"
 """Of the JSON in ONNX `metadata_props`."""
 MAX_LOGIT_DIFFERENCE = 1e-3
-"""Between PyTorch and onnxruntime. Rounding alone gives some 1e-6 per unit of the largest logit (ONNX folds batch norms into the
-convolutions); this is far above it, and still moves no probability by more than 5e-4."""
+"""Between PyTorch and onnxruntime. Rounding alone gives some 1e-6 per unit of the largest logit (ONNX folds
+batch norms into the convolutions); this is far above it, and still moves no probability by more than 5e-4."""
 PREDICTED_AT_ONCE = 64
 
 
 class PredictError(DataError):
-    """`kr predict` was given a model or an image that it cannot use. The message gives rule, values and remedy."""
+    """`kr predict` was given a model or an image that it cannot use.
+    The message gives rule, values and remedy."""
 
 
-# --- the student -----------------------------------------------------------------------------------------------------
+# --- the student --------------------------------------------------------------------------------------------
 
 
 class _Deployed(nn.Module):
@@ -54,9 +56,10 @@ class _Deployed(nn.Module):
 def export_student(weights: Path, path: Path, class_names: Sequence[str], image_size: int) -> float:
     """Write a classifier as one ONNX file that takes raw pixels: its normalisation is inside.
 
-    Input `images`: uint8 [N, C, image_size, image_size], any N. Outputs: `logits` float32 [N, K] and `probabilities` float32
-    [N, K]. `metadata_props` holds, under `kr_ray`, JSON with `class_names`, `image_size` and `channels`. The file is put in
-    place only after onnxruntime has given the same logits as PyTorch.
+    Input `images`: uint8 [N, C, image_size, image_size], any N. Outputs: `logits` float32 [N, K] and
+    `probabilities` float32 [N, K]. `metadata_props` holds, under `kr_ray`, JSON with `class_names`,
+    `image_size` and `channels`. The file is put in place only after onnxruntime has given the same logits as
+    PyTorch.
 
     Args:
         weights: what `save_classifier` wrote.
@@ -64,7 +67,8 @@ def export_student(weights: Path, path: Path, class_names: Sequence[str], image_
         class_names: one per class, in the order of the logits.
 
     Returns:
-        The largest absolute difference between the logits of onnxruntime and of PyTorch, both on the CPU in float32.
+        The largest absolute difference between the logits of onnxruntime
+        and of PyTorch, both on the CPU in float32.
 
     Raises:
         ValueError: not one name per class.
@@ -76,8 +80,8 @@ def export_student(weights: Path, path: Path, class_names: Sequence[str], image_
     classifier = load_classifier(weights, torch.device("cpu"))
     if len(class_names) != classifier.num_classes:
         raise ValueError(
-            f"`len(class_names) == {classifier.num_classes}` (the student's classes) must hold, but got {len(class_names)} names; "
-            "give one per class"
+            f"`len(class_names) == {classifier.num_classes}` (the student's classes) must hold, but got "
+            f"{len(class_names)} names; give one per class"
         )
     described = {"class_names": list(class_names), "image_size": image_size, "channels": classifier.channels}
     model = _to_onnx(_Deployed(to_float, classifier).eval(), described)
@@ -86,8 +90,9 @@ def export_student(weights: Path, path: Path, class_names: Sequence[str], image_
         difference = _difference(temporary, classifier, image_size)
         if not difference <= MAX_LOGIT_DIFFERENCE:  # also catches NaN
             raise ArtifactError(
-                f"`largest difference of logits between ONNX and PyTorch <= {MAX_LOGIT_DIFFERENCE:g}` must hold, but got {difference:g}; "
-                f"{path} was not written: try another version of torch, onnxscript or onnxruntime"
+                "`largest difference of logits between ONNX and PyTorch <= "
+                f"{MAX_LOGIT_DIFFERENCE:g}` must hold, but got {difference:g}; {path} was not "
+                "written: try another version of torch, onnxscript or onnxruntime"
             )
     return difference
 
@@ -97,15 +102,19 @@ def _to_onnx(model: nn.Module, described: dict[str, Any]) -> bytes:
     import onnx
 
     channels, size = described["channels"], described["image_size"]
-    example = torch.zeros(2, channels, size, size, dtype=torch.uint8)  # of 2: a batch of 1 would be taken for a constant
+    example = torch.zeros(
+        2, channels, size, size, dtype=torch.uint8
+    )  # of 2: a batch of 1 would be taken for a constant
     with _quiet():
         program = torch.onnx.export(
-            model, (example,), dynamo=True, verbose=False, input_names=["images"], output_names=["logits", "probabilities"],
+            model, (example,), dynamo=True, verbose=False, input_names=["images"],
+            output_names=["logits", "probabilities"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         )  # fmt: skip
     assert program is not None
     graph_file = program.model_proto
-    # The exporter notes at every node which line of which file on this machine it came from; that is nobody's business.
+    # The exporter notes at every node which line of which file on this
+    # machine it came from; that is nobody's business.
     graph = graph_file.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
@@ -124,7 +133,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _difference(path: Path, classifier: nn.Module, image_size: int) -> float:
-    """Largest absolute difference of logits on noise of every contrast, in batches of other sizes than the exported one."""
+    """Largest absolute difference of logits on noise of every contrast, in
+    batches of other sizes than the exported one."""
     from kr_ray.classifiers.predict import predict_logits
 
     session, described = _open_model(path)
@@ -137,22 +147,23 @@ def _difference(path: Path, classifier: nn.Module, image_size: int) -> float:
     return float(np.abs(np.concatenate(found) - expected).max())
 
 
-# --- predictions -----------------------------------------------------------------------------------------------------
+# --- predictions --------------------------------------------------------------------------------------------
 
 
 def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
     """Class and its probability for each image file, in their order.
 
-    Images are read and resized as the training's own were (Pillow, EXIF orientation, `resize`), and converted to grey or RGB as
-    the model wants them. Model and presence of all files are checked before the first prediction.
+    Images are read and resized as the training's own were (Pillow, EXIF orientation, `resize`), and converted
+    to grey or RGB as the model wants them. Model and presence of all files are checked before the first
+    prediction.
 
     Args:
         model: an ONNX file written by `export_student`.
         images: files that Pillow can read.
 
     Raises:
-        PredictError: `model` is missing or not such a file, or an image is missing; after the last prediction: images that cannot be
-            read, all of them named.
+        PredictError: `model` is missing or not such a file, or an image is missing; after the last
+            prediction: images that cannot be read, all of them named.
     """
     session, described = _open_model(model)
     for image in images:
@@ -160,7 +171,9 @@ def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, s
     return _predictions(session, described, images)
 
 
-def _predictions(session: OnnxModel, described: dict[str, Any], images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+def _predictions(
+    session: OnnxModel, described: dict[str, Any], images: Sequence[Path]
+) -> Iterator[tuple[Path, str, float]]:
     unread: list[str] = []
     for start in range(0, len(images), PREDICTED_AT_ONCE):
         pixels: dict[int, NDArray[np.uint8]] = {}
@@ -171,7 +184,9 @@ def _predictions(session: OnnxModel, described: dict[str, Any], images: Sequence
                 unread.append(str(error))
         if not pixels:
             continue
-        probabilities = _probabilities(session, np.concatenate(list(pixels.values())), len(described["class_names"]))
+        probabilities = _probabilities(
+            session, np.concatenate(list(pixels.values())), len(described["class_names"])
+        )
         for number, row in zip(pixels, probabilities, strict=True):
             best = int(row.argmax())
             yield images[number], described["class_names"][best], float(row[best])
@@ -189,7 +204,8 @@ def _probabilities(session: OnnxModel, pixels: NDArray[np.uint8], classes: int) 
         ) from error
     if found.shape != (len(pixels), classes) or not np.isfinite(found).all():
         raise PredictError(
-            f"the model must give {classes} finite probabilities per image, but gave other numbers, {list(found.shape)}; export it again"
+            f"the model must give {classes} finite probabilities per image, but gave other numbers, "
+            f"{list(found.shape)}; export it again"
         )
     return found
 
@@ -200,7 +216,8 @@ def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
 
     if not is_plain_name(str(file)):
         raise PredictError(
-            f"`{shown(file)}` must have a name of printable UTF-8 text, for it stands in a line of a table; rename it"
+            f"`{shown(file)}` must have a name of printable UTF-8 text, for "
+            "it stands in a line of a table; rename it"
         )
     try:
         pixels = read_image(file)
@@ -208,7 +225,11 @@ def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
         raise PredictError(str(error)) from None  # the message holds all that the cause says
     image = Image.fromarray(pixels).convert("L" if described["channels"] == 1 else "RGB")
     # np.array, not asarray: Pillow's buffer is read-only, which torch warns of.
-    tensor = torch.from_numpy(np.array(image)).view(1, image.height, image.width, described["channels"]).permute(0, 3, 1, 2)
+    tensor = (
+        torch.from_numpy(np.array(image))
+        .view(1, image.height, image.width, described["channels"])
+        .permute(0, 3, 1, 2)
+    )
     return resize(tensor, described["image_size"]).numpy()
 
 
@@ -223,7 +244,8 @@ def _open_model(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
     text = model.metadata.get(METADATA_KEY)
     if text is None:
         raise PredictError(
-            f"`{shown(path)}` {MODEL_MUST}, but it has no `{METADATA_KEY}` metadata; use the student.onnx of a run's export folder"
+            f"`{shown(path)}` {MODEL_MUST}, but it has no `{METADATA_KEY}` "
+            "metadata; use the student.onnx of a run's export folder"
         )
     try:
         described = json.loads(text)
@@ -231,8 +253,8 @@ def _open_model(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
         described = None
     if not _describes(described, model):
         raise PredictError(
-            f"`{shown(path)}` {MODEL_MUST}, but its `{METADATA_KEY}` metadata does not describe its inputs and outputs; use the "
-            "student.onnx of a run's export folder"
+            f"`{shown(path)}` {MODEL_MUST}, but its `{METADATA_KEY}` metadata does not describe its inputs "
+            "and outputs; use the student.onnx of a run's export folder"
         )
     return model, described
 
@@ -245,4 +267,8 @@ def _describes(described: Any, model: OnnxModel) -> bool:
     if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
         return False
     wanted = ("images", "tensor(uint8)", (None, channels, size, size))
-    return type(size) is type(channels) is int and model.inputs == [wanted] and model.outputs == ["logits", "probabilities"]
+    return (
+        type(size) is type(channels) is int
+        and model.inputs == [wanted]
+        and model.outputs == ["logits", "probabilities"]
+    )

@@ -1,4 +1,5 @@
-"""Classifiers by name: built, saved, loaded. A new one: a file here, its name in `config.classifiers`, a line in `build`."""
+"""Classifiers by name: built, saved, loaded. A new one: a file here, its
+name in `config.classifiers`, a line in `build`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
 
 
 def build(network: NetworkName, num_classes: int, channels: int, **sizes: Any) -> Classifier:
-    """The network called so, with fresh weights from torch's global random state; `sizes` are those of its `Classifier.sizes`."""
+    """The network called so, with fresh weights from torch's global random
+    state; `sizes` are those of its `Classifier.sizes`."""
     match network:
         case "resnet14":
             return ResNet14(num_classes, channels, **sizes)
@@ -33,7 +35,11 @@ def new_classifier(num_classes: int, channels: int, recipe: ClassifierConfig, se
 
 def save_classifier(path: Path, model: Classifier) -> None:
     """Write a classifier's weights with what is needed to build it again."""
-    metadata = {"network": model.network, "num_classes": model.num_classes, "channels": model.channels} | model.sizes()
+    metadata = {
+        "network": model.network,
+        "num_classes": model.num_classes,
+        "channels": model.channels,
+    } | model.sizes()
     save_tensors(path, model.state_dict(), metadata)
 
 

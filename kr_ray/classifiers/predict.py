@@ -11,7 +11,8 @@ from kr_ray.data.augment import to_float
 
 @torch.inference_mode()
 def predict_logits(model: nn.Module, images: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Logits float32 [N, K] on the CPU of uint8 images [N, C, H, W], in full precision and evaluation mode."""
+    """Logits float32 [N, K] on the CPU of uint8 images [N, C, H,
+    W], in full precision and evaluation mode."""
     model.eval()
     return torch.cat([model(to_float(batch.to(device))).float().cpu() for batch in images.split(batch_size)])
 
@@ -24,7 +25,11 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def confusion_matrix(logits: Tensor, labels: Tensor) -> list[list[int]]:
     """Counts [K][K]: row = true class, column = predicted class."""
     classes = logits.shape[1]
-    return torch.bincount(labels.cpu() * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).tolist()
+    return (
+        torch.bincount(labels.cpu() * classes + logits.argmax(1), minlength=classes**2)
+        .view(classes, classes)
+        .tolist()
+    )
 
 
 @torch.inference_mode()
@@ -34,7 +39,8 @@ def teacher_probabilities(teacher: nn.Module, images: Tensor, temperature: float
 
 
 def softened(teacher: nn.Module, inputs: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature), float32 [N, K], of float images [N, C, H, W] as augment.to_float gives them."""
+    """softmax(logits / temperature), float32 [N, K], of float images
+    [N, C, H, W] as augment.to_float gives them."""
     with autocast(inputs.device, "mixed"):
         logits = teacher(inputs.contiguous(memory_format=torch.channels_last))
     return (logits.float() / temperature).softmax(1)

@@ -1,4 +1,5 @@
-"""ResNet14: the classifier behind teacher, student and shadow models (Knowledge Recycling, section 3.1 and Table 4)."""
+"""ResNet14: the classifier behind teacher, student and shadow models
+(Knowledge Recycling, section 3.1 and Table 4)."""
 
 from __future__ import annotations
 
@@ -19,8 +20,13 @@ BLOCKS_PER_STAGE = 2
 
 
 def norm_layer(channels: int, norm: Norm) -> nn.Module:
-    """Batch norm, or group norm with gcd(8, channels) groups, which looks at one image alone, as differential privacy demands."""
-    return BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(math.gcd(LARGEST_GROUPS, channels), channels)
+    """Batch norm, or group norm with gcd(8, channels) groups, which looks at
+    one image alone, as differential privacy demands."""
+    return (
+        BatchNorm2d(channels)
+        if norm == "batch"
+        else nn.GroupNorm(math.gcd(LARGEST_GROUPS, channels), channels)
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -36,7 +42,9 @@ class ResidualBlock(nn.Module):
         self.norm2 = norm_layer(outputs, norm)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm_layer(outputs, norm))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm_layer(outputs, norm)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = functional.relu(self.norm1(self.conv1(x)), inplace=self.inplace)
@@ -44,7 +52,8 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet14(Classifier):
-    """CIFAR-style residual network with 6n + 2 layers, n = 2; 2,777,674 parameters at 10 classes, 3 channels, width 64.
+    """CIFAR-style residual network with 6n + 2 layers, n = 2; 2,777,674
+    parameters at 10 classes, 3 channels, width 64.
 
     The paper names only "ResNet14" and 64 initial filters (Table 4); the three-stage layout is our reading.
 
@@ -82,14 +91,19 @@ class ResNet14(Classifier):
         outputs = width * 2**stage
         inputs = outputs if stage == 0 else outputs // 2
         first = ResidualBlock(inputs, outputs, 1 if stage == 0 else 2, norm)
-        return nn.Sequential(first, *(ResidualBlock(outputs, outputs, 1, norm) for _ in range(BLOCKS_PER_STAGE - 1)))
+        return nn.Sequential(
+            first, *(ResidualBlock(outputs, outputs, 1, norm) for _ in range(BLOCKS_PER_STAGE - 1))
+        )
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Fresh weights: He normal (fan out) for convolutions, uniform(+-1/sqrt(fan in)) for the head, reset norms."""
+        """Fresh weights: He normal (fan out) for convolutions,
+        uniform(+-1/sqrt(fan in)) for the head, reset norms."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+                nn.init.kaiming_normal_(
+                    module.weight, mode="fan_out", nonlinearity="relu", generator=generator
+                )
             elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 module.reset_parameters()
         bound = 1 / math.sqrt(self.head.in_features)
@@ -101,7 +115,8 @@ class ResNet14(Classifier):
         return {"width": self.width} | norm
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features: normalised float images [N, C, H, W] -> [N, 4 * width], after global average pooling."""
+        """Penultimate features: normalised float images [N, C, H, W] -> [N,
+        4 * width], after global average pooling."""
         hidden = functional.relu(self.norm(self.stem(images)), inplace=self.norm_kind == "batch")
         pooled: Tensor = self.stages(hidden).mean((2, 3))
         return pooled

@@ -17,7 +17,8 @@ class TrainingSet(Protocol):
         ...
 
     def epoch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Images uint8 [N, C, H, W] and target probabilities float32 [N, K] of an epoch, on the training device.
+        """Images uint8 [N, C, H, W] and target probabilities float32
+        [N, K] of an epoch, on the training device.
 
         Targets are [N, 0] where a labeller gives them.
         """

@@ -1,4 +1,5 @@
-"""A classifier's training cut into ticks: after each one its state can be saved, a person told, a scheduler asked."""
+"""A classifier's training cut into ticks: after each one its state can
+be saved, a person told, a scheduler asked."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from kr_ray.runs.stages import Row, Save, State
 
 @dataclass(frozen=True)
 class Ticks:
-    """Where to stop, and where to validate (only where a decision or a curve needs it: it costs 5-8 % at every epoch).
+    """Where to stop, and where to validate (only where a decision or a
+    curve needs it: it costs 5-8 % at every epoch).
 
     Attributes:
         count: ticks of the whole schedule, of equal length.
@@ -40,13 +42,17 @@ class Ticks:
 class TickedTraining:
     """A training that advances tick by tick and goes on from the state of any tick.
 
-    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss, seconds,
-    images_per_second, cpu_seconds and gpu_seconds (see `work_done`); where validated, val_accuracy; of a student,
-    regeneration, images_generated and teacher_queries.
+    `history` holds a row per tick: tick, share (of the schedule), epoch, step, images_seen, train_loss,
+    seconds, images_per_second, cpu_seconds and gpu_seconds (see `work_done`); where validated, val_accuracy;
+    of a student, regeneration, images_generated and teacher_queries.
     """
 
     def __init__(
-        self, training: ClassifierTraining, validation: LabelledImages, ticks: Ticks, state: State | None = None
+        self,
+        training: ClassifierTraining,
+        validation: LabelledImages,
+        ticks: Ticks,
+        state: State | None = None,
     ) -> None:
         self.training, self.validation, self.ticks = training, validation, ticks
         self.history: list[Row] = []
@@ -60,7 +66,12 @@ class TickedTraining:
 
     def advance(self) -> Row:
         """Train to the end of the next tick."""
-        started, used, tick, training = time.perf_counter(), time.process_time(), len(self.history), self.training
+        started, used, tick, training = (
+            time.perf_counter(),
+            time.process_time(),
+            len(self.history),
+            self.training,
+        )
         seen = training.images_seen
         loss = training.train_until(self.ticks.step(tick, training.schedule.steps))
         row: Row = {
@@ -84,18 +95,22 @@ class TickedTraining:
         return row
 
     def _processor_time(self, cpu_s: float, wall_s: float) -> dict[str, float]:
-        """Of all workers, and of the makers whose images came in this tick; a GPU counts as long as it is held."""
+        """Of all workers, and of the makers whose images came in this
+        tick; a GPU counts as long as it is held."""
         device = self.training.device
         total = float(average(torch.tensor(cpu_s, dtype=torch.float64, device=device))) * worker_count()
         total += self.training.data.take_makers_s()
-        return {"cpu_seconds": total} | ({"gpu_seconds": wall_s * worker_count()} if device.type == "cuda" else {})
+        return {"cpu_seconds": total} | (
+            {"gpu_seconds": wall_s * worker_count()} if device.type == "cuda" else {}
+        )
 
     def _val_accuracy(self) -> float:
         logits = predict_logits(self.training.model, self.validation.images, self.training.device)
         return accuracy(logits, self.validation.labels)
 
     def give_up(self) -> None:
-        """End here: a student that no image is left for stays as it is, and its accuracy is that of what it has learnt so far."""
+        """End here: a student that no image is left for stays as it is, and its
+        accuracy is that of what it has learnt so far."""
         row = {
             "step": self.training.step,
             "images_seen": self.training.images_seen,
@@ -139,7 +154,8 @@ class TickedTraining:
 
 
 def work_done(history: Sequence[Row]) -> Work:
-    """What a training took, so that students and teachers are compared at equal work; ticks that a kill made it repeat count once."""
+    """What a training took, so that students and teachers are compared at equal
+    work; ticks that a kill made it repeat count once."""
     last = history[-1]
     of_student = {key: last[key] for key in ("images_generated", "teacher_queries") if key in last}
     seconds = {key: sum(row.get(key, 0.0) for row in history) for key in ("cpu_seconds", "gpu_seconds")}

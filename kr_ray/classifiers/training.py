@@ -1,4 +1,5 @@
-"""The one classifier loop: teacher, students and shadow models differ only in the images they are given (section 3.1)."""
+"""The one classifier loop: teacher, students and shadow models differ
+only in the images they are given (section 3.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.sets import TrainingSet
 from kr_ray.compute.devices import autocast, gradient_scaler
 from kr_ray.compute.graphs import Captured, compiled
-from kr_ray.compute.parallel import average, average_gradients, check_batch, join_norms, own_slice, slice_weight
+from kr_ray.compute.parallel import (
+    average,
+    average_gradients,
+    check_batch,
+    join_norms,
+    own_slice,
+    slice_weight,
+)
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.augment import crop_and_flip, mixup, to_float, trivial_augment
@@ -23,10 +31,11 @@ from kr_ray.data.augment import crop_and_flip, mixup, to_float, trivial_augment
 SMALLEST_BATCH = 16
 """Batch-norm statistics and the linear rate rule stop being trustworthy below this."""
 AUGMENTED_AT_ONCE = {"cpu": 1024, "cuda": 16_384}
-"""Images augmented per call: larger chunks amortise the overhead per operation (1.2x between 256 and 2,048 on a CPU, 8x between
-1,024 and 16,384 on an H200), of images up to AUGMENTED_SIZE."""
+"""Images augmented per call: larger chunks amortise the overhead per operation (1.2x between 256 and 2,048 on
+a CPU, 8x between 1,024 and 16,384 on an H200), of images up to AUGMENTED_SIZE."""
 AUGMENTED_SIZE = 3 * 32 * 32
-"""Bytes of an image. Of larger ones so many fewer are augmented per call, so that they take no more memory."""
+"""Bytes of an image. Of larger ones so many fewer are augmented
+per call, so that they take no more memory."""
 COMPILING_PAYS_FROM = 3e6
 """Images: compiling took 12 s on an H200 and saved 1 ms of a step of 256 at width 64."""
 
@@ -37,16 +46,18 @@ def augmented_at_once(device: str, image_bytes: int) -> int:
 
 
 Labeller = Callable[[Tensor], Tensor]
-"""Answers to the input of a gradient step, float [B, C, H, W] in [-1, 1]: target probabilities float32 [B, K]."""
+"""Answers to the input of a gradient step, float [B, C, H, W] in
+[-1, 1]: target probabilities float32 [B, K]."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Table 4's recipe fitted to a budget.
 
-    At the paper's size nothing changes. Small budgets would make too few steps of batch 256 at rate 0.5, or spend them all in
-    the warm-up, so: (1) the batch is halved, at most down to 16, until there are `min_steps` steps; (2) the rate follows it
-    linearly (Goyal et al. 2017); (3) the warm-up takes at most a tenth of the steps, its share in the paper's 100-epoch students.
+    At the paper's size nothing changes. Small budgets would make too few steps of batch 256 at rate 0.5, or
+    spend them all in the warm-up, so: (1) the batch is halved, at most down to 16, until there are
+    `min_steps` steps; (2) the rate follows it linearly (Goyal et al. 2017); (3) the warm-up takes at most a
+    tenth of the steps, its share in the paper's 100-epoch students.
     """
 
     steps: int
@@ -58,11 +69,14 @@ class Schedule:
 
     @classmethod
     def fit(cls, recipe: ClassifierConfig, images_per_epoch: int, epochs: float) -> Schedule:
-        """Schedule of `epochs` passes over `images_per_epoch` images; an incomplete last batch of an epoch is left out."""
+        """Schedule of `epochs` passes over `images_per_epoch` images; an
+        incomplete last batch of an epoch is left out."""
         batch = min(recipe.batch_size, images_per_epoch)
         while batch // 2 >= SMALLEST_BATCH and epochs * (images_per_epoch // batch) < recipe.min_steps:
             batch //= 2
-        return cls.of_steps(recipe, images_per_epoch, batch, max(1, round(epochs * (images_per_epoch // batch))))
+        return cls.of_steps(
+            recipe, images_per_epoch, batch, max(1, round(epochs * (images_per_epoch // batch)))
+        )
 
     @classmethod
     def of_steps(cls, recipe: ClassifierConfig, images_per_epoch: int, batch: int, steps: int) -> Schedule:
@@ -78,9 +92,13 @@ class Schedule:
         )
 
     def rate(self, step: int) -> float:
-        """Learning rate of `step` (from 0): linear warm-up, then cosine annealing to 0 (Loshchilov & Hutter 2017)."""
+        """Learning rate of `step` (from 0): linear warm-up, then cosine
+        annealing to 0 (Loshchilov & Hutter 2017)."""
         if step < self.warmup_steps:
-            return self.warmup_learning_rate + (self.learning_rate - self.warmup_learning_rate) * step / self.warmup_steps
+            return (
+                self.warmup_learning_rate
+                + (self.learning_rate - self.warmup_learning_rate) * step / self.warmup_steps
+            )
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -88,14 +106,16 @@ class Schedule:
 class ClassifierTraining:
     """A classifier's training that can stop at any step and go on from its state, bit for bit.
 
-    Within torch.distributed every worker takes its slice of each batch, and gradients and batch-norm statistics are the whole batch's
-    (kr_ray.compute.parallel). Each worker augments the whole batch, for MixUp pairs images across slices.
+    Within torch.distributed every worker takes its slice of each batch, and gradients and batch-norm
+    statistics are the whole batch's (kr_ray.compute.parallel). Each worker augments the whole batch, for
+    MixUp pairs images across slices.
 
     Args:
         model: on `device`; its weights are trained in place.
         data: the images, already on `device`.
         recipe: Table 4.
-        seed: of batch order and augmentation; step k draws the same numbers however often the training was interrupted.
+        seed: of batch order and augmentation; step k draws the same numbers
+            however often the training was interrupted.
         labeller: gives every step's targets, in place of those of `data`.
     """
 
@@ -113,7 +133,9 @@ class ClassifierTraining:
         self.data, self.recipe, self.schedule, self.seed, self.device = data, recipe, schedule, seed, device
         self.labeller = labeller
         self.scaler = gradient_scaler(device, recipe.precision)
-        self._forward = compiled(self.model, device, schedule.steps * schedule.batch_size, COMPILING_PAYS_FROM)
+        self._forward = compiled(
+            self.model, device, schedule.steps * schedule.batch_size, COMPILING_PAYS_FROM
+        )
         self._gradient_step = Captured(self._update, device, active=not self.scaler.is_enabled())
         # A graph reads the rate from the device's memory.
         self._rate = torch.tensor(schedule.rate(0), device=device) if self._gradient_step.active else None
@@ -138,7 +160,8 @@ class ClassifierTraining:
         return self.step * self.schedule.batch_size
 
     def train_until(self, step: int) -> float:
-        """Train up to (excluding) `step` and return the mean loss since the last call (nan if nothing was left to do).
+        """Train up to (excluding) `step` and return the mean loss since
+        the last call (nan if nothing was left to do).
 
         Raises:
             FloatingPointError: the loss is no longer finite.
@@ -169,7 +192,10 @@ class ClassifierTraining:
         images, targets = self.data.epoch(epoch)
         size = self.schedule.batch_size
         if self._order[0] != epoch:
-            self._order = epoch, torch.randperm(len(images), generator=seeded_generator(self.seed, "order", epoch))
+            self._order = (
+                epoch,
+                torch.randperm(len(images), generator=seeded_generator(self.seed, "order", epoch)),
+            )
         index = self._order[1][first * size : last * size].to(self.device)
         generator = seeded_generator(self.seed, "augment", epoch, first)
         chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, generator)
@@ -180,7 +206,10 @@ class ClassifierTraining:
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
         self._set_rate(self.schedule.rate(self.step))
         inputs, targets = mixup(
-            to_float(images), targets, self.recipe.mixup_alpha, seeded_generator(self.seed, "mixup", self.step)
+            to_float(images),
+            targets,
+            self.recipe.mixup_alpha,
+            seeded_generator(self.seed, "mixup", self.step),
         )
         inputs = own_slice(inputs)
         self._gradient_step(inputs, self.labeller(inputs) if self.labeller else own_slice(targets))
@@ -215,7 +244,8 @@ class ClassifierTraining:
                 nn.utils.clip_grad_norm_([parameter], self.recipe.clip_norm)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later `load_state_dict` needs to go on exactly; valid right after `train_until`."""
+        """Everything that a later `load_state_dict` needs to go on
+        exactly; valid right after `train_until`."""
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
             group["lr"] = float(group["lr"])

@@ -1,4 +1,5 @@
-"""The membership inference attack of section 3.6 as Ray tasks: one per shadow model, attacked class and attacked model."""
+"""The membership inference attack of section 3.6 as Ray tasks: one per
+shadow model, attacked class and attacked model."""
 
 from __future__ import annotations
 
@@ -80,4 +81,6 @@ def _fit_one_class(shadows: Sequence[Path], class_index: int, seed: int, keys: S
 
 def _attack_one_model(attack: Attack, run: Path, weights: Path) -> AttackResult:
     target = target_logits(run, weights)
-    return attack_model(attack, target.member_logits, target.member_labels, target.non_member_logits, target.non_member_labels)
+    return attack_model(
+        attack, target.member_logits, target.member_labels, target.non_member_logits, target.non_member_labels
+    )

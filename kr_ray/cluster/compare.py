@@ -31,9 +31,15 @@ LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
 
 
 def compare_labelling(
-    run: Path, folder: Path, checkpoint_epochs: Sequence[int], strategies: Sequence[str], seeds: Sequence[int], config: Config
+    run: Path,
+    folder: Path,
+    checkpoint_epochs: Sequence[int],
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    config: Config,
 ) -> list[dict[str, Any]]:
-    """Appendix D: validation CAS of each labelling strategy, from one and the same generator, per checkpoint and seed."""
+    """Appendix D: validation CAS of each labelling strategy, from one and
+    the same generator, per checkpoint and seed."""
     rows, works = [], []
     for strategy in strategies:
         synthesis = config.synthesis.labelled_by(strategy)
@@ -41,7 +47,11 @@ def compare_labelling(
             for seed in seeds:
                 spec = StudentSpec(config.generator, checkpoint, synthesis, config.checkpoints.epochs, seed)
                 name = f"{strategy}_{checkpoint:04d}_seed{seed}"
-                works.append(StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster))
+                works.append(
+                    StudentWork(
+                        run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster
+                    )
+                )
                 rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
     cas = train_students(works, folder, config.cluster)
     return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]
@@ -71,25 +81,37 @@ def view_variants(names: Sequence[str], synthesis: SynthesisConfig) -> dict[str,
 def _variant(name: str, synthesis: SynthesisConfig) -> SynthesisConfig:
     pairs = [pair.partition("=") for pair in name.split(",")]
     if not all(key and equals and value for key, equals, value in pairs):
-        raise ConfigError(f"`--views` must read key=value,key=value, but got {name!r}; try view=seen,temperature=2")
+        raise ConfigError(
+            f"`--views` must read key=value,key=value, but got {name!r}; try view=seen,temperature=2"
+        )
     try:
         keys = {key: read_value(value) for key, _, value in pairs}
         return synthesis.with_values(keys)
     except YamlError as error:
         raise ConfigError(f"`--views` must hold values in YAML, but got {name!r}: {error}") from error
     except KeyError as error:
-        raise ConfigError(f"`--views` must hold keys of the section synthesis, but got {error} in {name!r}") from error
+        raise ConfigError(
+            f"`--views` must hold keys of the section synthesis, but got {error} in {name!r}"
+        ) from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"`--views` must hold keys of the section synthesis, but got {name!r}: {wrong}") from error
+        raise ConfigError(
+            f"`--views` must hold keys of the section synthesis, but got {name!r}: {wrong}"
+        ) from error
 
 
 def compare_views(
-    run: Path, folder: Path, checkpoint: int, variants: Mapping[str, SynthesisConfig], seeds: Sequence[int], config: Config
+    run: Path,
+    folder: Path,
+    checkpoint: int,
+    variants: Mapping[str, SynthesisConfig],
+    seeds: Sequence[int],
+    config: Config,
 ) -> list[ViewRow]:
     """Final students of one generator under each variant, and a teacher of as many gradient steps, per seed.
 
-    A student or teacher that is finished stays so when the same comparison is made again. `EQUAL_TEACHER` is a variant too.
+    A student or teacher that is finished stays so when the same comparison is
+    made again. `EQUAL_TEACHER` is a variant too.
     """
     tasks: list[tuple[Any, ...]] = [(name, seed) for seed in seeds for name in (EQUAL_TEACHER, *variants)]
 
@@ -136,11 +158,13 @@ def compare_search(
 ) -> list[dict[str, Any]]:
     """What `halving` costs and loses against the `exhaustive` sweep, a row per seed of the students.
 
-    A student of a whole schedule that both searches train is one and the same, so it is trained once and counts in both costs.
+    A student of a whole schedule that both searches train is one and the same,
+    so it is trained once and counts in both costs.
 
     Returns:
-        Rows: seed; exhaustive and halving, each with epoch, val_cas, students, images_seen and seconds; lost_cas, the exhaustive
-        winner's CAS minus that of halving's winner; images_share and seconds_share of halving's cost in the exhaustive one's.
+        Rows: seed; exhaustive and halving, each with epoch, val_cas, students, images_seen and seconds;
+        lost_cas, the exhaustive winner's CAS minus that of halving's winner; images_share and seconds_share
+        of halving's cost in the exhaustive one's.
     """
     rows = []
     for seed in seeds:

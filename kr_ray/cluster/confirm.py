@@ -1,7 +1,7 @@
 """A choice that is more than noise: the tuning's finalists and the defaults, trained again with fresh seeds.
 
-The best of many trials is partly the luckiest (a winner's curse): its own score says too much. Here it counts for
-nothing but a place among the finalists; what decides is the mean of new students.
+The best of many trials is partly the luckiest (a winner's curse): its own score says too much. Here it counts
+for nothing but a place among the finalists; what decides is the mean of new students.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ DEFAULTS = -1
 
 
 def cas_error(cas: float, images: int) -> float:
-    """Standard error of a CAS counted on so many validation images (binomial); another seed's change comes on top."""
+    """Standard error of a CAS counted on so many validation images
+    (binomial); another seed's change comes on top."""
     return math.sqrt(cas * (1 - cas) / images)
 
 
 def difference_error(left: float, right: float, images: int) -> float:
     """Standard error of the difference of two CAS on the same images, at most.
 
-    Where two students agree on an image, right or wrong, it drops out of the difference; how often is unknown here.
+    Where two students agree on an image, right or wrong, it drops out of
+    the difference; how often is unknown here.
     """
     return math.hypot(cas_error(left, images), cas_error(right, images))
 
@@ -37,7 +39,8 @@ def decide(found: Mapping[int, Sequence[float]], images: int) -> Decision:
     """Whether a finalist beats the defaults by more than the standard error of the difference.
 
     Args:
-        found: by trial number (`DEFAULTS` among them), the CAS of two students or more, of the same seeds in the same order.
+        found: by trial number (`DEFAULTS` among them), the CAS of two students or
+            more, of the same seeds in the same order.
         images: that each CAS was counted on.
     """
     means = {trial: statistics.fmean(values) for trial, values in found.items()}
@@ -51,11 +54,15 @@ def decide(found: Mapping[int, Sequence[float]], images: int) -> Decision:
     return Decision(trial=best, gain=gain, standard_error=error, winner=best if gain > error else DEFAULTS)
 
 
-def confirm(outcomes: Sequence[TrialOutcome], shared: StudentWork, finalists: int, seeds: int, images: int) -> Confirmed:
-    """Train the best `finalists` complete trials and the defaults again, each with `seeds` seeds that no trial had.
+def confirm(
+    outcomes: Sequence[TrialOutcome], shared: StudentWork, finalists: int, seeds: int, images: int
+) -> Confirmed:
+    """Train the best `finalists` complete trials and the defaults
+    again, each with `seeds` seeds that no trial had.
 
     Args:
-        shared: the trials' common part, with the default generation parameters; students are kept in its folder.
+        shared: the trials' common part, with the default generation
+            parameters; students are kept in its folder.
         images: in the validation split.
     """
     rungs = shared.ticks.count
@@ -63,7 +70,11 @@ def confirm(outcomes: Sequence[TrialOutcome], shared: StudentWork, finalists: in
     ranked = sorted(complete, key=lambda outcome: (-outcome.history[rungs], outcome.number))[:finalists]
     candidates: dict[int, dict[str, float]] = {outcome.number: outcome.params for outcome in ranked}
     candidates[DEFAULTS] = shared.spec.synthesis.values(ranked[0].params)
-    works = {(trial, k): _student(shared, trial, params, k) for trial, params in candidates.items() for k in range(seeds)}
+    works = {
+        (trial, k): _student(shared, trial, params, k)
+        for trial, params in candidates.items()
+        for k in range(seeds)
+    }
     cas = dict(zip(works, train_students(list(works.values()), shared.folder, shared.cluster), strict=True))
     found = {trial: [cas[trial, k] for k in range(seeds)] for trial in candidates}
     rows = [

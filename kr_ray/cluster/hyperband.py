@@ -60,12 +60,14 @@ class Bracket:
 def hyperband_brackets(trials: int, rungs: int, eta: int) -> list[Bracket]:
     """Cut `trials` trials into Hyperband's brackets (Li et al. 2018, Algorithm 1).
 
-    With R = `rungs` and s_max = floor(log_eta R), brackets s = s_max, ..., 0 follow each other, again and again. Bracket s
-    starts n = ceil((s_max + 1) / (s + 1) * eta^s) trials; its rung i trains floor(n / eta^i) of them up to R / eta^(s - i)
-    units (rounded down). For R = 9 and eta = 3: 9 -> 3 -> 1 at 1, 3, 9 units; 5 -> 1 at 3, 9; 3 at 9; 17 trials in all.
-    The last bracket takes what trials remain; each bracket trains at least one trial to the end.
+    With R = `rungs` and s_max = floor(log_eta R), brackets s = s_max, ..., 0 follow each other, again and
+    again. Bracket s starts n = ceil((s_max + 1) / (s + 1) * eta^s) trials; its rung i trains floor(n / eta^i)
+    of them up to R / eta^(s - i) units (rounded down). For R = 9 and eta = 3: 9 -> 3 -> 1 at 1, 3, 9 units; 5
+    -> 1 at 3, 9; 3 at 9; 17 trials in all. The last bracket takes what trials remain; each bracket trains at
+    least one trial to the end.
 
-    Ray's HyperBandScheduler goes from s = 0 up, rounds log_eta R to nearest, and keeps ceil(n / eta) trials per rung.
+    Ray's HyperBandScheduler goes from s = 0 up, rounds log_eta R to
+    nearest, and keeps ceil(n / eta) trials per rung.
     """
     s_max = max(s for s in range(rungs) if eta**s <= rungs)
     brackets: list[Bracket] = []
@@ -73,7 +75,9 @@ def hyperband_brackets(trials: int, rungs: int, eta: int) -> list[Bracket]:
     while first < trials:
         s = s_max - len(brackets) % (s_max + 1)
         n = min(-(-(s_max + 1) * eta**s // (s + 1)), trials - first)
-        brackets.append(Bracket(first, tuple((max(n // eta**i, 1), rungs // eta ** (s - i)) for i in range(s + 1))))
+        brackets.append(
+            Bracket(first, tuple((max(n // eta**i, 1), rungs // eta ** (s - i)) for i in range(s + 1)))
+        )
         first += n
     return brackets
 
@@ -81,8 +85,8 @@ def hyperband_brackets(trials: int, rungs: int, eta: int) -> list[Bracket]:
 class SynchronousHyperBand(FIFOScheduler):
     """Hyperband with fixed bracket membership (by trial number) and rungs that wait for all their trials.
 
-    Ray's HyperBandScheduler fills brackets in order of arrival, may halve one that is not yet full, and pauses for ever what
-    a failure has thrown out of step. Here everything follows from `Bracket.goals`.
+    Ray's HyperBandScheduler fills brackets in order of arrival, may halve one that is not yet full, and
+    pauses for ever what a failure has thrown out of step. Here everything follows from `Bracket.goals`.
     """
 
     _supports_buffered_results = False
@@ -120,7 +124,8 @@ class SynchronousHyperBand(FIFOScheduler):
         self._leave(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        # Tune marks a trial ERROR before this call only if it is about to queue it again: then its rung waits for it.
+        # Tune marks a trial ERROR before this call only if it is about to
+        # queue it again: then its rung waits for it.
         if trial.status != Trial.ERROR:
             self._leave(tune_controller, trial)
 
@@ -146,12 +151,15 @@ class SynchronousHyperBand(FIFOScheduler):
             self._settle(tune_controller, number)
 
     def _settle(self, tune_controller: Any, number: int) -> dict[int, int]:
-        """Stop whom the bracket of trial `number` no longer needs, save that trial itself; return the goals."""
+        """Stop whom the bracket of trial `number` no longer needs,
+        save that trial itself; return the goals."""
         bracket = self._bracket_of[number]
         goals = bracket.goals(self._history, self._left)
         for other in bracket.trials:
             if other != number and other not in goals and other not in self._left:
-                self._left.add(other)  # before: Tune calls `on_trial_remove`, which must not settle again meanwhile
+                self._left.add(
+                    other
+                )  # before: Tune calls `on_trial_remove`, which must not settle again meanwhile
                 tune_controller.stop_trial(self._trials[other])
         return goals
 

@@ -23,10 +23,12 @@ from kr_ray.runs.storage import RemotePath
 from kr_ray.silence import SWITCHES
 
 WORKER_ENVIRONMENT = {
-    # Two spinning OpenMP threads on shared cores cost 2x the wall time of one; waiting passively they gain a third.
+    # Two spinning OpenMP threads on shared cores cost 2x the wall time of
+    # one; waiting passively they gain a third.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
-    # The Train controller looks for reports and deaths this often; the default of 2 s would double a short stage.
+    # The Train controller looks for reports and deaths this often; the
+    # default of 2 s would double a short stage.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Messages and progress bars for which the driver has better ones.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -37,14 +39,16 @@ WORKER_ENVIRONMENT = {
 
 
 STORAGE_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
-"""Of the driver's environment, passed on to the workers of a cluster it joins: where the store is. Credentials are each node's own, for
-whatever a job passes on can be read in its metadata."""
+"""Of the driver's environment, passed on to the workers of a cluster it joins: where the store is.
+Credentials are each node's own, for whatever a job passes on can be read in its metadata."""
 
 LOCAL_ENVIRONMENT = {
     # Nobody announces the end of one's own machine: one process less to start per training.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-NO_WAY_OUT = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9") | dict.fromkeys(("no_proxy", "NO_PROXY"), "")
+NO_WAY_OUT = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9") | dict.fromkeys(
+    ("no_proxy", "NO_PROXY"), ""
+)
 """Environment of a process whose requests end at a port of this machine on which nobody listens."""
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """Who sets one of them has decided on the token already."""
@@ -54,7 +58,8 @@ TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 def ray_session(config: ClusterConfig) -> Iterator[None]:
     """Connect to Ray for the length of the block.
 
-    `address: auto-or-local` joins RAY_ADDRESS (set by `ray job submit`) and otherwise starts a local Ray that ends with the block.
+    `address: auto-or-local` joins RAY_ADDRESS (set by `ray job submit`) and
+    otherwise starts a local Ray that ends with the block.
     """
     # Before any worker starts, for workers of a local Ray inherit it.
     os.environ.update(WORKER_ENVIRONMENT | SWITCHES)
@@ -151,7 +156,9 @@ def _signals_kept() -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # of this thread: others of this process still hear it
+    mask = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGHUP}
+    )  # of this thread: others of this process still hear it
     try:
         yield
     except SystemExit as ended:
@@ -171,8 +178,9 @@ def _storage_environment() -> dict[str, str]:
     for name, value in found.items():
         if holds_secret(value):
             raise ConfigError(
-                f"`{name}` must hold no user, password or token, for it travels with the job, but got "
-                f"{masked(value)}; give credentials to every node (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+                f"`{name}` must hold no user, password or token, for it travels with the "
+                f"job, but got {masked(value)}; give credentials to every node "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
     return found
 
@@ -202,7 +210,9 @@ def check_storage_shared(run: Path) -> None:
         answers = ray.get([look.options(scheduling_strategy=node).remote(marker) for node in there])
     finally:
         marker.unlink(missing_ok=True)
-    blind = {node["NodeManagerAddress"]: answer for node, answer in zip(nodes, answers, strict=True) if answer}
+    blind = {
+        node["NodeManagerAddress"]: answer for node, answer in zip(nodes, answers, strict=True) if answer
+    }
     if blind:
         said = ", ".join(f"{address} ({answer})" for address, answer in blind.items())
         remedy = (
@@ -211,7 +221,8 @@ def check_storage_shared(run: Path) -> None:
             else "use --set storage=/a/folder/on/a/shared/file/system or --set storage=s3://bucket/runs"
         )
         raise ConfigError(
-            f"`storage` must be seen by all {len(nodes)} nodes of the cluster, but {run} is not by {said}; {remedy}"
+            f"`storage` must be seen by all {len(nodes)} nodes of the "
+            f"cluster, but {run} is not by {said}; {remedy}"
         )
 
 
@@ -240,8 +251,9 @@ def _check_fits(config: ClusterConfig, available: dict[str, float]) -> None:
             if demand * workers > there:
                 shown = f"{demand:g}" if workers == 1 else f"{workers} workers of {demand:g}"
                 wrong.append(
-                    f"`cluster.{work}.{kind} <= {there / workers:g}` (what this machine has) must hold, but got {shown}; "
-                    f"use --set cluster.{work}.{kind}={there / workers:g}, or join a cluster by RAY_ADDRESS"
+                    f"`cluster.{work}.{kind} <= {there / workers:g}` (what this machine has) must hold, but "
+                    f"got {shown}; use --set cluster.{work}.{kind}={there / workers:g}, or join a cluster "
+                    "by RAY_ADDRESS"
                 )
     if wrong:
         raise ConfigError("\n".join(wrong))

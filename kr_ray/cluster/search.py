@@ -1,9 +1,9 @@
 """The tuning stage on Ray Tune: TPE asks, Hyperband stops, and the same seed always gives the same study.
 
-Parallel ask and tell make TPE depend on which trial happens to end first. Here a searcher is told results, and asked for
-more, only at the borders of Hyperband's brackets, in trial order. As scores, suggestions and decisions are then functions of
-(config, seed), a killed run needs no restored Tune: a fresh one replays it, and each trial finds its earlier results by its
-number.
+Parallel ask and tell make TPE depend on which trial happens to end first. Here a searcher is told results,
+and asked for more, only at the borders of Hyperband's brackets, in trial order. As scores, suggestions and
+decisions are then functions of (config, seed), a killed run needs no restored Tune: a fresh one replays it,
+and each trial finds its earlier results by its number.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from kr_ray.runs.progress import report_progress
 from kr_ray.runs.storage import local_output, remove_tree
 
 STUDY_NAME = "tuning"
-"""`optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(study_path))))` opens the study."""
+"""`optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(study_path))))`
+opens the study."""
 
 
 class TuningError(RuntimeError):
@@ -75,16 +76,20 @@ class PruningOptunaSearch(OptunaSearch):
         super().__init__(**options)
         self._max_resource = max_resource
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         final = result if result and not error and result[RESOURCE] >= self._max_resource else None
         super().on_trial_complete(trial_id, final, error)
 
 
 class BracketBarrier(Searcher):
-    """Puts any searcher in step with Hyperband: no trial of a bracket is asked for before its predecessors' results are told.
+    """Puts any searcher in step with Hyperband: no trial of a bracket is
+    asked for before its predecessors' results are told.
 
-    Adds the trial's number to the suggested parameters. With `in_flight` = L, bracket b sees the results of the brackets up
-    to b - L: more trials run at a time, TPE learns later, and the study is another one, yet just as reproducible.
+    Adds the trial's number to the suggested parameters. With `in_flight` = L, bracket b sees the results of
+    the brackets up to b - L: more trials run at a time, TPE learns later, and the study is another one, yet
+    just as reproducible.
     """
 
     def __init__(
@@ -121,7 +126,9 @@ class BracketBarrier(Searcher):
         if METRIC in result:
             self._outcome(trial_id).history[result[RESOURCE]] = result[METRIC]
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         if result:  # Tune passes the result that made Hyperband stop the trial only to this function
             self.on_trial_result(trial_id, result)
         outcome = self._outcome(trial_id)
@@ -152,7 +159,11 @@ class BracketBarrier(Searcher):
     def _tell_trial(self, trial_id: str, outcome: TrialOutcome) -> None:
         result: dict[str, Any] | None = None
         for resource, cas in outcome.history.items():
-            result = {METRIC: cas, RESOURCE: resource, "training_iteration": resource}  # the step of Ray's OptunaSearch
+            result = {
+                METRIC: cas,
+                RESOURCE: resource,
+                "training_iteration": resource,
+            }  # the step of Ray's OptunaSearch
             self._inner.on_trial_result(trial_id, result)
         self._inner.on_trial_complete(trial_id, result, error=outcome.state == "error")
 
@@ -171,9 +182,9 @@ def build_search(
 ) -> BracketBarrier:
     """The searcher of a tuning stage, whose folder is `stage_dir` (by default that of the study).
 
-    `optuna` (TPE) and `random` keep an Optuna study with all parameters, intermediate values and states in the journal file
-    `study_path`, which is started anew. `hyperopt` keeps none, and takes the last score of a pruned trial for its result:
-    it knows no pruned trials.
+    `optuna` (TPE) and `random` keep an Optuna study with all parameters, intermediate values and states in
+    the journal file `study_path`, which is started anew. `hyperopt` keeps none, and takes the last score of a
+    pruned trial for its result: it knows no pruned trials.
     """
     if config.searcher == "hyperopt":
         inner = HyperOptSearch(
@@ -193,12 +204,16 @@ def build_search(
 def _report_pruned(stage: Path, outcome: TrialOutcome) -> None:
     """A pruned trial is finished work: it will report no more."""
     cas = outcome.history.get(outcome.resource)
-    report_progress(stage, f"{outcome.number:04d}", 1.0, f"{outcome.number:04d}: pruned", cas=cas, pruned=True)
+    report_progress(
+        stage, f"{outcome.number:04d}", 1.0, f"{outcome.number:04d}: pruned", cas=cas, pruned=True
+    )
 
 
 def _optuna_search(config: TuningConfig, kinds: Kinds, seed: int, study_path: Path) -> PruningOptunaSearch:
     study_path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in study_path.parent.glob(study_path.name + "*"):  # also the lock of a killed run: Optuna would wait for it
+    for stale in study_path.parent.glob(
+        study_path.name + "*"
+    ):  # also the lock of a killed run: Optuna would wait for it
         stale.unlink()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -206,12 +221,15 @@ def _optuna_search(config: TuningConfig, kinds: Kinds, seed: int, study_path: Pa
         return PruningOptunaSearch(
             max_resource=config.rungs,
             space={
-                name: FloatDistribution(*bounds) if kinds[name] is float else IntDistribution(*map(int, bounds))
+                name: FloatDistribution(*bounds)
+                if kinds[name] is float
+                else IntDistribution(*map(int, bounds))
                 for name, bounds in config.space.items()
             },
             metric=METRIC,
             mode="max",
-            # Trials of one bracket are suggested without results of each other: the constant liar keeps them apart.
+            # Trials of one bracket are suggested without results of each
+            # other: the constant liar keeps them apart.
             sampler=optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=config.startup_trials, multivariate=True, constant_liar=True
             )
@@ -249,19 +267,23 @@ def run_tuning(
     """Run the tuning stage; on a second call, replay it.
 
     Args:
-        trainable: each `step()` trains one unit, of `config.rungs` in all, and returns at least `{"resource": k}`
-            with k counting from 1, and at the rungs of its bracket also `"cas"`. Its config holds `constants`, the parameters of the search space, their `names` and `trial`, a number by which it must
-            keep its results and state, on storage all workers share, so as to return them again without computing. Must have
-            `reset_config` (workers are reused) and save and load k as its checkpoint.
+        trainable: each `step()` trains one unit, of `config.rungs` in all, and returns at least
+            `{"resource": k}` with k counting from 1, and at the rungs of its bracket also `"cas"`. Its config
+            holds `constants`, the parameters of the search space, their `names` and `trial`, a number by
+            which it must keep its results and state, on storage all workers share, so as to return them again
+            without computing. Must have `reset_config` (workers are reused) and save and load k as its
+            checkpoint.
         kinds: whether a parameter is a whole number.
         constants: same for all trials; plain values.
-        stage_dir: local or shared; receives `study.journal` and Tune's own files in `tune/`, both started anew.
+        stage_dir: local or shared; receives `study.journal` and Tune's own
+            files in `tune/`, both started anew.
         resources: of one trial: `{"cpu": ..., "gpu": ...}`. They bound how many run at a time.
-        max_retries: how often a trial is tried again at once, and how often all is replayed when a worker or Tune is lost.
+        max_retries: how often a trial is tried again at once, and how often all is
+            replayed when a worker or Tune is lost.
 
     Returns:
-        All `config.trials` outcomes by number, `complete` or `pruned`. The same whatever the timing, the number of workers
-        and earlier interruptions, if the trainable's scores are.
+        All `config.trials` outcomes by number, `complete` or `pruned`. The same whatever the timing, the
+        number of workers and earlier interruptions, if the trainable's scores are.
 
     Raises:
         TuningError: a trial failed for good. Earlier results stay; the same call resumes.
@@ -270,9 +292,13 @@ def run_tuning(
     for replays_left in reversed(range(max_retries + 1)):
         with local_output(stage_dir / "study.journal") as journal:
             search = build_search(config, kinds, seed, journal, brackets_in_flight, stage_dir)
-            errors = _fit(with_resources(trainable, resources), config, constants, search, stage_dir, max_retries)
+            errors = _fit(
+                with_resources(trainable, resources), config, constants, search, stage_dir, max_retries
+            )
         if not errors:
-            if len(search.outcomes) < config.trials or any(o.state not in ("complete", "pruned") for o in search.outcomes):
+            if len(search.outcomes) < config.trials or any(
+                o.state not in ("complete", "pruned") for o in search.outcomes
+            ):
                 raise KeyboardInterrupt  # Tune catches Ctrl-C and returns as if all were well
             return search.outcomes
         error = _tuning_error(errors, search.outcomes, max_retries)
@@ -283,7 +309,12 @@ def run_tuning(
 
 
 def _fit(
-    trainable: Any, config: TuningConfig, constants: dict[str, Any], search: BracketBarrier, stage_dir: Path, max_retries: int
+    trainable: Any,
+    config: TuningConfig,
+    constants: dict[str, Any],
+    search: BracketBarrier,
+    stage_dir: Path,
+    max_retries: int,
 ) -> dict[int, Exception]:
     """Run a fresh Tune experiment; return what failed by trial number, -1 for Tune itself."""
     remove_tree(stage_dir / "tune")
@@ -318,11 +349,16 @@ def _fit(
 
 
 def _worker_lost(cause: Exception) -> bool:
-    """Whether a replay may help: Tune retries a trial's own exceptions, but not a worker that dies between two trials."""
-    return isinstance(cause, TuneError | OutOfMemoryError) or (isinstance(cause, RayActorError) and not cause.actor_init_failed)
+    """Whether a replay may help: Tune retries a trial's own exceptions,
+    but not a worker that dies between two trials."""
+    return isinstance(cause, TuneError | OutOfMemoryError) or (
+        isinstance(cause, RayActorError) and not cause.actor_init_failed
+    )
 
 
-def _tuning_error(errors: dict[int, Exception], outcomes: list[TrialOutcome], max_retries: int) -> TuningError:
+def _tuning_error(
+    errors: dict[int, Exception], outcomes: list[TrialOutcome], max_retries: int
+) -> TuningError:
     number, cause = min(errors.items())
     what = "Ray Tune" if number < 0 else f"tuning trial {number} ({outcomes[number].params})"
     error = TuningError(

@@ -1,10 +1,12 @@
 """The regenerated, teacher-labelled images as one Ray Data stream per student (sections 3.3 and 3.4).
 
-    (regeneration, part) -> makers: actors with generator and teacher -> uint8 images and soft labels -> the student's training
+    (regeneration, part) -> makers: actors with generator and teacher -> uint8
+    images and soft labels -> the student's training
 
-The stream starts once per student and holds all regenerations it will need, from the one it has got to. Parts arrive in order and are
-seeded by what they are (`SyntheticSet.part`), so the images are those of `on_device` generation whatever the number of makers.
-While the student trains on one regeneration the next ones are made, as far as the stream's share of the object store goes.
+The stream starts once per student and holds all regenerations it will need, from the one it has got to. Parts
+arrive in order and are seeded by what they are (`SyntheticSet.part`), so the images are those of `on_device`
+generation whatever the number of makers. While the student trains on one regeneration the next ones are made,
+as far as the stream's share of the object store goes.
 """
 
 from __future__ import annotations
@@ -42,13 +44,15 @@ from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, set_si
 AHEAD = 2
 """Regenerations that the object store may hold: the one that is being taken over, and the next."""
 LEAST_ROOM = 2**29
-"""Bytes of the object store: with less Ray Data keeps makers waiting for room that its own reserves take up."""
+"""Bytes of the object store: with less Ray Data keeps makers
+waiting for room that its own reserves take up."""
 
 Columns = dict[str, NDArray[Any]]
 
 
 def student_images(cluster: ClusterConfig, name: str) -> OpenSet:
-    """Where `cluster.stream` says that students' images are made; `name` is the stream's in Ray's dashboard."""
+    """Where `cluster.stream` says that students' images are made;
+    `name` is the stream's in Ray's dashboard."""
     return on_device if cluster.stream == "on_device" else partial(_streamed, cluster=cluster, name=name)
 
 
@@ -85,10 +89,13 @@ class Makers:
     regenerations: float
     cluster: ClusterConfig
 
-    def stream(self, regenerations: range, image_bytes: int, name: str, maker: type[Maker], *arguments: Any) -> Dataset:
+    def stream(
+        self, regenerations: range, image_bytes: int, name: str, maker: type[Maker], *arguments: Any
+    ) -> Dataset:
         """All parts of `regenerations`, in order, as actors of the class `maker` make them.
 
-        One block per part, there from the start: so no task has to read them, which would wait for a CPU that students hold.
+        One block per part, there from the start: so no task has to read them,
+        which would wait for a CPU that students hold.
         """
         items = [
             {"regeneration": regeneration, "first": part.start, "end": part.stop}
@@ -126,10 +133,12 @@ class Maker:
         )
 
     def __call__(self, batch: Columns) -> Columns:
-        """One part, as rows `regeneration` int64, `image` uint8 [C, H, W], `soft_label` float32 [K], `cpu_s` float64.
+        """One part, as rows `regeneration` int64, `image` uint8 [C, H,
+        W], `soft_label` float32 [K], `cpu_s` float64.
 
-        `cpu_s` sums up to the CPU seconds that the maker has spent since its last part, or its start. With view: seen
-        there is no `soft_label`. There are no rows if a filtering strategy has found no image to keep.
+        `cpu_s` sums up to the CPU seconds that the maker has spent since its last part, or its start. With
+        view: seen there is no `soft_label`. There are no rows if a filtering strategy has found no image to
+        keep.
         """
         regeneration = int(batch["regeneration"][0])
         try:
@@ -160,11 +169,12 @@ class TableMaker(Maker):
 
 
 def export_parquet(makers: Makers, folder: Path, schema: pa.Schema) -> None:
-    """Write the first regeneration to a folder of Parquet files (format: kr_ray.synthesis.parquet_set), a file
-    per part.
+    """Write the first regeneration to a folder of Parquet files (format:
+    kr_ray.synthesis.parquet_set), a file per part.
 
     A folder that is there is replaced once the new one is whole; what a kill has left of a new one is begun
-    anew. It is written from a task, so that what Ray Data and Ray's core say meanwhile is in that worker's log.
+    anew. It is written from a task, so that what Ray Data and Ray's core say meanwhile is in that worker's
+    log.
     """
     run_tasks("export", _export, [(makers, folder, schema)], Resources(cpu=0.0), makers.cluster.max_retries)
 
@@ -179,7 +189,8 @@ def _export(makers: Makers, folder: Path, schema: pa.Schema) -> None:
 
 
 class StreamedSet(RegeneratedSet):
-    """A regenerated set that makers send. The first worker of a training takes it over and hands it on to the others.
+    """A regenerated set that makers send. The first worker of a
+    training takes it over and hands it on to the others.
 
     Args:
         splits: the real images; the generated ones have their size, channels and classes.
@@ -236,7 +247,9 @@ class StreamedSet(RegeneratedSet):
 
     def _start(self, first: int) -> None:
         self.close()
-        stream = self._makers.stream(range(first, self._last + 1), self._image_shape.numel(), self._name, Maker)
+        stream = self._makers.stream(
+            range(first, self._last + 1), self._image_shape.numel(), self._name, Maker
+        )
         row_bytes = self._image_shape.numel() + 4 * self._labels + 16
         room = max(LEAST_ROOM, AHEAD * len(self) * row_bytes)
         stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=room)

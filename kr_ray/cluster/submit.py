@@ -1,4 +1,5 @@
-"""`kr submit`: the Ray Jobs API with a `kr` command filled in. What it does, `ray job submit` does too; no protocol of its own."""
+"""`kr submit`: the Ray Jobs API with a `kr` command filled in. What it does,
+`ray job submit` does too; no protocol of its own."""
 
 from __future__ import annotations
 
@@ -24,11 +25,13 @@ from kr_ray.silence import SWITCHES
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 JOB_ENVIRONMENT = SWITCHES | {
-    # `ray job stop` kills after this long; the default of 3 s can be less than a worker needs to let go of its devices.
+    # `ray job stop` kills after this long; the default of 3 s can be less
+    # than a worker needs to let go of its devices.
     "RAY_JOB_STOP_WAIT_TIME_S": "60",
 }
 QUIET = {
-    "ray._private.runtime_env.packaging": logging.WARNING,  # a line for every ignored file; that one is large is still said
+    # a line for every ignored file; that one is large is still said
+    "ray._private.runtime_env.packaging": logging.WARNING,
     "ray._private.runtime_env.working_dir": logging.ERROR,  # that .git is ignored
     "ray.dashboard.modules.job.sdk": logging.WARNING,  # that a log has ended
 }
@@ -49,19 +52,21 @@ def entrypoint(command: str, config: str, overrides: Sequence[str], working_dir:
     job = Path("jobs") / f"{command.replace('-', '_')}.py"
     if not (working_dir / job).is_file():
         raise ConfigError(
-            f"`{job}` must be in the working directory that is uploaded, but it is not in {str(working_dir)!r}; run `kr submit` in "
-            "a checkout of the project, or name one with --working-dir"
+            f"`{job}` must be in the working directory that is uploaded, but it is "
+            f"not in {str(working_dir)!r}; run `kr submit` in a checkout of the "
+            "project, or name one with --working-dir"
         )
     path = Path(config).resolve()
     if not path.is_relative_to(working_dir.resolve()):
         raise ConfigError(
-            f"the configuration must be inside the working directory that is uploaded, but {config!r} is not in "
-            f"{str(working_dir)!r}; copy it there"
+            f"the configuration must be inside the working directory that is uploaded, but {config!r} is "
+            f"not in {str(working_dir)!r}; copy it there"
         )
     for file in (job, path.relative_to(working_dir.resolve())):
         if rule := _left_out_by(working_dir.resolve(), file):
             raise ConfigError(
-                f"the upload must hold `{file}`, but {rule} leaves it out; copy it to a folder that is uploaded, or change that file"
+                f"the upload must hold `{file}`, but {rule} leaves it out; copy it to "
+                "a folder that is uploaded, or change that file"
             )
     options = [part for override in overrides for part in ("--set", override)]
     return shlex.join(["python", str(job), str(path.relative_to(working_dir.resolve())), *options])
@@ -77,7 +82,9 @@ def _left_out_by(working_dir: Path, file: Path) -> str:
     gitignore = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
     folder = working_dir
     for part in file.parts:
-        found = get_excludes_from_ignore_files(folder, include_gitignore=gitignore, logger=logging.getLogger(__name__))
+        found = get_excludes_from_ignore_files(
+            folder, include_gitignore=gitignore, logger=logging.getLogger(__name__)
+        )
         rules += [(rule, f"in {str(folder)!r} a .gitignore or .rayignore") for rule in found]
         folder = folder / part
         for rule, name in rules:
@@ -100,8 +107,8 @@ def check_address(address: str) -> str:
         fits = False
     if not fits or re.search(r"\s", address):
         raise ConfigError(
-            f"`--address` must be the URL of a dashboard, such as http://HEAD:8265, but got {masked(address)!r}; correct it, or "
-            "RAY_API_SERVER_ADDRESS"
+            "`--address` must be the URL of a dashboard, such as http://HEAD:8265, but got "
+            f"{masked(address)!r}; correct it, or RAY_API_SERVER_ADDRESS"
         )
     return address
 
@@ -111,7 +118,8 @@ class Submission:
 
     Raises:
         ConnectionError: nothing answers at `address`.
-        RuntimeError: the cluster refuses the submission, for instance for lack of a token (`RAY_AUTH_MODE=token`).
+        RuntimeError: the cluster refuses the submission, for instance for
+            lack of a token (`RAY_AUTH_MODE=token`).
     """
 
     def __init__(self, address: str, command: str, working_dir: Path, metadata: Mapping[str, str]) -> None:
@@ -126,11 +134,17 @@ class Submission:
         self.page = masked(f"{self._client.get_address()}/#/jobs/{self.id}")
 
     def follow(self, write: Callable[[str], None]) -> int:
-        """Hand the job's output to `write` until it ends; returns its exit code (130 if it was stopped, 1 if it has none)."""
+        """Hand the job's output to `write` until it ends; returns its exit
+        code (130 if it was stopped, 1 if it has none)."""
         try:
             asyncio.run(self._tail(write))
         except (RuntimeError, aiohttp.ClientError) as error:
-            write(masked(f"(the log is interrupted, the job is not: {error}; `ray job logs {self.id}` shows all of it)\n"))
+            write(
+                masked(
+                    f"(the log is interrupted, the job is not: {error}; `ray "
+                    f"job logs {self.id}` shows all of it)\n"
+                )
+            )
         while not (job := self._details()).status.is_terminal():
             time.sleep(POLL_S)
         return _exit_code(job)

@@ -11,7 +11,14 @@ from kr_ray.classifiers.ticks import Ticks
 from kr_ray.cluster.confirm import DEFAULTS, confirm, difference_error
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.search import TrialOutcome, run_tuning
-from kr_ray.cluster.trials import StudentWork, TuningTrial, read_history, train_students, trial_folder, trial_resources
+from kr_ray.cluster.trials import (
+    StudentWork,
+    TuningTrial,
+    read_history,
+    train_students,
+    trial_folder,
+    trial_resources,
+)
 from kr_ray.config import CheckpointsConfig, Config
 from kr_ray.runs.figures import Best, SweptCheckpoint, Trial
 from kr_ray.runs.results import SweepResult, TuningResult
@@ -21,13 +28,16 @@ SWEEP_TICKS = Ticks(count=5, validated=(5,))
 """A sweep student is judged once, at its end; the ticks in between only bound what a kill can lose."""
 
 
-def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config) -> list[SweptCheckpoint]:
+def sweep_checkpoints(
+    run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config
+) -> list[SweptCheckpoint]:
     """Validation CAS per checkpoint, each with the schedule length (epochs) it was measured at.
 
-    `exhaustive` (the paper) trains every student for the whole schedule. `halving` first tries all checkpoints on short but complete
-    schedules (a truncated cosine would rank by what the rate has not yet annealed), and gives the whole schedule to the best of
-    them. It cuts once: short schedules tell bad checkpoints from good ones, but hardly order the good ones (kr_ray/bench/README.md), and what rounds
-    in between would cost tries more of them in earnest.
+    `exhaustive` (the paper) trains every student for the whole schedule. `halving` first tries all
+    checkpoints on short but complete schedules (a truncated cosine would rank by what the rate has not yet
+    annealed), and gives the whole schedule to the best of them. It cuts once: short schedules tell bad
+    checkpoints from good ones, but hardly order the good ones (kr_ray/bench/README.md), and what rounds in
+    between would cost tries more of them in earnest.
     """
     found: dict[int, tuple[int, float]] = {}
     for epochs, count in sweep_rounds(config.checkpoints, len(checkpoint_epochs)):
@@ -36,11 +46,15 @@ def sweep_checkpoints(run: Path, folder: Path, checkpoint_epochs: Sequence[int],
         works = [_sweep_student(run, folder, epoch, epochs, config) for epoch in checkpoint_epochs]
         cas = train_students(works, folder, config.cluster)
         found |= {epoch: (epochs, value) for epoch, value in zip(checkpoint_epochs, cas, strict=True)}
-    return [SweptCheckpoint(epoch=epoch, epochs=epochs, val_cas=cas) for epoch, (epochs, cas) in sorted(found.items())]
+    return [
+        SweptCheckpoint(epoch=epoch, epochs=epochs, val_cas=cas)
+        for epoch, (epochs, cas) in sorted(found.items())
+    ]
 
 
 def sweep_rounds(sweep: CheckpointsConfig, checkpoints: int) -> list[tuple[int, int]]:
-    """Epochs and number of students of each round: one round for `exhaustive`, and where `halving` would save nothing; else two."""
+    """Epochs and number of students of each round: one round for `exhaustive`,
+    and where `halving` would save nothing; else two."""
     whole = sweep.epochs
     short = max(1, round(whole / sweep.shortening))
     stay = max(1, math.floor(checkpoints * (sweep.budget - short / whole) + 1e-9))
@@ -50,7 +64,9 @@ def sweep_rounds(sweep: CheckpointsConfig, checkpoints: int) -> list[tuple[int, 
 
 
 def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config: Config) -> StudentWork:
-    name = f"checkpoint_{checkpoint:04d}" + (f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else "")
+    name = f"checkpoint_{checkpoint:04d}" + (
+        f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else ""
+    )
     spec = StudentSpec(config.generator, checkpoint, config.synthesis, epochs, config.seed)
     return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster)
 
@@ -61,10 +77,14 @@ def best_checkpoint(swept: Sequence[SweptCheckpoint]) -> SweptCheckpoint:
 
 
 def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config: Config) -> dict[str, float]:
-    """Images that a sweep's students were trained on, and the seconds of their trainings, summed over all of its rounds."""
+    """Images that a sweep's students were trained on, and the seconds of
+    their trainings, summed over all of its rounds."""
     lengths = [epochs for epochs, _ in sweep_rounds(config.checkpoints, len(swept))]
     students = [
-        _sweep_student(run, folder, row.epoch, epochs, config) for row in swept for epochs in lengths if epochs <= row.epochs
+        _sweep_student(run, folder, row.epoch, epochs, config)
+        for row in swept
+        for epochs in lengths
+        if epochs <= row.epochs
     ]
     histories = [student.history() for student in students]
     return {
@@ -74,10 +94,14 @@ def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config
     }
 
 
-def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config, validation_images: int) -> TuningResult:
-    """The best generation parameters (`tuning.space`) of the best checkpoint, and what they gain over the defaults."""
+def tune_generation(
+    run: Path, folder: Path, sweep: SweepResult, config: Config, validation_images: int
+) -> TuningResult:
+    """The best generation parameters (`tuning.space`) of the best
+    checkpoint, and what they gain over the defaults."""
     tuning, kinds = config.tuning, config.synthesis.searchable()
-    # Passes of real size: the resource is then images seen, and trials of different scale are compared at equal work.
+    # Passes of real size: the resource is then images seen, and trials of
+    # different scale are compared at equal work.
     synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
     spec = StudentSpec(config.generator, sweep.best_epoch, synthesis, tuning.epochs, config.seed)
     shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs), config.cluster)
@@ -94,7 +118,9 @@ def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config,
         config.cluster.max_retries,
         tuning.brackets_in_flight,
     )
-    best = max((o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number))
+    best = max(
+        (o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number)
+    )
     best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config)
     defaults = config.synthesis.values(tuning.space)
     # The defaults are a candidate too: a search that found nothing better must not make the student worse.
@@ -117,7 +143,11 @@ def tune_generation(run: Path, folder: Path, sweep: SweepResult, config: Config,
 
 
 def _trial(outcome: TrialOutcome) -> Trial:
-    figures = {"trial": outcome.number, "val_cas": outcome.history.get(outcome.resource), "state": outcome.state}
+    figures = {
+        "trial": outcome.number,
+        "val_cas": outcome.history.get(outcome.resource),
+        "state": outcome.state,
+    }
     return Trial.model_validate(outcome.params | figures | {"resource": outcome.resource})
 
 
@@ -126,13 +156,21 @@ def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) ->
     histories = [read_history(trial_folder(folder, outcome.number)) for outcome in outcomes]
     seen = sum(rows[-1]["images_seen"] for rows in histories)
     unpruned = sum(rows[-1]["images_seen"] * rungs / len(rows) for rows in histories)
-    return {"images_seen": round(seen), "images_unpruned": round(unpruned), "saved_share": 1 - seen / max(unpruned, 1)}
+    return {
+        "images_seen": round(seen),
+        "images_unpruned": round(unpruned),
+        "saved_share": 1 - seen / max(unpruned, 1),
+    }
 
 
 def _default_cas(run: Path, folder: Path, sweep: SweepResult, config: Config) -> float:
     """Validation CAS of the best checkpoint at the default parameters and the tuning's budget."""
     if config.tuning.epochs == config.checkpoints.epochs:
         return sweep.best_cas  # it is the same student, bit for bit
-    spec = StudentSpec(config.generator, sweep.best_epoch, config.synthesis, config.tuning.epochs, config.seed)
-    work = StudentWork(run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster)
+    spec = StudentSpec(
+        config.generator, sweep.best_epoch, config.synthesis, config.tuning.epochs, config.seed
+    )
+    work = StudentWork(
+        run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster
+    )
     return train_students([work], folder, config.cluster)[0]

@@ -21,7 +21,11 @@ REFUSALS = (ArtifactError, ConfigError, DataError)
 
 
 def run_tasks(
-    name: str, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], resources: Resources, max_retries: int
+    name: str,
+    function: Callable[..., T],
+    arguments: Sequence[tuple[Any, ...]],
+    resources: Resources,
+    max_retries: int,
 ) -> list[T]:
     """`[function(*a) for a in arguments]`, as many at a time as the cluster has room for; a task whose worker
     dies is retried.

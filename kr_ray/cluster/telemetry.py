@@ -1,7 +1,7 @@
 """What a running job publishes: Prometheus metrics through Ray, and TensorBoard curves beside the results.
 
-Ray exposes the metrics, with `ray_` before their names, on the metrics port of the node where the work runs. Both are views of the rows
-that a training reports anyway; nothing reads them back.
+Ray exposes the metrics, with `ray_` before their names, on the metrics port of the node where the work runs.
+Both are views of the rows that a training reports anyway; nothing reads them back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ GAUGES = {
     "kr_loss": ("train_loss", "Mean training loss of a classifier since the last report"),
     "kr_loss_d": ("loss_d", "Mean loss of the discriminator in the last epoch"),
     "kr_loss_g": ("loss_g", "Mean loss of the generator in the last epoch"),
-    "kr_validation_accuracy": ("val_accuracy", "Accuracy on the real validation images, of a student: validation CAS"),
+    "kr_validation_accuracy": (
+        "val_accuracy",
+        "Accuracy on the real validation images, of a student: validation CAS",
+    ),
     "kr_regeneration": ("regeneration", "Index of the synthetic set that the student is trained on"),
     "kr_collapse_alarms": ("collapse_alarms", "Checkpoints of the generator that raised the collapse alarm"),
 }
@@ -34,7 +37,8 @@ COUNTERS = {
     "kr_images_trained": ("images_seen", "Images that gradient steps were made on"),
     "kr_images_generated": ("images_generated", "Synthetic images that were generated for training"),
 }
-"""The same for what only grows. A row holds totals since the training's start, a counter what this process has added."""
+"""The same for what only grows. A row holds totals since the training's
+start, a counter what this process has added."""
 
 STAGE_GAUGE = "kr_stage_running"
 
@@ -43,15 +47,20 @@ class Publisher:
     """Publishes the rows of one training.
 
     Args:
-        folder: of the stage, `<storage>/<run>/<stage>`; curves are appended in `tensorboard/` below it (of a store: uploaded at every report).
+        folder: of the stage, `<storage>/<run>/<stage>`; curves are appended in `tensorboard/`
+            below it (of a store: uploaded at every report).
         trial: name of the student where a stage trains several.
         done: the last row before this process took over, if there is one.
     """
 
     def __init__(self, folder: Path, trial: str = "", done: Mapping[str, float] | None = None) -> None:
         tags = {"run": folder.parent.name, "stage": stage_name(folder), "trial": trial}
-        self._gauges = {name: Gauge(name, text, TAGS).set_default_tags(tags) for name, (_, text) in GAUGES.items()}
-        self._counters = {name: Counter(name, text, TAGS).set_default_tags(tags) for name, (_, text) in COUNTERS.items()}
+        self._gauges = {
+            name: Gauge(name, text, TAGS).set_default_tags(tags) for name, (_, text) in GAUGES.items()
+        }
+        self._counters = {
+            name: Counter(name, text, TAGS).set_default_tags(tags) for name, (_, text) in COUNTERS.items()
+        }
         self._totals = {key: float((done or {}).get(key, 0.0)) for key, _ in COUNTERS.values()}
         curves = folder / "tensorboard" / trial
         self._uploads_to = curves if isinstance(curves, RemotePath) else None
@@ -60,7 +69,8 @@ class Publisher:
         self._writer = SummaryWriter(str(self._folder), write_to_disk=True)
 
     def publish(self, row: Mapping[str, float]) -> None:
-        """Publish one report: every number of `row` as a curve over the images seen, and those with a metric as such."""
+        """Publish one report: every number of `row` as a curve over the
+        images seen, and those with a metric as such."""
         for name, (key, _) in GAUGES.items():
             if key in row:
                 self._gauges[name].set(row[key])
@@ -84,4 +94,6 @@ class Publisher:
 
 def announce_stage(run: str, stage: str, running: bool) -> None:
     """Say on the driver's node whether `stage` is being worked on."""
-    Gauge(STAGE_GAUGE, "1 while the stage is being worked on", ("run", "stage")).set(running, {"run": run, "stage": stage})
+    Gauge(STAGE_GAUGE, "1 while the stage is being worked on", ("run", "stage")).set(
+        running, {"run": run, "stage": stage}
+    )

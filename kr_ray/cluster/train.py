@@ -1,4 +1,5 @@
-"""Ray Train around one training: a worker with its share of the machine, checkpoints in the run's storage, retries."""
+"""Ray Train around one training: a worker with its share of the
+machine, checkpoints in the run's storage, retries."""
 
 from __future__ import annotations
 
@@ -76,10 +77,15 @@ def train_part(part: Part[R], folder: Path, cluster: ClusterConfig) -> R:
 
 
 def run_workers(
-    loop: Callable[[], None], folder: Path, title: str, resources: Resources, max_retries: int, workers: tuple[int, int]
+    loop: Callable[[], None],
+    folder: Path,
+    title: str,
+    resources: Resources,
+    max_retries: int,
+    workers: tuple[int, int],
 ) -> None:
-    """Run `loop` in Ray Train workers, several of them joined by NCCL on GPUs and gloo on CPUs, and again in all
-    of them after one has died.
+    """Run `loop` in Ray Train workers, several of them joined by NCCL on GPUs and gloo
+    on CPUs, and again in all of them after one has died.
 
     Args:
         folder: Train keeps its own files below it, in `title`.
@@ -178,9 +184,11 @@ def _scaling(resources: Resources, least: int, most: int) -> ScalingConfig:
 
 @contextmanager
 def _keeping_refusals(file: Path, *, alone: bool) -> Iterator[None]:
-    """Write down for the driver what this worker refuses, and end without an error, which Train would take for one to retry.
+    """Write down for the driver what this worker refuses, and end without an
+    error, which Train would take for one to retry.
 
-    Of several workers others may wait for this one: there an error ends them all, and the retries are Train's.
+    Of several workers others may wait for this one: there an error
+    ends them all, and the retries are Train's.
     """
     try:
         yield
@@ -192,7 +200,8 @@ def _keeping_refusals(file: Path, *, alone: bool) -> Iterator[None]:
 
 
 def _raise_refusal(file: Path) -> None:
-    """Raise in the driver what a worker found out about a person's or a damaged file; Train would try such work again in vain.
+    """Raise in the driver what a worker found out about a person's or a
+    damaged file; Train would try such work again in vain.
 
     Raises:
         ArtifactError, ConfigError, DataError: as in the worker.
@@ -222,7 +231,8 @@ def drop_damaged(folder: Path) -> None:
 
 
 def _report(folder: Path, state: dict[str, Any], row: Row, publisher: Publisher | None) -> None:
-    """Every worker reports, as Train wants it; the states are equal, so that the first one's (which alone has a publisher) is kept."""
+    """Every worker reports, as Train wants it; the states are equal, so that the
+    first one's (which alone has a publisher) is kept."""
     if publisher is None:
         ray.train.report(dict(row))
         return
@@ -238,6 +248,15 @@ def _rate(row: Row) -> dict[str, float]:
 
 
 def _figures(row: Row) -> list[str]:
-    named = {"train_loss": "loss", "val_accuracy": "validation accuracy", "loss_d": "D loss", "loss_g": "G loss"}
-    alarms = [f"COLLAPSE ALARM at {row['collapse_alarms']:.0f} checkpoint(s)"] if row.get("collapse_alarms") else []
+    named = {
+        "train_loss": "loss",
+        "val_accuracy": "validation accuracy",
+        "loss_d": "D loss",
+        "loss_g": "G loss",
+    }
+    alarms = (
+        [f"COLLAPSE ALARM at {row['collapse_alarms']:.0f} checkpoint(s)"]
+        if row.get("collapse_alarms")
+        else []
+    )
     return [f"{name} {row[key]:.3f}" for key, name in named.items() if key in row] + alarms

@@ -1,7 +1,8 @@
 """Students as Ray Tune trials: the checkpoint sweep, the tuning and the comparison of labelling strategies.
 
-Every trial keeps its history and its training state in a folder named by what it is. A trial that Ray starts again, because it
-was paused, its worker died or the whole program was killed, reports what is in the history and computes only what is not.
+Every trial keeps its history and its training state in a folder named by what it is. A trial that Ray starts
+again, because it was paused, its worker died or the whole program was killed, reports what is in the history
+and computes only what is not.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from kr_ray.synthesis.student_set import StudentSpec
 
 @dataclass(frozen=True)
 class StudentWork:
-    """One student and the folder of its history; `cluster` says where its images are made, which changes no number."""
+    """One student and the folder of its history; `cluster` says where
+    its images are made, which changes no number."""
 
     run: Path
     folder: Path
@@ -61,7 +63,8 @@ class StudentWork:
         )
 
     def load(self) -> State | None:
-        """The saved state, unless it is another student's that had the same name (a library's update may change suggestions)."""
+        """The saved state, unless it is another student's that had the same name
+        (a library's update may change suggestions)."""
         state = load_state(self.folder / STATE_FILE)
         return state if state is not None and state.get("stamp") == self.stamp else None
 
@@ -100,7 +103,9 @@ class StudentWork:
         cas = history[-1].get("val_accuracy")
         note = f"{self.folder.name}: CAS {cas:.3f}" if cas is not None else self.folder.name
         rate = history[-1].get("images_per_second")
-        report_progress(self.folder.parent.parent, self.folder.name, share, note, cas=cas, images_per_second=rate)
+        report_progress(
+            self.folder.parent.parent, self.folder.name, share, note, cas=cas, images_per_second=rate
+        )
         publisher.publish(history[-1])
 
     def train_until(self, tick: int) -> None:
@@ -172,7 +177,8 @@ class StudentTrial(tune.Trainable):
         self.history = self.training.history
 
     def _train_on_workers(self) -> None:
-        """To the tick at which the student is judged next: a worker group takes seconds to start, too many for one tick."""
+        """To the tick at which the student is judged next: a worker group
+        takes seconds to start, too many for one tick."""
         work = self.work
         until = next(k for k in range(self.tick + 1, work.ticks.count + 1) if work.ticks.validates(k - 1))
         workers = work.cluster.trial_workers
@@ -210,7 +216,14 @@ class TuningTrial(StudentTrial):
         tuned = {name: config[name] for name in config["names"]}
         spec = replace(shared.spec, synthesis=shared.spec.synthesis.with_values(tuned))
         ticks = Ticks(shared.ticks.count, config["judged"][config["trial"]])
-        return StudentWork(shared.run, trial_folder(shared.folder, config["trial"]), spec, shared.recipe, ticks, shared.cluster)
+        return StudentWork(
+            shared.run,
+            trial_folder(shared.folder, config["trial"]),
+            spec,
+            shared.recipe,
+            ticks,
+            shared.cluster,
+        )
 
 
 def trial_folder(stage: Path, trial: int) -> Path:
@@ -218,7 +231,8 @@ def trial_folder(stage: Path, trial: int) -> Path:
 
 
 def trial_resources(cluster: ClusterConfig) -> dict[str, float]:
-    """Of a trial itself. Where several workers train its student, they ask for theirs; the trial only waits for them, and takes a byte for form's sake."""
+    """Of a trial itself. Where several workers train its student, they ask for theirs; the trial only waits
+    for them, and takes a byte for form's sake."""
     return cluster.trial.model_dump() if cluster.trial_workers == 1 else {"memory": 1}
 
 
@@ -226,7 +240,11 @@ def _trials_at_a_time(cluster: ClusterConfig) -> int | None:
     """None: Tune counts trials by their own resources, which include those of the only worker."""
     if cluster.trial_workers == 1:
         return None
-    demand = {kind.upper(): count * cluster.trial_workers for kind, count in cluster.trial.model_dump().items() if count}
+    demand = {
+        kind.upper(): count * cluster.trial_workers
+        for kind, count in cluster.trial.model_dump().items()
+        if count
+    }
     there = ray.cluster_resources()
     return max(1, min((int(there.get(kind, 0) / count) for kind, count in demand.items()), default=1))
 
@@ -245,8 +263,8 @@ def train_students(works: Sequence[StudentWork], stage: Path, cluster: ClusterCo
         if not retries_left or not any(map(killed_for_memory, errors)):
             raise RuntimeError(
                 f"every student must end without error, but {len(errors)} of {len(missing)} failed with "
-                f"max_retries={cluster.max_retries}: {in_a_line(errors[0])}; remove the cause and run the same command again: what "
-                "was computed is kept"
+                f"max_retries={cluster.max_retries}: {in_a_line(errors[0])}; remove the cause and run the "
+                "same command again: what was computed is kept"
             )
     found = [work.val_cas() for work in works]
     if None in found:  # Tune returns normally when it is interrupted

@@ -1,4 +1,5 @@
-"""What a person sees of a Tune experiment: its trials' names on the dashboard, and how many train and how many wait."""
+"""What a person sees of a Tune experiment: its trials' names on the
+dashboard, and how many train and how many wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The worst-case audit on Ray: whole pipelines trained again, one task per run, and attacked by what they answer."""
+"""The worst-case audit on Ray: whole pipelines trained again, one
+task per run, and attacked by what they answer."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def _held_out(run: Path, folder: Path, config: Config, digest: str) -> NDArray[n
     stamp = [digest, config.seed, config.classifier.stamp(), config.teacher.stamp()]
     if read_own_json(path).get("stamp") != stamp:
         work = [(run, config, repeat) for repeat in range(HELD_OUT_REPEATS)]
-        losses = run_tasks("held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries)
+        losses = run_tasks(
+            "held-out losses", held_out_losses, work, config.cluster.trial, config.cluster.max_retries
+        )
         write_json(path, {"stamp": stamp, "losses": np.mean(losses, axis=0).tolist()})
     return np.array(read_json(path)["losses"])
 
@@ -75,11 +78,12 @@ def _train_one_run(plan: AuditPlan, number: int) -> None:
     tell(1.0, "done")
 
 
-# --- cost ------------------------------------------------------------------------------------------------------------
+# --- cost ---------------------------------------------------------------------------------------------------
 
 
 def stage_seconds(plan: AuditPlan, results: Results) -> float | None:
-    """Seconds of one run, from what the stages of the audited run took; None where one that is needed has not finished."""
+    """Seconds of one run, from what the stages of the audited run took;
+    None where one that is needed has not finished."""
     parts = {(part.name, *(part.costs or ())): part for arm in plan.arms for part in plan.parts(0, arm)}
     seconds = 0.0
     for part in parts.values():
@@ -91,7 +95,8 @@ def stage_seconds(plan: AuditPlan, results: Results) -> float | None:
 
 
 def run_seconds(plan: AuditPlan, results: Results) -> tuple[float, str]:
-    """Seconds of one run and how they are known: from the audited run's stages, or else from the first two runs, which this trains."""
+    """Seconds of one run and how they are known: from the audited run's stages, or
+    else from the first two runs, which this trains."""
     if seconds := stage_seconds(plan, results):
         return seconds, "from this run's stages"
     train_runs(plan, (0, 1))
@@ -104,12 +109,15 @@ def describe_cost(config: Config, seconds: float, source: str) -> str:
     keys, trial = config.audit.worst_case, config.cluster.trial
     models = keys.models
     available = ray.cluster_resources()
-    slots = [available.get(kind.upper(), 0.0) / amount for kind, amount in trial.model_dump().items() if amount]
+    slots = [
+        available.get(kind.upper(), 0.0) / amount for kind, amount in trial.model_dump().items() if amount
+    ]
     at_once = max(1, min(models, *(int(slot) for slot in slots))) if slots else models
     device, amount = ("GPU", trial.gpu) if trial.gpu else ("core", trial.cpu)
     return (
-        f"worst-case audit: {models} runs of {', '.join(keys.arms)} take about {models * seconds * amount / 3600:.2f} {device} "
-        f"hours ({source}: {seconds:.0f} s a run), some {-(-models // at_once) * seconds / 60:.0f} min with {at_once} at a time"
+        f"worst-case audit: {models} runs of {', '.join(keys.arms)} take about "
+        f"{models * seconds * amount / 3600:.2f} {device} hours ({source}: {seconds:.0f} s a run), some "
+        f"{-(-models // at_once) * seconds / 60:.0f} min with {at_once} at a time"
     )
 
 
@@ -124,13 +132,13 @@ def models_within(budget_hours: float, seconds: float, config: Config) -> int:
     fitting = int(budget_hours / run_hours) // 2 * 2
     if fitting < FEWEST_MODELS:
         raise ConfigError(
-            f"`--budget >= {FEWEST_MODELS * run_hours:.3g}` device hours ({FEWEST_MODELS} runs of {seconds:.0f} s) must hold, but got "
-            f"{budget_hours:g}; raise it, or shorten what is trained"
+            f"`--budget >= {FEWEST_MODELS * run_hours:.3g}` device hours ({FEWEST_MODELS} runs of "
+            f"{seconds:.0f} s) must hold, but got {budget_hours:g}; raise it, or shorten what is trained"
         )
     return min(fitting, config.audit.worst_case.models)
 
 
-# --- attack ----------------------------------------------------------------------------------------------------------
+# --- attack -------------------------------------------------------------------------------------------------
 
 
 def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], None]) -> WorstCaseResult:
@@ -138,7 +146,9 @@ def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], 
     keys, cluster = plan.config.audit.worst_case, plan.config.cluster
     notice(describe_cost(plan.config, *run_seconds(plan, results)))
     train_runs(plan, range(keys.models))
-    attacked = run_tasks("worst-case attack", _attack, [(plan, arm) for arm in keys.arms], cluster.trial, cluster.max_retries)
+    attacked = run_tasks(
+        "worst-case attack", _attack, [(plan, arm) for arm in keys.arms], cluster.trial, cluster.max_retries
+    )
     lira = dict(zip(keys.arms, attacked, strict=True))
     return WorstCaseResult(audit=keys.stamp(), excluded_copies=plan.design.excluded, lira=lira)
 
@@ -150,7 +160,8 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
     canary, population, reference = collect_scores(plan, runs)
     accuracies, method = [run.test_accuracy for run in runs], method_of(arm, config)
     found = audit_arm(canary, population, reference, derive_seed(config.seed, "worst case") % 2**32)
-    # A curve is drawn of the headline attack alone: twelve attacks' curves would make report.json ten times as long.
+    # A curve is drawn of the headline attack alone: twelve attacks'
+    # curves would make report.json ten times as long.
     attacks = {
         name: {group: {k: v for k, v in figures.items() if k != "roc"} for group, figures in groups.items()}
         for name, groups in found["attacks"].items()
@@ -172,16 +183,23 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
 
 
 def _list_exposed(plan: AuditPlan, arm: str, groups: dict[str, SampleScores]) -> Exposed:
-    """Write the list of the arm's most exposed images beside its runs; returns what the report may say of it."""
+    """Write the list of the arm's most exposed images beside its
+    runs; returns what the report may say of it."""
     class_names = load_stored_splits(plan.run / SPLITS_FILE).class_names
     images = exposed_images(groups, plan.design.samples, load_sources(plan.run / SOURCES_FILE), class_names)
     return write_exposed(plan.folder / f"most_exposed_{arm}.csv", images)
 
 
-def collect_scores(plan: AuditPlan, runs: Sequence[RunScores]) -> tuple[SampleScores, SampleScores, ReferenceScores]:
+def collect_scores(
+    plan: AuditPlan, runs: Sequence[RunScores]
+) -> tuple[SampleScores, SampleScores, ReferenceScores]:
     """The runs' answers as the attacks read them: canaries, population, reference."""
     design, splits = plan.design, load_stored_splits(plan.run / SPLITS_FILE)
-    logits, member, first = np.stack([run.samples for run in runs]), design.member(len(runs)), len(design.canaries)
+    logits, member, first = (
+        np.stack([run.samples for run in runs]),
+        design.member(len(runs)),
+        len(design.canaries),
+    )
     true = splits.train.labels.numpy()[design.samples]
     canary = SampleScores(logits[:, :first], design.given_labels, true[:first], member[:, :first])
     population = SampleScores(logits[:, first:], true[first:], true[first:], member[:, first:])
@@ -192,5 +210,7 @@ def collect_scores(plan: AuditPlan, runs: Sequence[RunScores]) -> tuple[SampleSc
 def _scores(plan: AuditPlan, number: int, arm: str) -> RunScores:
     scores = plan.scores(number, arm)
     if scores is None:
-        raise ArtifactError(f"{plan.scores_file(number, arm)} is missing or of another audit; run the same command again")
+        raise ArtifactError(
+            f"{plan.scores_file(number, arm)} is missing or of another audit; run the same command again"
+        )
     return scores

@@ -18,9 +18,9 @@ def pick_device() -> torch.device:
 def mixed_dtype(device: torch.device) -> torch.dtype | None:
     """The half-precision type that is fast on `device`, or None where there is none.
 
-    bf16 on GPUs from Ampere on and on CPUs with AMX; fp16 on older GPUs (which then need a gradient scaler). AVX512-BF16 alone is
-    not enough: with torch 2.15 a ResNet14 step of width 16 took 1.2x the time in bf16 that it took in fp32 (channels_last, one
-    thread), and one of width 64 the same time.
+    bf16 on GPUs from Ampere on and on CPUs with AMX; fp16 on older GPUs (which then need a gradient scaler).
+    AVX512-BF16 alone is not enough: with torch 2.15 a ResNet14 step of width 16 took 1.2x the time in bf16
+    that it took in fp32 (channels_last, one thread), and one of width 64 the same time.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

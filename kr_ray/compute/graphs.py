@@ -1,7 +1,8 @@
-"""A GPU's small kernels launched at once: functions replayed as CUDA graphs, networks compiled where that pays.
+"""A GPU's small kernels launched at once: functions replayed as
+CUDA graphs, networks compiled where that pays.
 
-A ResNet14 step on 32-px images is some 400 kernels of a few microseconds; launching them one by one from Python takes longer than
-computing them. On a CPU everything here is the plain call.
+A ResNet14 step on 32-px images is some 400 kernels of a few microseconds; launching them one by one from
+Python takes longer than computing them. On a CPU everything here is the plain call.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from kr_ray.compute.parallel import worker_count
 
 WARM_UPS = 3
-"""Plain calls before a capture: whatever is allocated, chosen or compiled on first use must be there by then."""
+"""Plain calls before a capture: whatever is allocated, chosen or
+compiled on first use must be there by then."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,12 @@ Key = tuple[tuple[torch.Size, torch.dtype], ...]
 
 
 class Captured:
-    """A function of tensors that, on a GPU, is captured at its fourth call and replayed from then on; elsewhere it is just called.
+    """A function of tensors that, on a GPU, is captured at its fourth call and
+    replayed from then on; elsewhere it is just called.
 
-    What the function reads besides its arguments must keep its place in memory and be changed in place only; its own random draws,
-    decisions by value and waits for the device are not allowed. Calls whose arguments differ in shape or type are captured apart.
+    What the function reads besides its arguments must keep its place in memory and be changed in place only;
+    its own random draws, decisions by value and waits for the device are not allowed. Calls whose arguments
+    differ in shape or type are captured apart.
 
     Args:
         function: tensors -> a tensor, several, or None. A result belongs to the caller: it is a copy.
@@ -93,7 +97,8 @@ class Captured:
         return _copied(result)
 
     def _on_side_stream(self, inputs: tuple[Tensor, ...]) -> Any:
-        """As torch asks of the calls before a capture, so that autograd's nodes are not tied to the default stream."""
+        """As torch asks of the calls before a capture, so that autograd's
+        nodes are not tied to the default stream."""
         side, current = _side_stream(inputs[0].device), torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -130,9 +135,9 @@ def _copied(result: Any) -> Any:
 def compiled(network: Network, device: torch.device, images: float, pays_from: float) -> Network:
     """`network` through torch.compile if that pays on a GPU, else `network` itself; the weights are shared.
 
-    What was compiled for one network serves the next of its kind in the same process at once (and in the next process after
-    2 s instead of 10, from the compiler's files). So a process that trains student after student compiles as soon as those
-    asked for so far would have repaid it together.
+    What was compiled for one network serves the next of its kind in the same process at once (and in the next
+    process after 2 s instead of 10, from the compiler's files). So a process that trains student after
+    student compiles as soon as those asked for so far would have repaid it together.
 
     Args:
         images: that the network will be shown.
@@ -141,7 +146,9 @@ def compiled(network: Network, device: torch.device, images: float, pays_from: f
     able = (
         device.type == "cuda" and worker_count() == 1 and any(map(shutil.which, ("cc", "gcc", "clang")))
     )  # for Triton's launchers
-    wanted = {"always": True, "never": False, "where_it_pays": _repaid(type(network), images, pays_from)}[_policy.compile]
+    wanted = {"always": True, "never": False, "where_it_pays": _repaid(type(network), images, pays_from)}[
+        _policy.compile
+    ]
     return torch.compile(network, dynamic=False) if able and wanted else network  # type: ignore[return-value]
 
 
@@ -149,7 +156,8 @@ _images_asked_for: dict[tuple[type[nn.Module], float], float] = {}
 
 
 def _repaid(kind: type[nn.Module], images: float, pays_from: float) -> bool:
-    """Whether networks of this kind, in this use (each has its own price), have been asked for enough images in this process."""
+    """Whether networks of this kind, in this use (each has its own price),
+    have been asked for enough images in this process."""
     key = (kind, pays_from)
     _images_asked_for[key] = _images_asked_for.get(key, 0.0) + images
     return _images_asked_for[key] >= pays_from

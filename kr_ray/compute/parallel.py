@@ -1,12 +1,14 @@
-"""Data-parallel training by plain torch.distributed: N workers with about B/N images each take the step of one worker with B.
+"""Data-parallel training by plain torch.distributed: N workers with about
+B/N images each take the step of one worker with B.
 
-Every worker holds the whole training set, draws the same random numbers (order, augmentation, MixUp, latents) for the whole batch
-and computes on its slice of it. Gradients are averaged, and batch statistics are those of the whole batch (`batch_norm`), so the
-curve is the one-worker curve up to rounding, for classifiers and GANs alike. With one worker every function here is the identity
-or torch's own, bit for bit.
+Every worker holds the whole training set, draws the same random numbers (order, augmentation, MixUp, latents)
+for the whole batch and computes on its slice of it. Gradients are averaged, and batch statistics are those of
+the whole batch (`batch_norm`), so the curve is the one-worker curve up to rounding, for classifiers and GANs
+alike. With one worker every function here is the identity or torch's own, bit for bit.
 
-Gradients are averaged by hand after the backward pass, in one all-reduce, where torch's DistributedDataParallel would overlap it
-with the backward pass: DDP hooks into `forward`, but the GAN's spectral norms are computed outside it, once per weight update.
+Gradients are averaged by hand after the backward pass, in one all-reduce, where torch's
+DistributedDataParallel would overlap it with the backward pass: DDP hooks into `forward`, but the GAN's
+spectral norms are computed outside it, once per weight update.
 """
 
 from __future__ import annotations
@@ -42,24 +44,27 @@ def check_batch(batch_size: int, key: str) -> None:
     """
     if batch_size < worker_count():
         raise ConfigError(
-            f"`batch >= cluster.workers` must hold, but got a batch of {batch_size} (from {key} and the number of images) for "
-            f"{worker_count()} workers; use fewer workers"
+            f"`batch >= cluster.workers` must hold, but got a batch of {batch_size} (from {key} and the "
+            f"number of images) for {worker_count()} workers; use fewer workers"
         )
 
 
 def own_slice(batch: Tensor) -> Tensor:
-    """This worker's share of a batch [B, ...] that all workers hold: [B/N, ...], the first B mod N workers one more."""
+    """This worker's share of a batch [B, ...] that all workers hold:
+    [B/N, ...], the first B mod N workers one more."""
     return batch.tensor_split(worker_count())[worker_rank()]
 
 
 def slice_weight(batch_size: int) -> float:
-    """Of the mean over this worker's slice, so that the mean over the workers is the batch's; 1 where N divides B."""
+    """Of the mean over this worker's slice, so that the mean over the
+    workers is the batch's; 1 where N divides B."""
     least, more = divmod(batch_size, worker_count())
     return (least + (worker_rank() < more)) * worker_count() / batch_size
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the workers. Call after backward and before unscaling or clipping."""
+    """Replace every gradient by its mean over the workers. Call after
+    backward and before unscaling or clipping."""
     if worker_count() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -67,7 +72,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     flat /= worker_count()
     parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+    torch._foreach_copy_(
+        gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+    )
 
 
 def average(value: Tensor) -> Tensor:
@@ -80,7 +87,8 @@ def average(value: Tensor) -> Tensor:
 
 
 def from_first(compute: Callable[[], T]) -> T:
-    """What `compute` gives on the first worker, on all of them. Others wait, so that their decisions can't part."""
+    """What `compute` gives on the first worker, on all of them. Others
+    wait, so that their decisions can't part."""
     if worker_count() == 1:
         return compute()
     box = [compute() if worker_rank() == 0 else None]
@@ -99,8 +107,9 @@ def batch_norm(
 ) -> Tensor:
     """Training-mode `functional.batch_norm` over the workers' joint batch; x is [B/N, C, H, W].
 
-    torch's SyncBatchNorm is for CUDA only. Here mean and variance are two small differentiable all-reduces (their backward pass
-    sums the workers' gradients), which NCCL and gloo both have. Statistics are taken in float32. Slices may differ in size.
+    torch's SyncBatchNorm is for CUDA only. Here mean and variance are two small differentiable all-reduces
+    (their backward pass sums the workers' gradients), which NCCL and gloo both have. Statistics are taken in
+    float32. Slices may differ in size.
     """
     wide = x.float()
     own_count = wide.new_full((1,), wide.numel() // wide.shape[1])
@@ -120,7 +129,8 @@ def batch_norm(
 class JointNorm(nn.Module):
     """A batch norm that can take its statistics over all workers.
 
-    Only within a data-parallel training (`join_norms`): a network that one worker samples from or validates must not wait for others.
+    Only within a data-parallel training (`join_norms`): a network that one worker
+    samples from or validates must not wait for others.
     """
 
     joint = False
@@ -142,4 +152,6 @@ class BatchNorm2d(nn.BatchNorm2d, JointNorm):
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        return batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, self.momentum, self.eps)
+        return batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, self.momentum, self.eps
+        )

@@ -10,8 +10,8 @@ import torch
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from names and numbers, such as (seed, "teacher", epoch).
 
-    Hashing makes the streams of neighbouring parts independent and lets any step be repeated without what came before,
-    which is what makes a resumed run equal an undisturbed one.
+    Hashing makes the streams of neighbouring parts independent and lets any step be repeated without what
+    came before, which is what makes a resumed run equal an undisturbed one.
     """
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,7 +1,8 @@
 """The run's configuration as frozen typed sections; `kr_ray.config.file` reads them.
 
 Imports neither torch nor ray, so that a wrong key is refused within a fraction of a second. Defaults are the
-Knowledge Recycling paper's (arXiv 2407.15526; Tables 3 and 4); where the paper is silent the docstring says so.
+Knowledge Recycling paper's (arXiv 2407.15526; Tables 3 and 4); where the paper is silent the docstring says
+so.
 """
 
 from kr_ray.config.audit import AuditConfig, CopiesConfig, ShadowConfig, WorstCaseConfig
@@ -10,7 +11,13 @@ from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
 from kr_ray.config.edm import EdmConfig, EdmSampling
-from kr_ray.config.generators import BigGanConfig, BigGanSampling, CollapseConfig, GeneratorSection, SamplingSection
+from kr_ray.config.generators import (
+    BigGanConfig,
+    BigGanSampling,
+    CollapseConfig,
+    GeneratorSection,
+    SamplingSection,
+)
 from kr_ray.config.methods import (
     CheckpointsConfig,
     FixedGeneratorSection,

@@ -33,10 +33,11 @@ class CopiesConfig(Section):
     images: int = Field(2000, ge=100)
     """Generated for the comparison, and at most so many test images as its yardstick."""
     quantile: float = Field(0.01, gt=0, lt=0.5)
-    """A generated image is a near-copy if it is as near to a training image as the nearest such share of the test images is."""
+    """A generated image is a near-copy if it is as near to a training image as
+    the nearest such share of the test images is."""
     encoder: Location = ""
-    """TorchScript or ONNX file of the feature space; empty: the teacher's penultimate layer. A TorchScript file is a program that
-    is run: give only files you trust."""
+    """TorchScript or ONNX file of the feature space; empty: the teacher's penultimate layer. A TorchScript
+    file is a program that is run: give only files you trust."""
     encoder_size: int = Field(0, ge=0)
     """Images are resized to this side for the encoder; 0 = as they are."""
     encoder_normalisation: Literal["none", "imagenet"] = "none"
@@ -45,27 +46,30 @@ class CopiesConfig(Section):
 class WorstCaseConfig(Section):
     """Whole pipelines trained again with and without canaries, and attacked.
 
-    Protocol of Zhao & Zhang, "Does Training with Synthetic Data Truly Protect Privacy?" (ICLR 2025): 500 canaries, 32 models.
+    Protocol of Zhao & Zhang, "Does Training with Synthetic Data Truly Protect
+    Privacy?" (ICLR 2025): 500 canaries, 32 models.
     """
 
     arms: tuple[str, ...] = ()
-    """What is trained again in every one of `models` runs: `teacher` (real data, no defence), `kr` (teacher, generator and
-    student), `fixed_generator` (a student of this run's own generator), or a name from `students`. Empty: no worst-case audit,
-    which costs many trainings."""
+    """What is trained again in every one of `models` runs: `teacher` (real data, no defence), `kr` (teacher,
+    generator and student), `fixed_generator` (a student of this run's own generator), or a name from
+    `students`. Empty: no worst-case audit, which costs many trainings."""
     models: int = Field(32, ge=4)
-    """Runs; even, because every audit sample is a member in exactly half of them. More of them extend an audit already made."""
+    """Runs; even, because every audit sample is a member in exactly half of
+    them. More of them extend an audit already made."""
     canary_kind: Literal["mislabeled", "outlier", "random"] = "mislabeled"
     canaries: int = Field(0, ge=0)
     """0 = 500, or as many as `max_canary_share` allows if those are fewer."""
     population: int = Field(0, ge=0)
     """Correctly labelled audit samples, for the average beside the worst case; 0 = as for `canaries`."""
     max_canary_share: float = Field(0.1, gt=0, le=0.25)
-    """Most of the training split that may be canaries, and again that may be population samples. Half of them are missing in a
-    run: more would make its models differ from the ones they stand for."""
+    """Most of the training split that may be canaries, and again that may be population samples. Half of them
+    are missing in a run: more would make its models differ from the ones they stand for."""
     reference: int = Field(1000, ge=10)
     """At most this many test images, trained on by no model, against which scores are calibrated."""
     queries: int = Field(18, ge=1, le=18)
-    """Images a model is asked for each audit sample: itself, its mirror image and shifts, as far as training augments so."""
+    """Images a model is asked for each audit sample: itself, its mirror
+    image and shifts, as far as training augments so."""
     keep_models: bool = False
     """Keep the models of all runs; else only their logits stay."""
 
@@ -73,7 +77,8 @@ class WorstCaseConfig(Section):
     def _runs_come_in_pairs(self) -> WorstCaseConfig:
         if self.models % 2:
             raise ValueError(
-                f"`models` must be even, but got models={self.models}; use {self.models + 1}: every sample is in half of them"
+                f"`models` must be even, but got models={self.models}; use "
+                f"{self.models + 1}: every sample is in half of them"
             )
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"`arms` must be different, but got {list(self.arms)}; name each once")

@@ -20,9 +20,12 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent type conversion, no number beyond all reason."""
+    """Base of all sections: immutable, no unknown keys, no silent
+    type conversion, no number beyond all reason."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @field_validator("*")
     @classmethod
@@ -37,8 +40,9 @@ class Section(BaseModel):
     def stamp(self) -> dict[str, Any]:
         """What decides results, as JSON values, for fingerprints.
 
-        A key that was `added` later counts only where it differs from its default: so a program with one more key does not make
-        finished work stale. (A default that changes is a change of meaning: raise WORK_VERSION of `kr_ray.stages`.)
+        A key that was `added` later counts only where it differs from its default: so a program with one more
+        key does not make finished work stale. (A default that changes is a change of meaning: raise
+        WORK_VERSION of `kr_ray.stages`.)
         """
         plain = self.model_dump(mode="json")
         return {
@@ -53,9 +57,9 @@ class Section(BaseModel):
         """Status, report and the metadata of jobs show every value, so none may hold a password or token."""
         if any(map(holds_secret, _texts(value))):
             raise ValueError(
-                f"`{info.field_name}` must hold no user, password or token, for reports and logs show it, but got "
-                "one; leave it to the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...)"
+                f"`{info.field_name}` must hold no user, password or token, for reports and logs show it, "
+                "but got one; leave it to the environment (MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ...)"
             )
         return value
 
@@ -75,5 +79,6 @@ class Resources(Section):
 
     @property
     def threads(self) -> int:
-        """Of torch in a worker. On a CPU a training's last bits depend on it: sums over several threads round otherwise."""
+        """Of torch in a worker. On a CPU a training's last bits depend on it:
+        sums over several threads round otherwise."""
         return max(1, int(self.cpu))

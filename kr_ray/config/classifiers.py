@@ -12,7 +12,8 @@ NetworkName = Literal["resnet14"]
 
 
 class ClassifierConfig(Section):
-    """The network and the training recipe of Table 4. Teacher, students and shadow models share both (section 3.1)."""
+    """The network and the training recipe of Table 4. Teacher, students
+    and shadow models share both (section 3.1)."""
 
     added: ClassVar[frozenset[str]] = frozenset({"network", "norm"})
 
@@ -39,4 +40,5 @@ class ClassifierConfig(Section):
     crop_padding: int = Field(2, ge=0)
     precision: Literal["mixed", "full"] = "mixed"
     min_steps: int = Field(1000, ge=0)
-    """Budgets of fewer gradient steps than this use a smaller batch (and rate); 0 = the paper's recipe unchanged."""
+    """Budgets of fewer gradient steps than this use a smaller batch
+    (and rate); 0 = the paper's recipe unchanged."""

@@ -15,11 +15,14 @@ class DataConfig(Section):
     added: ClassVar[frozenset[str]] = frozenset({"max_copied_share"})
 
     name: str
-    """`digits`, `cifar10`, `cifar100`, `fashionmnist`, a MedMNIST flag such as `pneumoniamnist`, `npz` or `folder`."""
+    """`digits`, `cifar10`, `cifar100`, `fashionmnist`, a MedMNIST flag
+    such as `pneumoniamnist`, `npz` or `folder`."""
     root: Location = "data"
-    """Folder searched before anything is downloaded: `medmnist/*.npz`, `fashionmnist/*.gz`, `cifar10/...`. Of a store it is only read."""
+    """Folder searched before anything is downloaded: `medmnist/*.npz`,
+    `fashionmnist/*.gz`, `cifar10/...`. Of a store it is only read."""
     path: Location = ""
-    """The user's own data: an `.npz` with MedMNIST's keys (`name: npz`) or a folder of class sub-folders (`name: folder`)."""
+    """The user's own data: an `.npz` with MedMNIST's keys (`name: npz`) or a
+    folder of class sub-folders (`name: folder`)."""
     image_size: int = Field(32, ge=8, le=256)
     """Images are resized once, bilinearly and antialiased, to this height and width."""
     download: bool = True
@@ -33,8 +36,8 @@ class DataConfig(Section):
     max_validation_images: int = Field(0, ge=0)
     max_test_images: int = Field(0, ge=0)
     max_copied_share: float = Field(0.1, ge=0, le=0.5)
-    """So many of the validation or test images may be pixel-exact copies of another split's, which are told and left out
-    of the audit; a set with more is refused."""
+    """So many of the validation or test images may be pixel-exact copies of another split's, which are told
+    and left out of the audit; a set with more is refused."""
 
     @model_validator(mode="after")
     def _path_fits_name(self) -> DataConfig:

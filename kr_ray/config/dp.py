@@ -140,7 +140,8 @@ class DpdfdSection(PrivacySection, MethodSection):
     def _votes_are_of_several(self) -> DpdfdSection:
         if self.accounting == "paper" and self.answer == "votes":
             raise ValueError(
-                "`answer: votes` must go with `accounting: sound`, but got paper; a single teacher's vote is its answer"
+                "`answer: votes` must go with `accounting: sound`, but got "
+                "paper; a single teacher's vote is its answer"
             )
         if self.accounting == "paper" and self.noise_multiplier is None:
             raise ValueError(

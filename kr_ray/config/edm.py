@@ -112,8 +112,9 @@ class EdmConfig(GeneratorSection):
         wrong = []
         if image_size % self.side_multiple:
             wrong.append(
-                f"`data.image_size` must be a multiple of {self.side_multiple} for generator.unshuffle={self.unshuffle} and "
-                f"{len(self.channels)} levels, but got {image_size}; choose another size or preset"
+                f"`data.image_size` must be a multiple of {self.side_multiple} for "
+                f"generator.unshuffle={self.unshuffle} and {len(self.channels)} levels, but got "
+                f"{image_size}; choose another size or preset"
             )
         if isinstance(sampling, EdmSampling) and (mistake := self.guidance_mistake(sampling)):
             wrong.append(mistake)
@@ -131,7 +132,8 @@ class EdmConfig(GeneratorSection):
     def _channels_fit(self) -> EdmConfig:
         if any(width < 8 or width % 8 for width in self.channels):
             raise ValueError(
-                f"`channels` must be positive multiples of 8, but got channels={list(self.channels)}; round them up"
+                "`channels` must be positive multiples of 8, but got "
+                f"channels={list(self.channels)}; round them up"
             )
         return self
 

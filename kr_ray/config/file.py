@@ -34,7 +34,8 @@ LARGEST_FILE = 2**18
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read, override (`section.key=value`) and validate a configuration; file and values are YAML 1.2 (core schema).
+    """Read, override (`section.key=value`) and validate a
+    configuration; file and values are YAML 1.2 (core schema).
 
     Raises:
         ConfigError: the file is missing or not YAML, or any keys are wrong; the message names all of them.
@@ -46,7 +47,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except YamlError as error:
         raise ConfigError(f"{shown(path)} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{shown(path)} must hold `section: {{key: value}}` mappings, but holds {kind_of(raw)}; see configs/")
+        raise ConfigError(
+            f"{shown(path)} must hold `section: {{key: value}}` mappings, "
+            f"but holds {kind_of(raw)}; see configs/"
+        )
     for override in overrides:
         _apply_override(raw, override)
     return parse_config(raw)
@@ -56,10 +60,14 @@ def _apply_override(raw: Raw, override: str) -> None:
     key_path, equals, text = override.partition("=")
     keys = key_path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {shown(override)!r} must read section.key=value, for example --set teacher.epochs=20")
+        raise ConfigError(
+            f"--set {shown(override)!r} must read section.key=value, for example --set teacher.epochs=20"
+        )
     for key in keys[:-1]:
         if not isinstance(raw.setdefault(key, {}), dict):
-            raise ConfigError(f"--set {shown(override)!r}: {key!r} is a value, not a section; shorten the key path")
+            raise ConfigError(
+                f"--set {shown(override)!r}: {key!r} is a value, not a section; shorten the key path"
+            )
         raw = raw[key]
     try:
         raw[keys[-1]] = read_value(text)
@@ -67,11 +75,12 @@ def _apply_override(raw: Raw, override: str) -> None:
         raise ConfigError(f"--set {shown(override)!r}: the value is not valid YAML: {error}") from error
 
 
-# --- validation ------------------------------------------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------------------
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
-    """Validate a plain mapping (as read from YAML): each section by the class of its kind, then the rules between them.
+    """Validate a plain mapping (as read from YAML): each section by the
+    class of its kind, then the rules between them.
 
     Raises:
         ConfigError: with every mistake in one message.
@@ -101,7 +110,9 @@ class _Sections:
         keys = self._section(self.own, RunKeys, ())
         self.found |= {name: getattr(keys, name) for name in RunKeys.model_fields} if keys else {}
         plugins = plugin_sections(keys.plugins if isinstance(keys, RunKeys) else ())
-        generator = self._kind("generator", self.raw.pop("generator", {}), GENERATORS | plugins.generators, "biggan_deep")
+        generator = self._kind(
+            "generator", self.raw.pop("generator", {}), GENERATORS | plugins.generators, "biggan_deep"
+        )
         students = self.raw.pop("students", None) or {}
         self._students(students, METHODS | plugins.methods)
         for name, field in Config.model_fields.items():
@@ -149,27 +160,43 @@ class _Sections:
     def _students(self, students: Any, kinds: Mapping[str, type[MethodSection]]) -> None:
         if not isinstance(students, dict):
             self.mistakes.append(
-                (("students",), f"must map names to sections, but got {_said(('students',), students)}; see configs/README.md")
+                (
+                    ("students",),
+                    "must map names to sections, but got "
+                    f"{_said(('students',), students)}; see configs/README.md",
+                )
             )
             return
         sound = {}
         for name, value in students.items():
             path = ("students", str(name))
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", str(name)):
-                self.mistakes.append((path, "a student's name must be at most 100 letters, digits, - and _; rename it"))
-            elif (kind := self._class_of(value, path, kinds, None)) and (checked := self._section(value, kind, path)):
+                self.mistakes.append(
+                    (path, "a student's name must be at most 100 letters, digits, - and _; rename it")
+                )
+            elif (kind := self._class_of(value, path, kinds, None)) and (
+                checked := self._section(value, kind, path)
+            ):
                 sound[name] = checked
         self.found["students"] = sound
 
-    def _class_of(self, value: Any, path: tuple[str, ...], kinds: Mapping[str, type[S]], default: str | None) -> type[S] | None:
+    def _class_of(
+        self, value: Any, path: tuple[str, ...], kinds: Mapping[str, type[S]], default: str | None
+    ) -> type[S] | None:
         if not isinstance(value, dict):
-            self.mistakes.append((path, f"must be a section of keys, but got {_said(path, value)}; write it as a mapping"))
+            self.mistakes.append(
+                (path, f"must be a section of keys, but got {_said(path, value)}; write it as a mapping")
+            )
             return None
         kind = str(value.get("kind", default))
         if kind not in kinds:
             close = get_close_matches(kind, list(kinds), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "or name the module that brings it in `plugins`"
-            self.mistakes.append(((*path, "kind"), f"must be one of {', '.join(kinds)}, but got {_said(path, kind)}; {hint}"))
+            hint = (
+                f"did you mean {close[0]!r}?" if close else "or name the module that brings it in `plugins`"
+            )
+            self.mistakes.append(
+                ((*path, "kind"), f"must be one of {', '.join(kinds)}, but got {_said(path, kind)}; {hint}")
+            )
             return None
         return kinds[kind]
 
@@ -178,13 +205,15 @@ class _Sections:
             # JSON mode is strict about types yet takes a list for a tuple, which is all that YAML can write.
             return kind.model_validate_json(json.dumps(value))
         except TypeError as error:
-            self.mistakes.append((path, f"holds a value that is neither text, number, list nor mapping: {error}; quote it"))
+            self.mistakes.append(
+                (path, f"holds a value that is neither text, number, list nor mapping: {error}; quote it")
+            )
         except ValidationError as error:
             self.mistakes += _mistakes_of(error, path, kind)
         return None
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------------------
 
 
 def _mistakes_of(error: ValidationError, path: tuple[str, ...], model: type[BaseModel]) -> Iterator[Mistake]:
@@ -201,14 +230,19 @@ def _mistakes_of(error: ValidationError, path: tuple[str, ...], model: type[Base
                 yield place, line
         else:
             remedy = WORDS_FOR_BOOLEANS.get(str(item["input"]).lower(), "correct the value")
-            yield place, f"{message}, but got {_said(place, item['input'])} ({kind_of(item['input'])}); {remedy}"
+            yield (
+                place,
+                f"{message}, but got {_said(place, item['input'])} ({kind_of(item['input'])}); {remedy}",
+            )
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
     found: Any = model
     for part in location:
         field = found.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
             return None
         found = field.annotation
     return found  # type: ignore[no-any-return]
@@ -227,7 +261,14 @@ WORDS_FOR_BOOLEANS = {
 
 def kind_of(value: Any) -> str:
     """What a value is, in the words of YAML."""
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a mapping",
+    }
     return "nothing" if value is None else names.get(type(value), "another kind of value")
 
 

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from kr_ray.config.base import Section
 
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
-    # Table 3, column by column; "D basket size" is how many batches StudioGAN's loader preloads and changes no result.
+    # Table 3, column by column; "D basket size" is how many batches
+    # StudioGAN's loader preloads and changes no result.
     "ours": {
         "loss": "logistic", "output": "sigmoid", "precision": "mixed", "d_optimizer": "adamw",
         "d_weight_decay": 0.004, "d_label_smoothing": 0.1, "d_steps": 4,
@@ -23,18 +24,22 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
-    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4], "d_out": [4, 4, 4],
+    "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4],
+                    "d_out": [4, 4, 4],
                     "bottleneck_ratio": 4},
     # 41.01M / 39.13M: the sizes printed in Table 3.
-    "kr41m": {"channels": 128, "g_in": [8, 8, 4], "g_out": [8, 4, 4], "d_in": [1, 4, 8, 8], "d_out": [4, 8, 8, 8],
+    "kr41m": {"channels": 128, "g_in": [8, 8, 4], "g_out": [8, 4, 4], "d_in": [1, 4, 8, 8],
+              "d_out": [4, 8, 8, 8],
               "bottleneck_ratio": 2},
     # For CPUs: same blocks, fewer channels.
-    "small32": {"channels": 32, "g_in": [4, 4, 4], "g_out": [4, 4, 2], "d_in": [1, 2, 4, 4], "d_out": [2, 4, 4, 4],
+    "small32": {"channels": 32, "g_in": [4, 4, 4], "g_out": [4, 4, 2], "d_in": [1, 2, 4, 4],
+                "d_out": [2, 4, 4, 4],
                 "bottleneck_ratio": 4, "attention_resolution": 0},
     "small16": {"channels": 32, "g_in": [4, 4], "g_out": [4, 2], "d_in": [1, 2, 4], "d_out": [2, 4, 4],
                 "bottleneck_ratio": 4, "attention_resolution": 0},
     "tiny16": {"channels": 8, "g_in": [2, 2], "g_out": [2, 2], "d_in": [1, 2, 2], "d_out": [2, 2, 2],
-               "bottleneck_ratio": 2, "attention_resolution": 0, "depth": 1, "latent_dim": 16, "shared_dim": 16},
+               "bottleneck_ratio": 2, "attention_resolution": 0, "depth": 1, "latent_dim": 16,
+               "shared_dim": 16},
 }  # fmt: skip
 
 
@@ -43,9 +48,11 @@ class CollapseConfig(Section):
 
     images: int = Field(256, ge=16)
     min_agreement: float = Field(0.0, ge=0, le=1)
-    """Alarm when (agreement - chance) / (1 - chance) is at or below this: 0 = no better than chance, 1 = never good enough."""
+    """Alarm when (agreement - chance) / (1 - chance) is at or below this: 0 =
+    no better than chance, 1 = never good enough."""
     min_diversity: float = Field(0.1, ge=0)
-    """Alarm when the within-class spread of teacher features is below this share of the real images' spread."""
+    """Alarm when the within-class spread of teacher features is
+    below this share of the real images' spread."""
     action: Literal["record", "stop"] = "record"
     patience: int = Field(3, ge=1)
     """`stop` ends the training after this many alarmed checkpoints in a row."""
@@ -107,7 +114,8 @@ class BigGanSampling(SamplingSection):
 
 
 class BigGanConfig(GeneratorSection):
-    """BigGAN-Deep; `preset` fills the training keys (Table 3), `architecture` the channel tables. Own keys win."""
+    """BigGAN-Deep; `preset` fills the training keys (Table 3),
+    `architecture` the channel tables. Own keys win."""
 
     kind: Literal["biggan_deep"] = "biggan_deep"
     preset: Literal["ours", "vanilla"] = "ours"
@@ -152,22 +160,24 @@ class BigGanConfig(GeneratorSection):
             )
         if not len(self.d_in) == len(self.d_out) >= len(self.g_in):
             raise ValueError(
-                f"`len(d_in) == len(d_out) >= len(g_in)` must hold, but got d_in={self.d_in}, d_out={self.d_out}; "
-                "give one entry per D stage"
+                f"`len(d_in) == len(d_out) >= len(g_in)` must hold, but got d_in={self.d_in}, "
+                f"d_out={self.d_out}; give one entry per D stage"
             )
         for letter, inputs, outputs in (("g", self.g_in, self.g_out), ("d", self.d_in, self.d_out)):
             if inputs[1:] != outputs[:-1]:
                 raise ValueError(
-                    f"`{letter}_in[k + 1] == {letter}_out[k]` must hold, but got {letter}_in={inputs}, {letter}_out={outputs}; "
-                    "each stage reads what the one before gives"
+                    f"`{letter}_in[k + 1] == {letter}_out[k]` must hold, but got {letter}_in={inputs}, "
+                    f"{letter}_out={outputs}; each stage reads what the one before gives"
                 )
         if len(self.d_in) > len(self.g_in) + 2:
             raise ValueError(
-                f"`len(d_in) <= len(g_in) + 2` must hold, but got d_in={self.d_in}, g_in={self.g_in}; D halves the image once per "
-                "stage: remove stages"
+                f"`len(d_in) <= len(g_in) + 2` must hold, but got d_in={self.d_in}, g_in={self.g_in}; D "
+                "halves the image once per stage: remove stages"
             )
         if min(self.g_in + self.g_out + self.d_in + self.d_out) < 1:
-            raise ValueError("channel tables must hold positive multiples of `channels`; remove the zero or negative ones")
+            raise ValueError(
+                "channel tables must hold positive multiples of `channels`; remove the zero or negative ones"
+            )
         return self
 
     @property
@@ -187,8 +197,9 @@ class BigGanConfig(GeneratorSection):
         wrong = []
         if self.image_size != image_size:
             wrong.append(
-                f"`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got data.image_size={image_size}, "
-                f"generator.g_in={list(self.g_in)} ({self.image_size} px); choose the architecture for that size"
+                "`data.image_size == 4 * 2**len(generator.g_in)` must hold, but got "
+                f"data.image_size={image_size}, generator.g_in={list(self.g_in)} ({self.image_size} px); "
+                "choose the architecture for that size"
             )
         sides = _powers_of_two(8, self.image_size // 2)
         if self.attention_resolution and self.attention_resolution not in sides:
@@ -201,7 +212,9 @@ class BigGanConfig(GeneratorSection):
     @classmethod
     def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
         preset = TRAINING_PRESETS.get(str(raw.get("preset", "ours")), TRAINING_PRESETS["ours"])
-        architecture = ARCHITECTURES.get(str(raw.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"])
+        architecture = ARCHITECTURES.get(
+            str(raw.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"]
+        )
         return preset | architecture | raw  # unknown preset names are left to validation
 
 

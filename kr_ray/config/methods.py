@@ -1,4 +1,5 @@
-"""The ways of making a classifier: teacher, synthesis, checkpoint sweep, tuning, student (sections 3.1 to 3.5)."""
+"""The ways of making a classifier: teacher, synthesis, checkpoint
+sweep, tuning, student (sections 3.1 to 3.5)."""
 
 from __future__ import annotations
 
@@ -27,21 +28,24 @@ class SynthesisConfig(Section):
     sampling: SerializeAsAny[SamplingSection] = BigGanSampling()
     """How the generator draws; the keys are those of its kind."""
     regeneration_rate: int = Field(10, ge=1)
-    """Epochs between two regenerations; an epoch here is one pass over the synthetic set, whatever its size."""
+    """Epochs between two regenerations; an epoch here is one pass
+    over the synthetic set, whatever its size."""
     cardinality_scale: int = Field(1, ge=1)
     """Synthetic over real training images."""
     epoch_unit: Literal["synthetic", "real"] = "synthetic"
-    """What a student's budget counts. `synthetic` (the paper): passes over the scaled set, so the scale multiplies the work.
-    `real`: passes of real size. Tuning always counts in passes of real size, so that all scales are compared at equal work."""
+    """What a student's budget counts. `synthetic` (the paper): passes over the scaled set, so the scale
+    multiplies the work. `real`: passes of real size. Tuning always counts in passes of real size, so that all
+    scales are compared at equal work."""
     confidence_threshold: float = Field(0.9, ge=0, lt=1)
     """`gap_filler`: the least teacher probability of the kept label."""
     view: Literal["clean", "seen"] = "clean"
-    """What the teacher answers to. `clean` (the paper): the generated image, before augmentation; MixUp then mixes
-    the answers. `seen`: exactly what the student sees at each step, after crop, flip, TrivialAugment and MixUp
-    ("function matching", Beyer et al. 2022, section 3.1). It costs a teacher's forward pass per image and epoch, and
-    the student follows its teacher more closely: audit it (configs/README.md)."""
+    """What the teacher answers to. `clean` (the paper): the generated image, before augmentation; MixUp then
+    mixes the answers. `seen`: exactly what the student sees at each step, after crop, flip, TrivialAugment
+    and MixUp ("function matching", Beyer et al. 2022, section 3.1). It costs a teacher's forward pass per
+    image and epoch, and the student follows its teacher more closely: audit it (configs/README.md)."""
     temperature: float = Field(1.0, gt=0)
-    """Of the teacher's softmax(logits / temperature): below 1 it sharpens the soft labels, above 1 it flattens them."""
+    """Of the teacher's softmax(logits / temperature): below 1 it sharpens
+    the soft labels, above 1 it flattens them."""
     student_mixup: bool = True
     """Whether students mix images as `classifier.mixup_alpha` says; the teacher does in any case."""
     batch_size: int = Field(128, ge=2)
@@ -52,8 +56,8 @@ class SynthesisConfig(Section):
     def _only_gkd_hands_on_answers(self) -> SynthesisConfig:
         if self.labelling != "gkd" and (self.view, self.temperature) != ("clean", 1.0):
             raise ValueError(
-                "`labelling: gkd` must hold with `view: seen` or a temperature other than 1, for no other labels are "
-                f"the teacher's answers, but got labelling={self.labelling}, view={self.view}, "
+                "`labelling: gkd` must hold with `view: seen` or a temperature other than 1, for no other "
+                f"labels are the teacher's answers, but got labelling={self.labelling}, view={self.view}, "
                 f"temperature={self.temperature}; use gkd, or view: clean and temperature: 1"
             )
         return self
@@ -63,7 +67,8 @@ class SynthesisConfig(Section):
         return recipe if self.student_mixup else recipe.model_copy(update={"mixup_alpha": 0.0})
 
     def labelled_by(self, labelling: str) -> SynthesisConfig:
-        """The same generation under another labelling strategy; what only GKD knows falls back to its default."""
+        """The same generation under another labelling strategy; what
+        only GKD knows falls back to its default."""
         only_gkd = {} if labelling == "gkd" else {"view": "clean", "temperature": 1.0}
         return self.with_values({"labelling": labelling} | only_gkd)
 
@@ -81,16 +86,25 @@ class SynthesisConfig(Section):
         raw = self.model_dump()
         for key, value in values.items():
             (raw if key in raw else raw["sampling"])[key] = value
-        return type(self).model_validate(raw | {"sampling": type(self.sampling).model_validate(raw["sampling"])})
+        return type(self).model_validate(
+            raw | {"sampling": type(self.sampling).model_validate(raw["sampling"])}
+        )
 
     def values(self, names: Iterable[str]) -> dict[str, float]:
         """The opposite of `with_values`."""
-        return {name: getattr(self if name in type(self).model_fields else self.sampling, name) for name in names}
+        return {
+            name: getattr(self if name in type(self).model_fields else self.sampling, name) for name in names
+        }
 
     def searchable(self) -> dict[str, type]:
-        """The numeric keys that tuning may vary, with int or float: this section's and those of `sampling`."""
+        """The numeric keys that tuning may vary, with int or float:
+        this section's and those of `sampling`."""
         fields = type(self).model_fields | type(self.sampling).model_fields
-        return {name: cast("type", field.annotation) for name, field in fields.items() if field.annotation in (int, float)}
+        return {
+            name: cast("type", field.annotation)
+            for name, field in fields.items()
+            if field.annotation in (int, float)
+        }
 
 
 class CheckpointsConfig(Section):
@@ -99,7 +113,8 @@ class CheckpointsConfig(Section):
     shortening: int = Field(9, ge=2)
     """`halving`: all checkpoints are first tried on complete schedules that are this many times shorter."""
     budget: float = Field(0.35, gt=0, lt=1)
-    """`halving`: its share of the exhaustive sweep's epochs; as many of the best go on to the whole schedule as it allows."""
+    """`halving`: its share of the exhaustive sweep's epochs; as many of the
+    best go on to the whole schedule as it allows."""
 
 
 class TuningConfig(Section):
@@ -115,21 +130,23 @@ class TuningConfig(Section):
         "regeneration_rate": (1, 10),
         "cardinality_scale": (1, 10),
     }
-    """What is varied, and between which bounds: numeric keys of `synthesis`, or of `synthesis.sampling`, by their own names."""
+    """What is varied, and between which bounds: numeric keys of `synthesis`,
+    or of `synthesis.sampling`, by their own names."""
     reduction_factor: int = Field(3, ge=2)
     rungs: int = Field(9, ge=1)
-    """Hyperband's resource R. The resource is images seen, in units of 1/R of a trial's budget, which is `epochs` passes of real
-    size for every trial, whatever its cardinality scale; the first rung must lie past the learning-rate warm-up."""
+    """Hyperband's resource R. The resource is images seen, in units of 1/R of a trial's budget, which is
+    `epochs` passes of real size for every trial, whatever its cardinality scale; the first rung must lie past
+    the learning-rate warm-up."""
     startup_trials: int = Field(10, ge=1)
     """Random trials before TPE models anything."""
     brackets_in_flight: int = Field(1, ge=1)
-    """Hyperband brackets that run side by side; 1 is the strict sequence. More keeps more workers busy (50 trials on 8 slots: 84
-    rounds at 1, 47 at 2), but TPE learns later. Part of the search, not of the machine: it must not follow the number of
-    workers, or results would."""
+    """Hyperband brackets that run side by side; 1 is the strict sequence. More keeps more workers busy (50
+    trials on 8 slots: 84 rounds at 1, 47 at 2), but TPE learns later. Part of the search, not of the machine:
+    it must not follow the number of workers, or results would."""
     confirm: int = Field(0, ge=0)
-    """Seeds with which the finalists and the defaults are trained again, 2 or more; the best mean is chosen, but the
-    defaults stay unless they are beaten by more than the standard error of the difference. 0 (the paper): the trials'
-    own scores decide."""
+    """Seeds with which the finalists and the defaults are trained again, 2 or more; the best mean is chosen,
+    but the defaults stay unless they are beaten by more than the standard error of the difference. 0 (the
+    paper): the trials' own scores decide."""
     finalists: int = Field(2, ge=1)
     """`confirm`: so many of the best complete trials."""
 
@@ -141,7 +158,9 @@ class TuningConfig(Section):
     @model_validator(mode="after")
     def _confirmed_by_several(self) -> TuningConfig:
         if self.confirm == 1:
-            raise ValueError("`confirm >= 2` (or 0) must hold, but got confirm=1; one seed shows no spread: use 3")
+            raise ValueError(
+                "`confirm >= 2` (or 0) must hold, but got confirm=1; one seed shows no spread: use 3"
+            )
         return self
 
     @model_validator(mode="after")
@@ -152,17 +171,24 @@ class TuningConfig(Section):
             if not 0 <= pair[0] <= pair[1]
         ]
         if not self.space:
-            bad.append("`space` must name at least one key of `synthesis`, but got none; remove the key for the paper's three")
+            bad.append(
+                "`space` must name at least one key of `synthesis`, but got "
+                "none; remove the key for the paper's three"
+            )
         if self.trials > 1 and 1 < self.rungs < self.reduction_factor:
             bad.append(
-                f"`rungs >= reduction_factor` must hold, but got rungs={self.rungs}, reduction_factor={self.reduction_factor}; "
-                "else no trial could be stopped early (rungs: 1 switches Hyperband off)"
+                f"`rungs >= reduction_factor` must hold, but got rungs={self.rungs}, "
+                f"reduction_factor={self.reduction_factor}; else no trial could be "
+                "stopped early (rungs: 1 switches Hyperband off)"
             )
-        smallest = self.rungs // self.reduction_factor ** int(math.log(self.rungs, self.reduction_factor) + 1e-9)
+        smallest = self.rungs // self.reduction_factor ** int(
+            math.log(self.rungs, self.reduction_factor) + 1e-9
+        )
         if smallest / self.rungs <= 0.1:
             bad.append(
-                f"the first rung must lie past the warm-up, a tenth of a trial, but with rungs={self.rungs}, "
-                f"reduction_factor={self.reduction_factor} it is at {smallest / self.rungs:.3f}; use rungs: 9 with reduction_factor: 3"
+                "the first rung must lie past the warm-up, a tenth of a trial, but with "
+                f"rungs={self.rungs}, reduction_factor={self.reduction_factor} it is at "
+                f"{smallest / self.rungs:.3f}; use rungs: 9 with reduction_factor: 3"
             )
         if bad:
             raise ValueError("; ".join(bad))
@@ -194,7 +220,8 @@ class TeacherSection(MethodSection):
 
 
 class KnowledgeRecyclingSection(MethodSection):
-    """A further student of the run's teacher and generator, at the best checkpoint and the tuned parameters but for `synthesis`."""
+    """A further student of the run's teacher and generator, at the best
+    checkpoint and the tuned parameters but for `synthesis`."""
 
     kind: Literal["knowledge_recycling"] = "knowledge_recycling"
     synthesis: dict[str, str | int | float | bool] = {}
@@ -202,7 +229,8 @@ class KnowledgeRecyclingSection(MethodSection):
 
 
 class FixedGeneratorSection(MethodSection):
-    """As `knowledge_recycling`, but in the audit only teacher and student are trained anew: the generator is the run's."""
+    """As `knowledge_recycling`, but in the audit only teacher and student
+    are trained anew: the generator is the run's."""
 
     kind: Literal["fixed_generator"] = "fixed_generator"
 
@@ -220,7 +248,8 @@ class ParquetSection(MethodSection):
 class StudentConfig(Section):
     epochs: int = Field(500, ge=1)
     from_parquet: Location = ""
-    """A labelled synthetic set that `kr export` wrote, a file or folder: train on it alone. Then a run has neither teacher nor generator,
-    nor what is made with them; of the real images only validation and test images are shown to the student."""
+    """A labelled synthetic set that `kr export` wrote, a file or folder: train on it alone. Then a run has
+    neither teacher nor generator, nor what is made with them; of the real images only validation and test
+    images are shown to the student."""
     equal_compute_teacher: bool = True
     """Also train a teacher for as many gradient steps as the student."""

@@ -1,7 +1,8 @@
 """Kinds that modules outside the package bring: `plugins: [my_generators]` in a configuration.
 
-Such a module has a constant `SECTIONS` with the sections of its kinds, subclasses of GeneratorSection or MethodSection that
-also say what does the work (`member()`, see kr_ray.generators.registry and kr_ray.methods.registry).
+Such a module has a constant `SECTIONS` with the sections of its kinds, subclasses of GeneratorSection or
+MethodSection that also say what does the work (`member()`, see kr_ray.generators.registry and
+kr_ray.methods.registry).
 """
 
 from __future__ import annotations
@@ -32,15 +33,20 @@ def plugin_sections(modules: Sequence[str]) -> PluginSections:
     found = PluginSections()
     for name in modules:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"`plugins` must name modules, but got {name[:80]!r}; write package.module, without .py")
+            raise ConfigError(
+                f"`plugins` must name modules, but got {name[:80]!r}; write package.module, without .py"
+            )
         try:
             sections = import_module(name).SECTIONS
         except ImportError as error:
             raise ConfigError(
-                f"`plugins` must name modules that can be imported, but {name!r} cannot be ({error}); set PYTHONPATH to its folder"
+                f"`plugins` must name modules that can be imported, but {name!r} "
+                f"cannot be ({error}); set PYTHONPATH to its folder"
             ) from error
         except AttributeError as error:
-            raise ConfigError(f"`plugins` must name modules with a constant SECTIONS, but {name!r} has none; add it") from error
+            raise ConfigError(
+                f"`plugins` must name modules with a constant SECTIONS, but {name!r} has none; add it"
+            ) from error
         for section in sections:
             family = found.generators if issubclass(section, GeneratorSection) else found.methods
             family[section.model_fields["kind"].default] = section

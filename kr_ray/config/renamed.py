@@ -8,9 +8,11 @@ RENAMED = {
     **{
         f"audit.{key}": f"audit.worst_case.{key}"
         for key in (
-            "arms", "models", "canary_kind", "canaries", "population", "max_canary_share", "reference", "queries", "keep_models"
+            "arms", "models", "canary_kind", "canaries", "population", "max_canary_share", "reference",
+            "queries", "keep_models"
         )
     },
     **{f"synthesis.{key}": f"synthesis.sampling.{key}" for key in ("latent_std", "standing_batches")},
-    **{f"tuning.{key}": f"tuning.space.{key}" for key in ("latent_std", "regeneration_rate", "cardinality_scale")},
+    **{f"tuning.{key}": f"tuning.space.{key}" for key in ("latent_std", "regeneration_rate",
+                                                          "cardinality_scale")},
 }  # fmt: skip

@@ -37,10 +37,11 @@ class RunKeys(Section):
     seed: int = Field(0, ge=0)
     """Every random number of the run follows from it."""
     storage: Location = "runs"
-    """Where all runs are kept, each in a folder of its name: a path that all nodes see, or a URI of an object store."""
+    """Where all runs are kept, each in a folder of its name: a path that
+    all nodes see, or a URI of an object store."""
     plugins: tuple[str, ...] = ()
-    """Modules that bring further kinds of generators and students (see kr_ray/README.md). They are programs that are run: name
-    only those that you trust. Workers must be able to import them too."""
+    """Modules that bring further kinds of generators and students (see kr_ray/README.md). They are programs
+    that are run: name only those that you trust. Workers must be able to import them too."""
 
 
 class Config(RunKeys):
@@ -55,7 +56,8 @@ class Config(RunKeys):
     tuning: TuningConfig = TuningConfig()
     student: StudentConfig = StudentConfig()
     students: dict[str, SerializeAsAny[MethodSection]] = {}
-    """Further students beside the run's own, by name: each is trained, reported and may be an arm of the worst-case audit."""
+    """Further students beside the run's own, by name: each is trained,
+    reported and may be an arm of the worst-case audit."""
     audit: AuditConfig = AuditConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -68,7 +70,8 @@ class Config(RunKeys):
 
 
 def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
-    """Rules between sections, as far as the sections concerned are there (the others hold mistakes of their own)."""
+    """Rules between sections, as far as the sections concerned are
+    there (the others hold mistakes of their own)."""
     wrong = []
     generator, data = sections.get("generator"), sections.get("data")
     if generator and data:
@@ -77,28 +80,30 @@ def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
     if generator and generator.checkpoint_every > generator.epochs:
         wrong.append(
             "`generator.checkpoint_every <= generator.epochs` must hold, but got "
-            f"checkpoint_every={generator.checkpoint_every}, epochs={generator.epochs}; else there is no checkpoint"
+            f"checkpoint_every={generator.checkpoint_every}, "
+            f"epochs={generator.epochs}; else there is no checkpoint"
         )
     cluster = sections.get("cluster")
     for name in ("classifier", "generator"):
         workers = max(cluster.workers, cluster.trial_workers) if cluster else 1
         if name in sections and sections[name].batch_size < workers:
             wrong.append(
-                f"`{name}.batch_size >= cluster.workers` (and trial_workers) must hold, but got "
-                f"batch_size={sections[name].batch_size}, {workers} workers; every worker takes a slice of a batch: use fewer workers"
+                f"`{name}.batch_size >= cluster.workers` (and trial_workers) must hold, but "
+                f"got batch_size={sections[name].batch_size}, {workers} workers; every worker "
+                "takes a slice of a batch: use fewer workers"
             )
     synthesis, student = sections.get("synthesis"), sections.get("student")
     if synthesis and student and student.from_parquet and synthesis.view == "seen":
         wrong.append(
-            "`synthesis.view: clean` must hold with student.from_parquet, for an exported set holds the teacher's "
-            "answers to the clean images and not the teacher itself, but got view=seen, "
+            "`synthesis.view: clean` must hold with student.from_parquet, for an exported set holds the "
+            "teacher's answers to the clean images and not the teacher itself, but got view=seen, "
             f"from_parquet={student.from_parquet!r}; use view: clean"
         )
     tuning = sections.get("tuning")
     if tuning and tuning.rungs > tuning.epochs:
         wrong.append(
-            f"`tuning.rungs <= tuning.epochs` must hold, but got rungs={tuning.rungs}, epochs={tuning.epochs}; "
-            "a rung is at least one epoch long"
+            f"`tuning.rungs <= tuning.epochs` must hold, but got rungs={tuning.rungs}, "
+            f"epochs={tuning.epochs}; a rung is at least one epoch long"
         )
     if tuning and (synthesis := sections.get("synthesis")):
         wrong += _space_mistakes(tuning, synthesis)
@@ -115,7 +120,8 @@ def _space_mistakes(tuning: TuningConfig, synthesis: SynthesisConfig) -> list[st
         kind = searchable.get(name)
         if kind is None:
             wrong.append(
-                f"`tuning.space` must name numeric keys of `synthesis` ({', '.join(searchable)}), but got {name!r}; correct the name"
+                "`tuning.space` must name numeric keys of `synthesis` "
+                f"({', '.join(searchable)}), but got {name!r}; correct the name"
             )
             continue
         try:
@@ -124,7 +130,8 @@ def _space_mistakes(tuning: TuningConfig, synthesis: SynthesisConfig) -> list[st
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             wrong.append(
-                f"`tuning.space.{name}` must lie within what the key allows, but got {list(bounds)} ({message}); narrow it"
+                f"`tuning.space.{name}` must lie within what the key allows, but "
+                f"got {list(bounds)} ({message}); narrow it"
             )
         if kind is int and not all(isinstance(bound, int) for bound in bounds):
             wrong.append(f"`tuning.space.{name}` must hold whole numbers, but got {list(bounds)}; round them")
@@ -135,12 +142,17 @@ def _arm_mistakes(arms: tuple[str, ...], students: Mapping[str, MethodSection]) 
     known = (*OWN_ARMS, *students)
     wrong = [
         f"`audit.worst_case.arms` must be among {', '.join(known)}, but got {arm!r}; "
-        + ("it is called fixed_generator now" if arm == "student_only" else "correct it, or add it to `students`")
+        + (
+            "it is called fixed_generator now"
+            if arm == "student_only"
+            else "correct it, or add it to `students`"
+        )
         for arm in arms
         if arm not in known
     ]
     return wrong + [
-        f"`students` must not be called like an arm that every run has ({', '.join(OWN_ARMS)}), but got {name!r}; rename it"
+        "`students` must not be called like an arm that every run has "
+        f"({', '.join(OWN_ARMS)}), but got {name!r}; rename it"
         for name in students
         if name in OWN_ARMS
     ]

@@ -1,9 +1,9 @@
 """Augmentation of whole uint8 batches on the device that holds them.
 
-Every image gets what torchvision would give it one at a time (tests/test_augment.py compares all operations, bins and
-signs), but an operation is applied to all its images at once. Randomness is drawn on the host from a CPU
-`torch.Generator`, so no step waits for the device and the numbers do not depend on it. Nothing here multiplies matrices
-or convolves: those would lose bits under autocast or TF32.
+Every image gets what torchvision would give it one at a time (tests/test_augment.py compares all operations,
+bins and signs), but an operation is applied to all its images at once. Randomness is drawn on the host from a
+CPU `torch.Generator`, so no step waits for the device and the numbers do not depend on it. Nothing here
+multiplies matrices or convolves: those would lose bits under autocast or TF32.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ NUM_BINS = 31
 
 
 def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """TrivialAugment Wide: one random operation at one random strength per image (Müller & Hutter 2021, section 3, Table 1).
+    """TrivialAugment Wide: one random operation at one random strength per
+    image (Müller & Hutter 2021, section 3, Table 1).
 
-    Equal to `torchvision.transforms.TrivialAugmentWide(interpolation=BILINEAR)` on each image, with black outside the frame.
-    Translations are up to 32 pixels whatever the image size, as in torchvision; on 1 channel, Color changes nothing.
+    Equal to `torchvision.transforms.TrivialAugmentWide(interpolation=BILINEAR)` on each image, with black
+    outside the frame. Translations are up to 32 pixels whatever the image size, as in torchvision; on 1
+    channel, Color changes nothing.
 
     Args:
         images: uint8, [N, C, H, W], C in {1, 3}, any device; not modified.
@@ -124,13 +126,15 @@ def random_horizontal_flip(images: Tensor, generator: torch.Generator) -> Tensor
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """`random_crop`, then `random_horizontal_flip` if `flip`: the same numbers from the same generator, in one pass.
+    """`random_crop`, then `random_horizontal_flip` if `flip`: the same
+    numbers from the same generator, in one pass.
 
     Args:
         images: uint8, [N, C, H, W], C in {1, 3}, any device; not modified.
         padding: pixels, >= 0; 0 crops nothing.
         flip: whether to mirror half of the images.
-        generator: on the CPU; draws N rows and N columns in [0, 2 padding] if padding > 0, then N bits if `flip`.
+        generator: on the CPU; draws N rows and N columns in [0, 2 padding]
+            if padding > 0, then N bits if `flip`.
 
     Returns:
         uint8, [N, C, H, W], same device; `images` itself if there is nothing to do.
@@ -141,7 +145,10 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     _check_images(images)
     _check_generator(generator)
     if padding < 0:
-        raise ValueError(f"`padding >= 0` must hold, but got padding={padding}; use 2 to 4 for 32-pixel images, 0 for no crop")
+        raise ValueError(
+            f"`padding >= 0` must hold, but got padding={padding}; use 2 "
+            "to 4 for 32-pixel images, 0 for no crop"
+        )
     if padding == 0 and not flip:
         return images
     (count, channels, height, width), device = images.shape, images.device
@@ -150,8 +157,12 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
         top = torch.randint(2 * padding + 1, (count, 1), generator=generator).to(device, non_blocking=True)
         left = torch.randint(2 * padding + 1, (count, 1), generator=generator)
         # Rows first: they are contiguous, so picking them is a plain copy.
-        rows = torch.nn.functional.pad(images, (padding,) * 4).flatten(0, 2)  # [N C (H + 2 padding), W + 2 padding]
-        plane = torch.arange(count * channels, device=device).view(count, channels, 1) * (height + 2 * padding)
+        rows = torch.nn.functional.pad(images, (padding,) * 4).flatten(
+            0, 2
+        )  # [N C (H + 2 padding), W + 2 padding]
+        plane = torch.arange(count * channels, device=device).view(count, channels, 1) * (
+            height + 2 * padding
+        )
         picked = plane + (top + torch.arange(height, device=device))[:, None, :]
         images = rows.index_select(0, picked.flatten()).view(count, channels, height, width + 2 * padding)
     columns = torch.arange(width, device=device).expand(count, width)
@@ -165,7 +176,8 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
 def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """MixUp: images and soft labels become convex combinations of pairs (Zhang et al. 2018, section 2).
 
-    One weight for the batch, lambda ~ Beta(alpha, alpha); each image is paired with one of a random permutation.
+    One weight for the batch, lambda ~ Beta(alpha, alpha); each image
+    is paired with one of a random permutation.
 
     Args:
         images: floating point, [N, C, H, W], any device; not modified.
@@ -182,10 +194,16 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     _check_generator(generator)
     if not alpha >= 0:
         raise ValueError(f"`alpha >= 0` must hold, but got alpha={alpha}; use 0.2, or 0 for no MixUp")
-    if not (images.is_floating_point() and targets.is_floating_point() and targets.ndim == 2 and len(images) == len(targets)):
+    if not (
+        images.is_floating_point()
+        and targets.is_floating_point()
+        and targets.ndim == 2
+        and len(images) == len(targets)
+    ):
         raise ValueError(
-            "`images` [N, C, H, W] and `targets` [N, K] must be floating point and equally many, but got "
-            f"{images.dtype} {tuple(images.shape)} and {targets.dtype} {tuple(targets.shape)}; use to_float and one-hot labels"
+            "`images` [N, C, H, W] and `targets` [N, K] must be floating point and equally "
+            f"many, but got {images.dtype} {tuple(images.shape)} and {targets.dtype} "
+            f"{tuple(targets.shape)}; use to_float and one-hot labels"
         )
     if alpha == 0:
         return images, targets
@@ -199,7 +217,8 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
 def to_float(images: Tensor) -> Tensor:
     """What every network here reads: x / 127.5 - 1, so 0 -> -1 and 255 -> 1, for any number of channels.
 
-    That is torchvision's `Normalize(mean=0.5, std=0.5)` after `ToTensor`, and the range of the generator's output.
+    That is torchvision's `Normalize(mean=0.5, std=0.5)` after
+    `ToTensor`, and the range of the generator's output.
 
     Args:
         images: uint8, any shape.
@@ -211,12 +230,16 @@ def to_float(images: Tensor) -> Tensor:
         ValueError: `images` is not uint8 (a float image may be normalised already).
     """
     if images.dtype != torch.uint8:
-        raise ValueError(f"`images` must be uint8, but got {images.dtype}; convert real or generated images to 0..255 first")
+        raise ValueError(
+            f"`images` must be uint8, but got {images.dtype}; convert "
+            "real or generated images to 0..255 first"
+        )
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def _magnitudes() -> Tensor:
-    """Strength of every operation and bin, float64 [14, 31], before the sign; torchvision computes it in float32."""
+    """Strength of every operation and bin, float64 [14, 31], before the
+    sign; torchvision computes it in float32."""
     table = torch.zeros(len(OPERATIONS), NUM_BINS, dtype=torch.float64)
     for name, low, high in (
         ("ShearX", 0.0, 0.99),
@@ -232,18 +255,22 @@ def _magnitudes() -> Tensor:
     ):
         table[OPERATIONS.index(name)] = torch.linspace(low, high, NUM_BINS, dtype=torch.float32).double()
     # Bits kept: 8 to 2.
-    table[OPERATIONS.index("Posterize")] = 8 - torch.round(torch.arange(NUM_BINS, dtype=torch.float64) / ((NUM_BINS - 1) / 6))
+    table[OPERATIONS.index("Posterize")] = 8 - torch.round(
+        torch.arange(NUM_BINS, dtype=torch.float64) / ((NUM_BINS - 1) / 6)
+    )
     return table
 
 
 def _parameters(operations: Tensor, magnitude_bins: Tensor, signs: Tensor, height: int, width: int) -> Tensor:
     """What the kernels need per image, float32 [N, 6], so that one copy brings it to the device.
 
-    Geometric operations: output -> input map (a, b, c, d, e, f), x_in = a x + b y + c, y_in = d x + e y + f, in units of half
-    an image from its centre. Blends: weight of the image, weight of the degenerate image. Posterize: bit mask. Solarize:
-    first inverted level.
+    Geometric operations: output -> input map (a, b, c, d, e, f), x_in = a x + b y + c, y_in = d x + e y + f,
+    in units of half an image from its centre. Blends: weight of the image, weight of the degenerate image.
+    Posterize: bit mask. Solarize: first inverted level.
     """
-    shear_x, shear_y, translate_x, translate_y, rotate, *_ = (operations == OPERATIONS.index(name) for name in OPERATIONS[1:6])
+    shear_x, shear_y, translate_x, translate_y, rotate, *_ = (
+        operations == OPERATIONS.index(name) for name in OPERATIONS[1:6]
+    )
     signed = (operations >= OPERATIONS.index("ShearX")) & (operations <= OPERATIONS.index("Sharpness"))
     magnitude = _magnitudes()[operations, magnitude_bins] * torch.where(signed, signs, 1)
     zero = torch.zeros_like(magnitude)
@@ -268,15 +295,21 @@ def _parameters(operations: Tensor, magnitude_bins: Tensor, signs: Tensor, heigh
 
 
 def _affine(images: Tensor, parameters: Tensor) -> Tensor:
-    """ShearX, ShearY, TranslateX, TranslateY and Rotate: one bilinear look-up with a grid per image, black outside."""
+    """ShearX, ShearY, TranslateX, TranslateY and Rotate: one bilinear
+    look-up with a grid per image, black outside."""
     height, width = images.shape[-2:]
     x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
     y = torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2
     by_x, by_y, shift = parameters.view(-1, 2, 3).permute(2, 1, 0)[..., None].unbind(0)  # each [2, N, 1]
-    # In this order and with the multiply-add fused, it rounds as the matrix product in torchvision. [2, N, H, W]
+    # In this order and with the multiply-add fused, it rounds as the
+    # matrix product in torchvision. [2, N, H, W]
     grid = torch.addcmul((by_x * x)[:, :, None, :], by_y[..., None], y[:, None]).add_(shift[..., None])
     sampled = torch.nn.functional.grid_sample(
-        images.to(torch.float32), grid.permute(1, 2, 3, 0), mode="bilinear", padding_mode="zeros", align_corners=False
+        images.to(torch.float32),
+        grid.permute(1, 2, 3, 0),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
     )
     return sampled.round_().to(torch.uint8)
 
@@ -304,7 +337,8 @@ def _contrast(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, parameters: Tensor) -> Tensor:
-    """Away from, or towards, a 3 x 3 blur with weights 1/13 and 5/13 in the centre; the outermost pixels stay."""
+    """Away from, or towards, a 3 x 3 blur with weights 1/13 and 5/13
+    in the centre; the outermost pixels stay."""
     if min(images.shape[-2:]) <= 2:
         return images
     levels = images.to(torch.int16)  # sums up to 13 * 255
@@ -347,16 +381,19 @@ def _check_images(images: Tensor) -> None:
 
 def _check_generator(generator: torch.Generator) -> None:
     if generator.device.type != "cpu":
-        raise ValueError(f"`generator` must be on the CPU, but got one on {generator.device}; use torch.Generator()")
+        raise ValueError(
+            f"`generator` must be on the CPU, but got one on {generator.device}; use torch.Generator()"
+        )
 
 
 def _check_index(name: str, values: Tensor, images: Tensor, low: int, high: int) -> None:
     if values.dtype != torch.int64 or values.shape != images.shape[:1] or values.device.type != "cpu":
         raise ValueError(
-            f"`{name}` must be int64 [{len(images)}] on the CPU, but got {values.dtype} {tuple(values.shape)} on {values.device}; "
-            "give one per image"
+            f"`{name}` must be int64 [{len(images)}] on the CPU, but got {values.dtype} "
+            f"{tuple(values.shape)} on {values.device}; give one per image"
         )
     if len(values) and not low <= int(values.min()) <= int(values.max()) <= high:
         raise ValueError(
-            f"`{low} <= {name} <= {high}` must hold, but got {int(values.min())} to {int(values.max())}; see OPERATIONS and NUM_BINS"
+            f"`{low} <= {name} <= {high}` must hold, but got {int(values.min())} to "
+            f"{int(values.max())}; see OPERATIONS and NUM_BINS"
         )

@@ -25,8 +25,9 @@ Selection = tuple[Pool, Tensor]
 def load_splits(config: DataConfig, min_images: int = 2) -> Splits:
     """Load, check, split, thin out and resize a data set.
 
-    Official splits are kept; those a set lacks are taken off its training images, stratified by class and seeded by
-    `split_seed` (Knowledge Recycling, appendix C, Table 5: 10,000 validation images for CIFAR and FashionMNIST).
+    Official splits are kept; those a set lacks are taken off its training images, stratified by class and
+    seeded by `split_seed` (Knowledge Recycling, appendix C, Table 5: 10,000 validation images for CIFAR and
+    FashionMNIST).
 
     Args:
         config: the data section.
@@ -36,7 +37,8 @@ def load_splits(config: DataConfig, min_images: int = 2) -> Splits:
         uint8 images of `image_size`, with 1 or 3 channels as the set has.
 
     Raises:
-        DataError: the set is unknown, absent, damaged or unfit; the message says which rule it breaks and what to do.
+        DataError: the set is unknown, absent, damaged or unfit; the message
+            says which rule it breaks and what to do.
     """
     with local_data(config, public_sets.places) as local:
         return _load_local(local, min_images)
@@ -47,12 +49,14 @@ def _load_local(config: DataConfig, min_images: int) -> Splits:
     for pool, training in ((pools.train, True), (pools.validation, False), (pools.test, False)):
         if pool is not None:
             check_classes(pool.labels, pools.class_names, pool.origin, training=training)
-    selections = {split: _limit(split, selection, config) for split, selection in _divide(pools, config).items()}
+    selections = {
+        split: _limit(split, selection, config) for split, selection in _divide(pools, config).items()
+    }
     found = len(selections["train"][1])
     if found < min_images:
         raise DataError(
-            f"`training images >= {min_images}` (the batch size) must hold, but got {found} (max_train_images={config.max_train_images}); "
-            "lower the batch sizes or use more images"
+            f"`training images >= {min_images}` (the batch size) must hold, but got {found} "
+            f"(max_train_images={config.max_train_images}); lower the batch sizes or use more images"
         )
     parts = {
         split: LabelledImages(pool.read(index, config.image_size), pool.labels[index])
@@ -65,8 +69,16 @@ def _load_local(config: DataConfig, min_images: int) -> Splits:
 
 
 def known_names() -> tuple[str, ...]:
-    """Every value of `data.name`: 2-D single-label MedMNIST flags, the other public sets, `npz` and `folder`."""
-    return (*public_sets.CIFAR_CLASSES, "fashionmnist", *public_sets.medmnist_names(), "digits", "npz", "folder")
+    """Every value of `data.name`: 2-D single-label MedMNIST flags,
+    the other public sets, `npz` and `folder`."""
+    return (
+        *public_sets.CIFAR_CLASSES,
+        "fashionmnist",
+        *public_sets.medmnist_names(),
+        "digits",
+        "npz",
+        "folder",
+    )
 
 
 def _open(config: DataConfig) -> PoolSet:
@@ -84,7 +96,8 @@ def _open(config: DataConfig) -> PoolSet:
     if config.name in public_sets.medmnist_names():
         return public_sets.medmnist_pools(config.name, root, download=config.download)
     raise DataError(
-        f"`data.name` must be one of {', '.join(known_names())}, but got {config.name!r}; {_name_remedy(config.name)}"
+        f"`data.name` must be one of {', '.join(known_names())}, but got "
+        f"{config.name!r}; {_name_remedy(config.name)}"
     )
 
 
@@ -97,16 +110,23 @@ def _name_remedy(name: str) -> str:
 
 
 def _divide(pools: PoolSet, config: DataConfig) -> dict[str, Selection]:
-    """Take the splits that the set lacks off its training images, leaving at least one image of each class for training."""
+    """Take the splits that the set lacks off its training images, leaving
+    at least one image of each class for training."""
     given = {"test": pools.test, "validation": pools.validation}
-    sizes = {split: max(1, round(share * len(pools.train.labels))) for split, share in _shares(config).items()}
+    sizes = {
+        split: max(1, round(share * len(pools.train.labels))) for split, share in _shares(config).items()
+    }
     sizes["validation"] = pools.validation_images or sizes["validation"]
     lacking = [split for split, pool in given.items() if pool is None]
     rest = torch.arange(len(pools.train.labels))
-    divided = {split: (pool, torch.arange(len(pool.labels))) for split, pool in given.items() if pool is not None}
+    divided = {
+        split: (pool, torch.arange(len(pool.labels))) for split, pool in given.items() if pool is not None
+    }
     for number, split in enumerate(lacking):
         leave = len(lacking) - number
-        taken = stratified_index(pools.train.labels[rest], sizes[split], (config.split_seed, *split.encode()), leave)
+        taken = stratified_index(
+            pools.train.labels[rest], sizes[split], (config.split_seed, *split.encode()), leave
+        )
         divided[split] = (pools.train, rest[taken])
         kept = torch.ones(len(rest), dtype=torch.bool)
         kept[taken] = False
@@ -121,44 +141,52 @@ def _shares(config: DataConfig) -> dict[str, float]:
 def _limit(split: str, selection: Selection, config: DataConfig) -> Selection:
     """A seeded, stratified subset that keeps every class the split has."""
     pool, index = selection
-    limit = {"train": config.max_train_images, "validation": config.max_validation_images, "test": config.max_test_images}[
-        split
-    ]
+    limit = {
+        "train": config.max_train_images,
+        "validation": config.max_validation_images,
+        "test": config.max_test_images,
+    }[split]
     if not 0 < limit < len(index):
         return selection
     classes = len(torch.unique(pool.labels[index]))
     if limit < classes:
         raise DataError(
-            f"`max_{split}_images >= {classes}` (the classes in that split) must hold, but got max_{split}_images={limit}; raise it, or 0 for all"
+            f"`max_{split}_images >= {classes}` (the classes in that split) must hold, but got "
+            f"max_{split}_images={limit}; raise it, or 0 for all"
         )
-    return pool, index[stratified_index(pool.labels[index], limit, (config.split_seed, *b"limit", *split.encode()))]
+    return pool, index[
+        stratified_index(pool.labels[index], limit, (config.split_seed, *b"limit", *split.encode()))
+    ]
 
 
 def _check_channels(parts: dict[str, LabelledImages]) -> None:
     channels = {split: part.images.shape[1] for split, part in parts.items()}
     if len(set(channels.values())) > 1:
         raise DataError(
-            f"`all splits are grey (1 channel) or all are RGB (3)` must hold, but got channels {channels}; convert the splits to one of them"
+            f"`all splits are grey (1 channel) or all are RGB (3)` must hold, but got channels {channels}; "
+            "convert the splits to one of them"
         )
 
 
 def duplicate_indices(images: Tensor, other: Tensor | None = None) -> Tensor:
-    """Which images are pixel-exact copies. A copy across splits makes a non-member look like a member to an attack.
+    """Which images are pixel-exact copies. A copy across splits makes
+    a non-member look like a member to an attack.
 
     Args:
         images: uint8, [N, C, H, W].
         other: uint8, [M, C, H, W]; None = compare `images` among themselves.
 
     Returns:
-        int64, [D], ascending: indices of `images` that equal any image of `other`, or an earlier one of `images`.
+        int64, [D], ascending: indices of `images` that equal any image
+        of `other`, or an earlier one of `images`.
 
     Raises:
         DataError: the two sets differ in channels or size, so that nothing could ever be equal.
     """
     if other is not None and other.shape[1:] != images.shape[1:]:
         raise DataError(
-            f"`images.shape[1:] == other.shape[1:]` must hold, but got {tuple(images.shape[1:])} and {tuple(other.shape[1:])}; "
-            "resize or convert one of them"
+            f"`images.shape[1:] == other.shape[1:]` must hold, but got {tuple(images.shape[1:])} and "
+            f"{tuple(other.shape[1:])}; resize or convert one of them"
         )
     seen = set() if other is None else set(_hashes(other))
     found = []
@@ -171,4 +199,7 @@ def duplicate_indices(images: Tensor, other: Tensor | None = None) -> Tensor:
 
 
 def _hashes(images: Tensor) -> list[bytes]:
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().contiguous().numpy()]
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for image in images.cpu().contiguous().numpy()
+    ]

@@ -1,4 +1,5 @@
-"""Data sets in an object store: a local copy for as long as they are read. What was read lies in the run's storage afterwards."""
+"""Data sets in an object store: a local copy for as long as they are read.
+What was read lies in the run's storage afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from kr_ray.runs.storage import RemotePath, download, storage_path
 
 @contextmanager
 def local_data(config: DataConfig, places: Callable[[str], Sequence[str]]) -> Iterator[DataConfig]:
-    """The same section with local locations, for the length of the block; errors raised in it name the remote ones.
+    """The same section with local locations, for the length of the
+    block; errors raised in it name the remote ones.
 
     Args:
         places: where below `root` the set of a name may lie; only that is copied.
@@ -36,8 +38,8 @@ def local_data(config: DataConfig, places: Callable[[str], Sequence[str]]) -> It
                 download(*copies["path"])
         except OSError as error:
             raise DataError(
-                f"`data.{'path' if 'path' in copies else 'root'}` must be readable, but got {error}; correct the location, or the "
-                "credentials in the environment"
+                f"`data.{'path' if 'path' in copies else 'root'}` must be readable, but got {error}; "
+                "correct the location, or the credentials in the environment"
             ) from error
         try:
             yield config.model_copy(update={key: str(copy) for key, (_, copy) in copies.items()})

@@ -29,7 +29,8 @@ class LabelledImages:
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"`labels` must be int64 [{len(self.images)}], but got {self.labels.dtype} {tuple(self.labels.shape)}; one per image"
+                f"`labels` must be int64 [{len(self.images)}], but got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}; one per image"
             )
 
     def __len__(self) -> int:
@@ -48,7 +49,8 @@ class Splits:
     """A real data set: the three disjoint splits and what the classes are called.
 
     Attributes:
-        train_sources: for each training image its file within the set, or its number there; empty where nobody asked.
+        train_sources: for each training image its file within the set, or its
+            number there; empty where nobody asked.
     """
 
     name: str

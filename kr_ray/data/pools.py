@@ -1,4 +1,5 @@
-"""Labelled images that are found and checked but not yet read at their final size, and how to take a share of them."""
+"""Labelled images that are found and checked but not yet read at their
+final size, and how to take a share of them."""
 
 from __future__ import annotations
 
@@ -58,7 +59,11 @@ def array_pool(images: NDArray[Any], labels: NDArray[Any], origin: str) -> Pool:
         DataError: either array is refused, or their lengths differ.
     """
     pixels = check_images(images, f"{origin}_images")
-    return Pool(check_labels(labels, len(pixels), f"{origin}_labels"), lambda index, size: resize(pixels[index], size), origin)
+    return Pool(
+        check_labels(labels, len(pixels), f"{origin}_labels"),
+        lambda index, size: resize(pixels[index], size),
+        origin,
+    )
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
@@ -79,7 +84,9 @@ def resize(images: Tensor, image_size: int) -> Tensor:
     step = max(1, 2**22 // max(images[:1].numel(), resized[:1].numel(), 1))
     for start in range(0, len(images), step):
         piece = images[start : start + step].contiguous().float()  # one memory layout, so one kernel
-        piece = functional.interpolate(piece, (image_size, image_size), mode="bilinear", align_corners=False, antialias=True)
+        piece = functional.interpolate(
+            piece, (image_size, image_size), mode="bilinear", align_corners=False, antialias=True
+        )
         resized[start : start + step] = piece.round_().clamp_(0, 255).to(torch.uint8)
     return resized
 
@@ -87,7 +94,8 @@ def resize(images: Tensor, image_size: int) -> Tensor:
 def stratified_index(labels: Tensor, size: int, seed: Sequence[int], leave: int = 0) -> Tensor:
     """Choose `size` images in the classes' proportions.
 
-    Class sizes are rounded by largest remainder; every class gives at least one image where `size` and `leave` allow it.
+    Class sizes are rounded by largest remainder; every class gives at least
+    one image where `size` and `leave` allow it.
 
     Args:
         labels: int64, [N].
@@ -103,7 +111,9 @@ def stratified_index(labels: Tensor, size: int, seed: Sequence[int], leave: int 
     classes, counts = np.unique(labels.numpy(), return_counts=True)
     quota = _allocate(counts, size, leave)
     rng = np.random.default_rng(seed)
-    taken = [rng.permutation(np.flatnonzero(labels.numpy() == k))[:n] for k, n in zip(classes, quota, strict=True)]
+    taken = [
+        rng.permutation(np.flatnonzero(labels.numpy() == k))[:n] for k, n in zip(classes, quota, strict=True)
+    ]
     return torch.from_numpy(np.sort(np.concatenate(taken)).astype(np.int64))
 
 
@@ -111,8 +121,8 @@ def _allocate(counts: NDArray[np.int64], size: int, leave: int) -> NDArray[np.in
     high = np.maximum(counts - leave, 0)
     if size > high.sum():
         raise DataError(
-            f"`images to take <= {high.sum()}` must hold to leave {leave} of each of {len(counts)} classes, but got {size} "
-            f"of {counts.sum()} images; add images or lower the share"
+            f"`images to take <= {high.sum()}` must hold to leave {leave} of each of {len(counts)} classes, "
+            f"but got {size} of {counts.sum()} images; add images or lower the share"
         )
     low = np.minimum(high, 1)
     if low.sum() > size:

@@ -1,7 +1,8 @@
 """The public data sets, read in place and verified against the checksums of the libraries that publish them.
 
-Table 5 (Knowledge Recycling, appendix C) gives the paper's nine. It prints 7 classes for PneumoniaMNIST, RetinaMNIST and
-OrganSMNIST, and 10,015 images for the last; the published sets have 2, 5 and 11 classes, and 25,211 images.
+Table 5 (Knowledge Recycling, appendix C) gives the paper's nine. It prints 7 classes for PneumoniaMNIST,
+RetinaMNIST and OrganSMNIST, and 10,015 images for the last; the published sets have 2, 5 and 11 classes, and
+25,211 images.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def medmnist_names() -> tuple[str, ...]:
     return tuple(
         flag
         for flag, info in medmnist.INFO.items()
-        if info["task"] in SINGLE_LABEL_TASKS and issubclass(getattr(medmnist, info["python_class"]), MedMNIST2D)
+        if info["task"] in SINGLE_LABEL_TASKS
+        and issubclass(getattr(medmnist, info["python_class"]), MedMNIST2D)
     )
 
 
@@ -48,7 +50,8 @@ def is_other_medmnist(flag: str) -> bool:
 
 
 def places(name: str) -> tuple[str, ...]:
-    """Where below `data.root` a public set may lie, as the functions below look for it; nothing for other names."""
+    """Where below `data.root` a public set may lie, as the functions
+    below look for it; nothing for other names."""
     if name == "fashionmnist":
         return "fashionmnist", "FashionMNIST/raw"
     if name in CIFAR_CLASSES:
@@ -82,7 +85,8 @@ def medmnist_pools(flag: str, root: Path, *, download: bool) -> PoolSet:
 
 
 def fashion_pools(root: Path, *, download: bool) -> PoolSet:
-    """FashionMNIST from its four .gz files in `<root>/fashionmnist/` or torchvision's `<root>/FashionMNIST/raw/`.
+    """FashionMNIST from its four .gz files in `<root>/fashionmnist/`
+    or torchvision's `<root>/FashionMNIST/raw/`.
 
     Raises:
         DataError: absent and not to be had, or not the official files.
@@ -96,9 +100,17 @@ def fashion_pools(root: Path, *, download: bool) -> PoolSet:
         FashionMNIST(str(folder), download=True)
         return [folder / "FashionMNIST" / "raw" / name for name in md5s]
 
-    found = next((folder for folder in (home, library_home) if all((folder / name).is_file() for name in md5s)), None)
+    found = next(
+        (folder for folder in (home, library_home) if all((folder / name).is_file() for name in md5s)), None
+    )
     if found is None:
-        _download("fashionmnist", home, [name for name in md5s if not (home / name).is_file()], fetch, allowed=download)
+        _download(
+            "fashionmnist",
+            home,
+            [name for name in md5s if not (home / name).is_file()],
+            fetch,
+            allowed=download,
+        )
         found = home
     for name, md5 in md5s.items():
         verify_md5(found / name, md5)
@@ -111,7 +123,10 @@ def fashion_pools(root: Path, *, download: bool) -> PoolSet:
         for split in ("train", "t10k")
     }
     return PoolSet(
-        tuple(FashionMNIST.classes), pools["train"], test=pools["t10k"], validation_images=OFFICIAL_VALIDATION_IMAGES
+        tuple(FashionMNIST.classes),
+        pools["train"],
+        test=pools["t10k"],
+        validation_images=OFFICIAL_VALIDATION_IMAGES,
     )
 
 
@@ -140,7 +155,9 @@ def cifar_pools(name: str, root: Path, *, download: bool) -> PoolSet:
         library_set(str(folder), download=True)
         return [folder / library_set.base_folder]
 
-    home = next((folder for folder in (root, root / name) if (folder / library_set.base_folder).is_dir()), None)
+    home = next(
+        (folder for folder in (root, root / name) if (folder / library_set.base_folder).is_dir()), None
+    )
     if home is None:
         home = root / name
         _download(name, home, [library_set.base_folder], fetch, allowed=download)
@@ -151,11 +168,14 @@ def cifar_pools(name: str, root: Path, *, download: bool) -> PoolSet:
         array_pool(part.data, np.asarray(part.targets), f"{home / library_set.base_folder}: {split}")
         for part, split in ((train, "train"), (test, "test"))
     ]
-    return PoolSet(tuple(train.classes), pools[0], test=pools[1], validation_images=OFFICIAL_VALIDATION_IMAGES)
+    return PoolSet(
+        tuple(train.classes), pools[0], test=pools[1], validation_images=OFFICIAL_VALIDATION_IMAGES
+    )
 
 
 def digits_pools() -> PoolSet:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, its grey levels 0 to 16 scaled to 0 to 255. Needs no download."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, its grey levels 0
+    to 16 scaled to 0 to 255. Needs no download."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -163,14 +183,21 @@ def digits_pools() -> PoolSet:
     return PoolSet(tuple(str(k) for k in range(10)), array_pool(images, digits.target, "digits"))
 
 
-def _download(name: str, target: Path, missing: list[str], fetch: Callable[[Path], list[Path]], *, allowed: bool) -> None:
-    """Fetch into a temporary folder within `target`, then rename: an interrupted download leaves nothing half written."""
+def _download(
+    name: str, target: Path, missing: list[str], fetch: Callable[[Path], list[Path]], *, allowed: bool
+) -> None:
+    """Fetch into a temporary folder within `target`, then rename: an
+    interrupted download leaves nothing half written."""
     where = f"`{target}` must hold {', '.join(missing)} for name: {name}, but got none there"
     if not allowed:
-        raise DataError(f"{where} and download: false; copy the official files there, correct data.root, or set download: true")
+        raise DataError(
+            f"{where} and download: false; copy the official files there, "
+            "correct data.root, or set download: true"
+        )
     if not _writable(target):
         raise DataError(
-            f"{where} and the folder is read-only; copy the official files there or set data.root to a writable folder"
+            f"{where} and the folder is read-only; copy the official files "
+            "there or set data.root to a writable folder"
         )
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -180,11 +207,13 @@ def _download(name: str, target: Path, missing: list[str], fetch: Callable[[Path
                     path.replace(target / path.name)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         raise DataError(
-            f"{where} and the download failed ({type(error).__name__}: {error}); check the network, or copy the official files there"
+            f"{where} and the download failed ({type(error).__name__}: {error}); "
+            "check the network, or copy the official files there"
         ) from error
 
 
 def _writable(folder: Path) -> bool:
-    """By permission bits too: for the superuser every folder counts as writable, also one that was made read-only on purpose."""
+    """By permission bits too: for the superuser every folder counts as
+    writable, also one that was made read-only on purpose."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return os.access(existing, os.W_OK) and bool(existing.stat().st_mode & 0o222)

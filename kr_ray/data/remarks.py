@@ -1,8 +1,8 @@
 """What is said of a data set before anything is paid for.
 
-Images of two splits, images that show nothing, classes without images. A copy of a training image in the test split
-makes a model look better than it is, and a non-member look like a member to an attack: the audit and the copies stage
-leave such images out, accuracies do not. So a few are told, and many are refused.
+Images of two splits, images that show nothing, classes without images. A copy of a training image in the test
+split makes a model look better than it is, and a non-member look like a member to an attack: the audit and
+the copies stage leave such images out, accuracies do not. So a few are told, and many are refused.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.runs.results import Duplicates
 
 NEARLY_BLACK = 10
-"""Of 255: an image without a brighter pixel shows a person nothing, as do images in [0, 1] that were cast to uint8."""
+"""Of 255: an image without a brighter pixel shows a person nothing, as
+do images in [0, 1] that were cast to uint8."""
 MOST_COPIED = 0.5
 """Bound of `data.max_copied_share`: the audit needs test images that nothing was trained on."""
 SHOWN_CLASSES = 10
 
 WHAT_COUNTS_THEM = {
-    "validation": "the choice of checkpoint and parameters counts them, and shadow models are trained on them",
+    "validation": "the choice of checkpoint and parameters counts them, "
+    "and shadow models are trained on them",
     "test": "test accuracies count them, the audit and the copies stage leave them out",
 }
 
@@ -30,7 +32,8 @@ WHAT_COUNTS_THEM = {
 def count_copies(splits: Splits) -> Duplicates:
     """Pixel-exact copies within the training split and between splits.
 
-    `distinct_train` counts the training images that equal no other image of any split: those that can be audited.
+    `distinct_train` counts the training images that equal no other
+    image of any split: those that can be audited.
     """
     train, validation, test = splits.train.images, splits.validation.images, splits.test.images
     repeated = duplicate_indices(train)
@@ -60,12 +63,15 @@ def check_copies(splits: Splits, counts: Duplicates, most: float) -> None:
         if _copies(counts, split, other) > most * len(part) + 1e-9  # 0.29 x 100 is a little less than 29
     ]
     if wrong:
-        few = all(_copies(counts, split, other) <= MOST_COPIED * len(part) for split, other, part in _pairs(splits))
+        few = all(
+            _copies(counts, split, other) <= MOST_COPIED * len(part) for split, other, part in _pairs(splits)
+        )
         raise DataError(
-            f"`share of a split's images that another split holds too <= {most:g}` must hold, or no accuracy and no audit "
-            f"means anything, but got: {'; '.join(wrong)}{_of_which_constant(splits)}; remove the copies from one of the "
-            "splits (compare the files' bytes), or split the data anew"
-            f"{f', or raise data.max_copied_share (at most {MOST_COPIED:g})' if few else ''}"
+            f"`share of a split's images that another split holds too <= {most:g}` must hold, or no "
+            "accuracy and no audit means anything, but got: "
+            f"{'; '.join(wrong)}{_of_which_constant(splits)}; remove the copies from one of the splits "
+            "(compare the files' bytes), or split the data "
+            f"anew{f', or raise data.max_copied_share (at most {MOST_COPIED:g})' if few else ''}"
         )
 
 
@@ -78,7 +84,10 @@ def remark(splits: Splits, counts: Duplicates) -> list[str]:
         if _copies(counts, split, other)
     ]
     if repeated := counts.within_train:
-        said.append(f"{repeated} of {len(splits.train)} training images repeat an earlier one: the audit counts them once")
+        said.append(
+            f"{repeated} of {len(splits.train)} training images repeat an "
+            "earlier one: the audit counts them once"
+        )
     for name, part in _parts(splits):
         said += _on_content(name, part.images) + _on_classes(name, part.labels, splits.class_names)
     return said
@@ -114,12 +123,14 @@ def _on_content(name: str, images: Tensor) -> list[str]:
     said = []
     if count := int(constant.sum()):
         said.append(
-            f"{count} of {len(images)} {name} images are constant, all pixels alike (the first: number {_first(constant)})"
+            f"{count} of {len(images)} {name} images are constant, all pixels "
+            f"alike (the first: number {_first(constant)})"
         )
     if count := int((dark & ~constant).sum()):
         said.append(
-            f"{count} of {len(images)} {name} images are nearly black, no value above {NEARLY_BLACK} of 255 (the first: "
-            f"number {_first(dark & ~constant)}); were they scaled to [0, 1] before they were saved?"
+            f"{count} of {len(images)} {name} images are nearly black, no value above "
+            f"{NEARLY_BLACK} of 255 (the first: number {_first(dark & ~constant)}); were "
+            "they scaled to [0, 1] before they were saved?"
         )
     return said
 
@@ -146,4 +157,7 @@ def _of_which_constant(splits: Splits) -> str:
     counts = {name: int(torch.eq(*_extremes(part.images)).sum()) for name, part in _parts(splits)}
     if not any(counts.values()):
         return ""
-    return f" (constant images, all pixels alike: {', '.join(f'{count} {name}' for name, count in counts.items())})"
+    return (
+        " (constant images, all pixels alike: "
+        f"{', '.join(f'{count} {name}' for name, count in counts.items())})"
+    )

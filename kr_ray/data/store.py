@@ -1,4 +1,5 @@
-"""The resolved real images inside the run's storage, so that every worker on every node reads the same bytes."""
+"""The resolved real images inside the run's storage, so that every
+worker on every node reads the same bytes."""
 
 from __future__ import annotations
 
@@ -52,13 +53,15 @@ def load_stored_splits(path: Path) -> Splits:
     """
     tensors, metadata = load_tensors(path)
     try:
-        parts = {name: LabelledImages(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS}
+        parts = {
+            name: LabelledImages(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in SPLITS
+        }
         names = tuple(metadata["class_names"])
         return Splits(metadata["name"], names, parts["train"], parts["validation"], parts["test"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{path} must hold the three splits of a data set, but holds something else; delete the folder {path.parent} and run the "
-            "same command again"
+            f"{path} must hold the three splits of a data set, but holds something else; delete the folder "
+            f"{path.parent} and run the same command again"
         ) from error
 
 
@@ -82,6 +85,6 @@ def load_sources(path: Path) -> list[str] | None:
     except (ValueError, RecursionError) as error:
         found = error
     raise ArtifactError(
-        f"{path} must hold a list of names, but holds something else ({str(found)[:80]}); delete the folder {path.parent} and run the "
-        "same command again"
+        f"{path} must hold a list of names, but holds something else ({str(found)[:80]}); delete the folder "
+        f"{path.parent} and run the same command again"
     )

@@ -109,7 +109,8 @@ def noise_key(folder: Path, insecure_text: str = "", *, started: bool = False) -
     secret = path.read_bytes()
     if len(secret) != KEY_BYTES:
         raise ArtifactError(
-            f"{path} must hold {KEY_BYTES} bytes, but has {len(secret)}; delete {folder} and start the part again"
+            f"{path} must hold {KEY_BYTES} bytes, but has {len(secret)}; "
+            f"delete {folder} and start the part again"
         )
     return NoiseKey(secret)
 

@@ -32,14 +32,16 @@ def read_release(path: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of a file that holds what was told about the private images.
 
     Raises:
-        ArtifactError: it cannot be read. It must not be made again as other files are, for that would be a second release.
+        ArtifactError: it cannot be read. It must not be made again as other files
+            are, for that would be a second release.
     """
     try:
         return read(path)
     except ArtifactError as error:
         raise ArtifactError(
-            f"{path} must hold what was released about the private images, but it is damaged; restore it from a copy, or give the "
-            "run another `name` and count its epsilon twice: made again, it spends the images' privacy again"
+            f"{path} must hold what was released about the private images, but it is damaged; restore it "
+            "from a copy, or give the run another `name` and count its epsilon twice: made again, it "
+            "spends the images' privacy again"
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""Where foreign bytes enter, one module per kind of input: what other people and tools wrote, or a disk damaged.
+"""Where foreign bytes enter, one module per kind of input: what
+other people and tools wrote, or a disk damaged.
 
-A reader here raises nothing but the error class it was given, in one message that names the file and the remedy.
+A reader here raises nothing but the error class it was given, in one
+message that names the file and the remedy.
 """

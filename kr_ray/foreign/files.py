@@ -1,7 +1,7 @@
 """What lies under a name, and the one way in which a library's errors on its bytes become the project's.
 
-`decoding` is put around every library that parses a foreign file. Its messages are ours: libraries speak of their
-own functions and flags, and some advise to switch off what protects the reader.
+`decoding` is put around every library that parses a foreign file. Its messages are ours: libraries speak of
+their own functions and flags, and some advise to switch off what protects the reader.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ READ_ERRORS = (
     RuntimeError, SyntaxError, TypeError, ValueError,
     struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What numpy, Pillow, Arrow and the json, zip and pickle readers raise on damaged files (found by altering thousands of
-them). They share no base but Exception, which would also hide an interrupt of ours."""
+"""What numpy, Pillow, Arrow and the json, zip and pickle readers raise on damaged files (found by altering
+thousands of them). They share no base but Exception, which would also hide an interrupt of ours."""
 
 HEAD_BYTES = 4096
 LONGEST_REASON = 120
@@ -31,13 +31,18 @@ LONGEST_NAME = 240
 UNSAFE_ADVICE = re.compile(r"pickle|unsafe|trust|weights_only|allow_|secur", re.IGNORECASE)
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 
 
 def shown(name: str | Path) -> str:
-    """A name as one line of printable text, cut in its middle if it is long: others' bytes stay out of messages."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME // 2]}...{text[-LONGEST_NAME // 2 :]}"
+    """A name as one line of printable text, cut in its middle if it is
+    long: others' bytes stay out of messages."""
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name)
+    )
+    return (
+        text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME // 2]}...{text[-LONGEST_NAME // 2 :]}"
+    )
 
 
 def is_plain_name(name: str) -> bool:
@@ -45,7 +50,7 @@ def is_plain_name(name: str) -> bool:
     return name.isprintable()  # what os.fsdecode makes of other bytes are lone surrogates, which do not print
 
 
-# --- what lies there -------------------------------------------------------------------------------------------------
+# --- what lies there ----------------------------------------------------------------------------------------
 
 
 def what_lies_at(path: Path) -> str:
@@ -97,7 +102,10 @@ FETCH = "write or copy it again"
 MAKE_ANEW = "delete it and run the same command again"
 """The remedy for a damaged file that a run itself wrote."""
 SIGNATURES: tuple[tuple[bytes, Contents], ...] = (
-    (b"version https://git-lfs", Contents("lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`")),
+    (
+        b"version https://git-lfs",
+        Contents("lfs", "a Git LFS pointer", "fetch the file itself with `git lfs pull`"),
+    ),
     (b"PK\x03\x04", Contents("zip", "a zip archive")),
     (b"PK\x05\x06", Contents("zip", "an empty zip archive")),
     (b"PAR1", Contents("parquet", "a Parquet file")),
@@ -165,7 +173,7 @@ def contents_of(path: Path) -> Contents:
         return recognise(file.read(HEAD_BYTES))
 
 
-# --- a library's errors ----------------------------------------------------------------------------------------------
+# --- a library's errors -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -181,8 +189,8 @@ def decoding(
 
     Args:
         must: the rule, such as "must be a complete .npz file".
-        kinds: keys of `Contents` that the library reads. Of such a file it is told what is damaged, of another what
-            it is instead.
+        kinds: keys of `Contents` that the library reads. Of such a file it is told what
+            is damaged, of another what it is instead.
         remedy: where the contents do not name a better one.
         also: errors of the library that are none of `READ_ERRORS`.
 
@@ -201,7 +209,9 @@ def decoding(
 
 
 @contextmanager
-def decoding_bytes(data: bytes, origin: str, must: str, error: type[Exception], remedy: str) -> Iterator[None]:
+def decoding_bytes(
+    data: bytes, origin: str, must: str, error: type[Exception], remedy: str
+) -> Iterator[None]:
     """The same for bytes that lie within something else, which `origin` names.
 
     Raises:
@@ -213,7 +223,9 @@ def decoding_bytes(data: bytes, origin: str, must: str, error: type[Exception], 
     except error:
         raise
     except READ_ERRORS as cause:
-        raise error(f"{origin} {must}, but got {recognise(data[:HEAD_BYTES]).words} that cannot be read; {remedy}") from cause
+        raise error(
+            f"{origin} {must}, but got {recognise(data[:HEAD_BYTES]).words} that cannot be read; {remedy}"
+        ) from cause
 
 
 @contextmanager
@@ -230,7 +242,10 @@ def _refusal(path: Path, kinds: Sequence[str], cause: BaseException, remedy: str
     try:
         contents = contents_of(path)
     except OSError as error:  # a store that does not answer, a failing disk
-        return f"one that cannot be read ({reason(error) or type(error).__name__}); try again later, or copy it elsewhere"
+        return (
+            f"one that cannot be read ({reason(error) or type(error).__name__}); try again later, or copy "
+            "it elsewhere"
+        )
     if contents.kind in kinds:
         said = reason(cause)
         return f"a damaged one{f' ({said})' * bool(said)}; {remedy}"
@@ -238,7 +253,8 @@ def _refusal(path: Path, kinds: Sequence[str], cause: BaseException, remedy: str
 
 
 def reason(cause: BaseException) -> str:
-    """The first line of what a library said; empty where it says nothing, or advises to read the file unsafely."""
+    """The first line of what a library said; empty where it says
+    nothing, or advises to read the file unsafely."""
     text = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if isinstance(cause, KeyError) or UNSAFE_ADVICE.search(text):
@@ -271,7 +287,10 @@ def read_text(path: Path, must: str, error: type[Exception], largest: int) -> st
         line = raw[: cause.start].count(b"\n") + 1
         found = f"{contents.words}; correct the path"
         if contents.kind == "other":
-            found = f"bytes that are not UTF-8 (0x{raw[cause.start]:02x} in line {line}); save it as UTF-8, or correct the path"
+            found = (
+                f"bytes that are not UTF-8 (0x{raw[cause.start]:02x} in line "
+                f"{line}); save it as UTF-8, or correct the path"
+            )
         raise error(f"`{shown(path)}` {must}, but got {found}") from cause
     if len(raw) > largest:
         raise error(f"`{shown(path)}` {must}, but got more than {largest:,} bytes; correct the path")

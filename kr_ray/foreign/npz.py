@@ -26,8 +26,8 @@ def read_arrays(
 ) -> tuple[list[str], dict[str, NDArray[Any]]]:
     """Names of all arrays, and those named by `keys` (all if None).
 
-    `remedy` is given where the file's contents do not name a better one. A file with a single array (.npy) is given as one array of
-    the name `UNNAMED`, which is not read.
+    `remedy` is given where the file's contents do not name a better one. A file with a single array (.npy) is
+    given as one array of the name `UNNAMED`, which is not read.
 
     Raises:
         error: no such file, not a (complete) .npz, or Python objects instead of numbers.
@@ -39,16 +39,19 @@ def read_arrays(
             return whole_arrays(path, keys)
         except PickledError as cause:
             raise error(
-                f"`{shown(path)}` must hold arrays of numbers, but got Python objects, which are never unpickled, in "
-                f"{cause}; bring its rows to one shape and save an array of numbers"
+                f"`{shown(path)}` must hold arrays of numbers, but got Python objects, which are never "
+                f"unpickled, in {cause}; bring its rows to one shape and save an array of numbers"
             ) from cause
 
 
-def whole_arrays(path: Path, keys: Collection[str] | None = None) -> tuple[list[str], dict[str, NDArray[Any]]]:
+def whole_arrays(
+    path: Path, keys: Collection[str] | None = None
+) -> tuple[list[str], dict[str, NDArray[Any]]]:
     """The same for a caller who knows what to do about damage, with the errors as they come.
 
     Raises:
-        kr_ray.foreign.files.READ_ERRORS: it is damaged. Unlike `numpy.load` it compares every array's checksum.
+        kr_ray.foreign.files.READ_ERRORS: it is damaged. Unlike `numpy.load`
+            it compares every array's checksum.
         PickledError: an array holds Python objects.
     """
     with path.open("rb") as opened, zipfile.ZipFile(opened) as members:
@@ -73,4 +76,6 @@ def _member(members: zipfile.ZipFile, name: str) -> NDArray[Any]:
 def listed(names: Collection[str]) -> str:
     """Names in a message, in their order: not more than a dozen."""
     few = [shown(name) for name in list(names)[:LISTED_NAMES]]
-    return ", ".join([*few, f"and {len(names) - len(few)} more"] if len(names) > len(few) else few) or "no array"
+    return (
+        ", ".join([*few, f"and {len(names) - len(few)} more"] if len(names) > len(few) else few) or "no array"
+    )

@@ -33,8 +33,12 @@ class OnnxModel:
         options.log_severity_level = 4  # what goes wrong is raised
         self._errors = _errors()
         with decoding(path, must, ("other",), error, remedy, also=self._errors):
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self.inputs = [(item.name, str(item.type), _sides(item.shape)) for item in self._session.get_inputs()]
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            self.inputs = [
+                (item.name, str(item.type), _sides(item.shape)) for item in self._session.get_inputs()
+            ]
             self.outputs = [item.name for item in self._session.get_outputs()]
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
@@ -60,4 +64,6 @@ def _errors() -> tuple[type[Exception], ...]:
     """onnxruntime's own errors, which share no base but Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return tuple(
+        kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)
+    )

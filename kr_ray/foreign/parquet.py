@@ -1,4 +1,5 @@
-"""Parquet files as Arrow tables; in a folder only what is called .parquet or .pq counts, so that a README may lie there."""
+"""Parquet files as Arrow tables; in a folder only what is called .parquet
+or .pq counts, so that a README may lie there."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ def parquet_files(files: Sequence[Path], folder: Path, error: type[Exception]) -
     if not found:
         others = ", ".join(shown(file.name) for file in sorted(files)[:5]) or "no file"
         raise error(
-            f"`{shown(folder)}` must hold Parquet files ({', '.join(SUFFIXES)}), but got {others}; correct the path, or "
-            "export the set again"
+            f"`{shown(folder)}` must hold Parquet files ({', '.join(SUFFIXES)}), but got {others}; correct "
+            "the path, or export the set again"
         )
     return found
 
@@ -50,6 +51,8 @@ def read_table(path: Path, error: type[Exception], columns: Sequence[str] | None
         names = opened.schema_arrow.names
         if len(set(names)) < len(names):
             raise ValueError("two columns have one name")
-        table: pa.Table = opened.read(None if columns is None else [name for name in columns if name in names])
+        table: pa.Table = opened.read(
+            None if columns is None else [name for name in columns if name in names]
+        )
         table.validate(full=True)
     return table

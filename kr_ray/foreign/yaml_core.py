@@ -1,8 +1,10 @@
-"""YAML 1.2's core schema (yaml.org/spec/1.2.2, section 10.3), as a configuration and `--set` are written in it.
+"""YAML 1.2's core schema (yaml.org/spec/1.2.2, section 10.3), as a
+configuration and `--set` are written in it.
 
-PyYAML reads YAML 1.1, in which 010 is 8, 12:30 is 750, `on` is true and 1e-5 is text. Here PyYAML only finds the nodes;
-what a plain scalar means is decided by the core schema's own patterns. Of 1.1 one thing is kept, merge keys (`<<: *other`),
-because configurations use it and nothing else could be meant. Every alias becomes a copy of its own.
+PyYAML reads YAML 1.1, in which 010 is 8, 12:30 is 750, `on` is true and 1e-5 is text. Here PyYAML only finds
+the nodes; what a plain scalar means is decided by the core schema's own patterns. Of 1.1 one thing is kept,
+merge keys (`<<: *other`), because configurations use it and nothing else could be meant. Every alias becomes
+a copy of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ for _name, _pattern in PATTERNS:
 
 
 class _Writer(yaml.SafeDumper):
-    """PyYAML's, which puts in quotes what YAML 1.1 does not read as text; here also what the core schema does not."""
+    """PyYAML's, which puts in quotes what YAML 1.1 does not read as
+    text; here also what the core schema does not."""
 
 
 for _name, _pattern in PATTERNS:
@@ -52,7 +55,9 @@ def write_yaml(value: Any, *, for_people: bool = False) -> str:
     Args:
         for_people: letters beyond ASCII as they are, and longer lines.
     """
-    text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=for_people, width=100 if for_people else 80)
+    text: str = yaml.dump(
+        value, Dumper=_Writer, sort_keys=False, allow_unicode=for_people, width=100 if for_people else 80
+    )
     return text
 
 
@@ -79,10 +84,14 @@ def read_value(text: str) -> Any:
     except YamlError as error:
         raise YamlError(f"{error} (` #` begins a comment)") from error
     if node is None or (isinstance(node, yaml.ScalarNode) and node.style is None):
-        whole = yaml.ScalarNode(_Nodes("").resolve(yaml.ScalarNode, text.strip(), (True, False)), text.strip())
+        whole = yaml.ScalarNode(
+            _Nodes("").resolve(yaml.ScalarNode, text.strip(), (True, False)), text.strip()
+        )
         return _Plain().value(whole)
     if cut:
-        raise YamlError("` #` begins a comment, which would cut the value; put the text that holds it in quotes")
+        raise YamlError(
+            "` #` begins a comment, which would cut the value; put the text that holds it in quotes"
+        )
     return _Plain().value(node)
 
 
@@ -92,7 +101,11 @@ def _compose(text: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        said = f"{error.context}, {error.problem}" if str(error.problem).startswith("but ") else error.problem or error.context
+        said = (
+            f"{error.context}, {error.problem}"
+            if str(error.problem).startswith("but ")
+            else error.problem or error.context
+        )
         raise YamlError(f"{where}{said}; correct it, or put text in quotes") from error
     except yaml.reader.ReaderError as error:
         found = f"character 0x{error.character:02x}" if isinstance(error.character, int) else "a byte"
@@ -121,7 +134,11 @@ class _Plain:
     def value(self, node: yaml.Node) -> Any:
         self.nodes += 1
         if self.nodes > MOST_NODES:
-            _refuse(node, f"there are more than {MOST_NODES:,} values, each alias counted as often as it is used", "use fewer")
+            _refuse(
+                node,
+                f"there are more than {MOST_NODES:,} values, each alias counted as often as it is used",
+                "use fewer",
+            )
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
         if id(node) in self.open:
@@ -130,7 +147,9 @@ class _Plain:
         try:
             return self._mapping(node) if isinstance(node, yaml.MappingNode) else self._sequence(node)
         except RecursionError as error:
-            raise YamlError("lists or mappings lie too deeply within each other; write fewer brackets") from error
+            raise YamlError(
+                "lists or mappings lie too deeply within each other; write fewer brackets"
+            ) from error
         finally:
             self.open.discard(id(node))
 
@@ -174,7 +193,9 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         _refuse(node, f"{node.value[:40]!r} is no value of the tag {node.tag[:40]!r}", "remove the tag")
     if len(node.value) > LONGEST_NUMBER:
         _refuse(node, f"a number has {len(node.value)} digits", "use a smaller one")
-    return {"null": lambda text: None, "bool": lambda text: text[0] in "tT", "int": _int, "float": _float}[kind](node.value)
+    return {"null": lambda text: None, "bool": lambda text: text[0] in "tT", "int": _int, "float": _float}[
+        kind
+    ](node.value)
 
 
 def _int(text: str) -> int:

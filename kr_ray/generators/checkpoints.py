@@ -1,4 +1,5 @@
-"""The generator stage (section 3.2): train a generator, keep a checkpoint every few epochs, watch for collapse."""
+"""The generator stage (section 3.2): train a generator, keep a
+checkpoint every few epochs, watch for collapse."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from kr_ray.config import GeneratorSection
 from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.generators.collapse import measure_collapse, within_class_spread
-from kr_ray.generators.interface import Checkpoint, Generator, GeneratorTraining, Sampler, checkpoint_file, save_checkpoint
+from kr_ray.generators.interface import (
+    Checkpoint,
+    Generator,
+    GeneratorTraining,
+    Sampler,
+    checkpoint_file,
+    save_checkpoint,
+)
 from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.figures import CollapsePoint, GeneratorPoint
 from kr_ray.runs.results import GeneratorResult
@@ -36,7 +44,9 @@ class CheckpointKeeper:
         self.device = pick_device()
         self.teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, self.device)
         self.prior = class_prior(splits.train.labels, splits.num_classes)
-        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[: 4 * self.alarm.images]
+        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[
+            : 4 * self.alarm.images
+        ]
         real = splits.train.subset(some).to(self.device)
         self.real_spread = within_class_spread(self.teacher, real.images, real.labels)
         self.collapse: list[CollapsePoint] = []
@@ -61,7 +71,10 @@ class CheckpointKeeper:
         )
         self._save_grid(sampler, path.with_suffix(".png"))
         classes = torch.multinomial(
-            self.prior, self.alarm.images, replacement=True, generator=seeded_generator(self.seed, "alarm classes")
+            self.prior,
+            self.alarm.images,
+            replacement=True,
+            generator=seeded_generator(self.seed, "alarm classes"),
         )
         images = sampler.images(classes, seeded_generator(self.seed, "alarm images"))
         found = measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.alarm)
@@ -70,7 +83,11 @@ class CheckpointKeeper:
     def has_collapsed(self) -> bool:
         """Whether the last `patience` checkpoints all raised the alarm and that is to end the training."""
         recent = self.collapse[-self.alarm.patience :]
-        return self.alarm.action == "stop" and len(recent) == self.alarm.patience and all(row.alarm for row in recent)
+        return (
+            self.alarm.action == "stop"
+            and len(recent) == self.alarm.patience
+            and all(row.alarm for row in recent)
+        )
 
     def _save_grid(self, sampler: Sampler, path: Path) -> None:
         """One column per class, the same latents at every checkpoint so that the eye can follow them."""
@@ -118,7 +135,9 @@ class CheckpointedTraining:
     def finish(self, save: Save) -> None:
         """Train up to the last epoch, or until the generator has collapsed for good."""
         epochs, every = self.section.epochs, self.section.checkpoint_every
-        stop = self.keeper.has_collapsed()  # a state may have been saved right after the alarm that ended the training
+        stop = (
+            self.keeper.has_collapsed()
+        )  # a state may have been saved right after the alarm that ended the training
         while not stop and self.training.epoch < epochs:
             self.curve.append(self.training.train_epoch())
             epoch = self.training.epoch
@@ -132,20 +151,26 @@ class CheckpointedTraining:
 
     def _figures(self) -> Row:
         alarms = float(sum(row.alarm for row in self.keeper.collapse))
-        return self.curve[-1] | {"share": self.training.epoch / self.section.epochs, "collapse_alarms": alarms}
+        return self.curve[-1] | {
+            "share": self.training.epoch / self.section.epochs,
+            "collapse_alarms": alarms,
+        }
 
 
 def train_generator(
     run: Path, folder: Path, generator: Generator, *, seed: int, state: State | None, save: Save
 ) -> GeneratorResult | None:
-    """Train on the run's real images; leaves checkpoints/epoch_*.safetensors with a PNG grid each in `folder`.
+    """Train on the run's real images; leaves checkpoints/epoch_*.safetensors with a PNG grid each in
+    `folder`.
 
     Returns:
         The result in the first worker, None in the others.
     """
     splits = load_stored_splits(run / SPLITS_FILE)
     keeper = CheckpointKeeper(run, folder, splits, generator, derive_seed(seed, "checkpoint"))
-    training = generator.training(splits.train, splits.num_classes, derive_seed(seed, "generator"), keeper.device)
+    training = generator.training(
+        splits.train, splits.num_classes, derive_seed(seed, "generator"), keeper.device
+    )
     checkpointed = CheckpointedTraining(training, generator.section, keeper, state)
     checkpointed.finish(save)
     if worker_rank() != 0:
@@ -159,6 +184,7 @@ def train_generator(
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
-    """Tile images row by row with a border of 1 px: uint8 [N, C, H, W] -> uint8 [3, rows, columns] on the CPU."""
+    """Tile images row by row with a border of 1 px: uint8 [N, C, H,
+    W] -> uint8 [3, rows, columns] on the CPU."""
     grid: Tensor = make_grid(images.cpu(), nrow=columns, padding=1, pad_value=255)
     return grid

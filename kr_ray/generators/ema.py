@@ -14,8 +14,8 @@ REFERENCE_BATCH = 64
 def half_life_in_images(decay: float, d_steps: int) -> float:
     """Half-life that `decay` per G step means at the paper's batch of 64 (Table 3), in real images seen by D.
 
-    One G step goes with `d_steps` D steps of 64 fresh real images, so that 0.9999 at 4 D steps is a half-life of
-    ln 0.5 / ln 0.9999 = 6931 G steps = 1.77 million images, whatever batch size is used in fact.
+    One G step goes with `d_steps` D steps of 64 fresh real images, so that 0.9999 at 4 D steps is a half-life
+    of ln 0.5 / ln 0.9999 = 6931 G steps = 1.77 million images, whatever batch size is used in fact.
     """
     return math.log(0.5) / math.log(decay) * REFERENCE_BATCH * d_steps
 
@@ -23,9 +23,9 @@ def half_life_in_images(decay: float, d_steps: int) -> float:
 class ExponentialAverage:
     """Average of named float tensors with a half-life in images.
 
-    Half-life rule: min(half-life of `decay`, `rampup` x images seen so far), after Karras et al. (EDM, arXiv 2206.00364,
-    appendix F.2). The paper starts its average at step 1000 without a ramp; on 1,080 images (8,400 G steps in 500 epochs)
-    such an average would still be dominated by its start at the end.
+    Half-life rule: min(half-life of `decay`, `rampup` x images seen so far), after Karras et al. (EDM, arXiv
+    2206.00364, appendix F.2). The paper starts its average at step 1000 without a ramp; on 1,080 images
+    (8,400 G steps in 500 epochs) such an average would still be dominated by its start at the end.
 
     Args:
         tensors: live values; copied.
@@ -38,13 +38,15 @@ class ExponentialAverage:
         self.average = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     def decay(self, images: int, images_seen: int) -> float:
-        """Weight that the old average keeps over a step of `images`, when `images_seen` were seen including them."""
+        """Weight that the old average keeps over a step of `images`,
+        when `images_seen` were seen including them."""
         half_life = min(self.half_life, self.rampup * images_seen)
         return float(0.5 ** (images / half_life))
 
     @torch.no_grad()
     def update(self, tensors: dict[str, Tensor], weight: Tensor) -> None:
-        """Move towards `tensors` (same names and shapes) by one step; `weight`, float64 [] on their device, is 1 - `decay`."""
+        """Move towards `tensors` (same names and shapes) by one step;
+        `weight`, float64 [] on their device, is 1 - `decay`."""
         old, new = list(self.average.values()), [tensors[name].detach() for name in self.average]
         if weight.device.type == "cpu":
             torch._foreach_lerp_(old, new, float(weight))

@@ -1,4 +1,5 @@
-"""What every kind of generator offers: a training that advances epoch by epoch, and a sampler for each of its checkpoints."""
+"""What every kind of generator offers: a training that advances epoch by
+epoch, and a sampler for each of its checkpoints."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class GeneratorTraining(Protocol):
     """Epochs done."""
 
     def train_epoch(self) -> dict[str, float]:
-        """One more pass over the real images; returns its figures, `epoch`, `images_seen` and `images_per_second` among them.
+        """One more pass over the real images; returns its figures, `epoch`,
+        `images_seen` and `images_per_second` among them.
 
         Raises:
             FloatingPointError: a loss is not finite.
@@ -61,7 +63,8 @@ class Sampler(Protocol):
     def device(self) -> torch.device: ...
 
     def images(self, labels: Tensor, random: torch.Generator) -> Tensor:
-        """One image per label: int64 [N], on any device -> uint8 [N, C, S, S] on the sampler's. `random` is the only source of chance."""
+        """One image per label: int64 [N], on any device -> uint8 [N, C, S, S] on the
+        sampler's. `random` is the only source of chance."""
         ...
 
 
@@ -71,7 +74,9 @@ class Generator(Protocol):
     @property
     def section(self) -> GeneratorSection: ...
 
-    def training(self, images: LabelledImages, num_classes: int, seed: int, device: torch.device) -> GeneratorTraining: ...
+    def training(
+        self, images: LabelledImages, num_classes: int, seed: int, device: torch.device
+    ) -> GeneratorTraining: ...
 
     def parameters(self, num_classes: int, channels: int) -> dict[str, int]:
         """Trained numbers by network, that which draws first."""
@@ -82,7 +87,8 @@ class Generator(Protocol):
         ...
 
     def up_to(self, epoch: int) -> Generator:
-        """The same, trained up to its checkpoint of `epoch` and no further: what it gives there must be the same."""
+        """The same, trained up to its checkpoint of `epoch` and no
+        further: what it gives there must be the same."""
         ...
 
     def open(
@@ -105,7 +111,8 @@ class Generator(Protocol):
             prior: class frequencies of the labels that will be asked for, float [K].
             seed: of what the sampler draws to calibrate itself; equal seeds give equal samplers.
             batch_size: of its forward passes.
-            calibration_images: about so many are drawn first by kinds that need it (batch-norm statistics); None: as `sampling` says.
+            calibration_images: about so many are drawn first by kinds that need it
+                (batch-norm statistics); None: as `sampling` says.
             images: about so many will be drawn (see kr_ray.compute.graphs).
 
         Raises:
@@ -120,7 +127,9 @@ def checkpoint_file(epoch: int) -> Path:
     return Path("generator") / "checkpoints" / f"epoch_{epoch:04d}.safetensors"
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, section: GeneratorSection, num_classes: int, channels: int) -> None:
+def save_checkpoint(
+    path: Path, checkpoint: Checkpoint, section: GeneratorSection, num_classes: int, channels: int
+) -> None:
     """Write a checkpoint atomically as safetensors, with all that its kind's `open` needs."""
     metadata = {
         "config": section.model_dump(mode="json"),

@@ -1,4 +1,5 @@
-"""Generators by kind. A new one: its section in `kr_ray.config.generators`, a file or folder here, a line below."""
+"""Generators by kind. A new one: its section in
+`kr_ray.config.generators`, a file or folder here, a line below."""
 
 from __future__ import annotations
 

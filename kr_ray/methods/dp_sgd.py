@@ -143,7 +143,8 @@ class DpSgdTraining(ClassifierTraining):
     ) -> None:
         if worker_count() > 1:
             raise ConfigError(
-                f"`workers == 1` must hold for dp_sgd, but got {worker_count()}; set cluster.workers to 1 for this training"
+                f"`workers == 1` must hold for dp_sgd, but got {worker_count()}; "
+                "set cluster.workers to 1 for this training"
             )
         gradients = private_gradients()
         private = recipe.model_copy(update=_of_section(section))
@@ -153,8 +154,8 @@ class DpSgdTraining(ClassifierTraining):
         targets = smoothed_one_hot(real.labels, model.num_classes, recipe.label_smoothing)
         super().__init__(model, FixedSet(real.images, targets), private, schedule, seed, device)
         self.plan, self.key = plan, key
-        # fp16 needs a gradient scaler, and scaled gradients cannot be clipped to a bound; ghost clipping would take its
-        # norms in bfloat16, so that an image could exceed the bound by 0.4 %.
+        # fp16 needs a gradient scaler, and scaled gradients cannot be clipped to a bound; ghost clipping
+        # would take its norms in bfloat16, so that an image could exceed the bound by 0.4 %.
         half_is_unsound = section.grad_sample_mode == "ghost" or mixed_dtype(device) == torch.float16
         self._precision: Precision = "full" if half_is_unsound else recipe.precision
         self._copies = section.augmentation_multiplicity
@@ -189,7 +190,9 @@ class DpSgdTraining(ClassifierTraining):
     def _pieces(self) -> list[tuple[Tensor, Tensor]]:
         """This step's Poisson batch, augmented, in pieces that fit into memory."""
         images, targets = self.data.epoch(0)
-        index = self.key.poisson_sample(self.plan.records, self.plan.sampling_probability, self.step).to(self.device)
+        index = self.key.poisson_sample(self.plan.records, self.plan.sampling_probability, self.step).to(
+            self.device
+        )
         random = seeded_generator(self.seed, "augment", self.step)
         pieces = []
         for part in index.split(self._piece) if len(index) else ():
@@ -226,7 +229,9 @@ def private_gradients() -> Any:
     try:
         from kr_ray.dp import gradients
     except ModuleNotFoundError as error:
-        raise ConfigError(f"`opacus` must be installed for dp_sgd, but {error.name} is not; {EXTRA}") from error
+        raise ConfigError(
+            f"`opacus` must be installed for dp_sgd, but {error.name} is not; {EXTRA}"
+        ) from error
     return gradients
 
 
@@ -256,7 +261,9 @@ def train_dp_sgd(
     own_seed = derive_seed(seed, "dp_sgd")
     model = new_classifier(splits.num_classes, splits.channels, recipe, own_seed)
     device = pick_device()
-    training = DpSgdTraining(model, splits.train, recipe, section, plan, key, derive_seed(own_seed, "data"), device)
+    training = DpSgdTraining(
+        model, splits.train, recipe, section, plan, key, derive_seed(own_seed, "data"), device
+    )
     ticked = TickedTraining(training, splits.validation, DP_TICKS, state)
     ticked.finish(save)
     privacy = privacy_record("dp_sgd", plan.event, plan.records, plan.delta, key.insecure)

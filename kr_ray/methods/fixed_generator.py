@@ -1,4 +1,5 @@
-"""A student of the run's own generator, which in the audit stays as it is: what leaks leaks through the teacher's labels alone.
+"""A student of the run's own generator, which in the audit stays as it is:
+what leaks leaks through the teacher's labels alone.
 
 The generator saw the same images in all runs, so it bears no sign of who is a member of one of them.
 """
@@ -49,5 +50,10 @@ def copied_generator_part(site: Site, checkpoint: Path) -> Part[Result]:
 
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return Part(
-        name="generator", inputs=[digest], after=("data", "teacher"), result=Result, work=work, costs=("generator", 0.0)
+        name="generator",
+        inputs=[digest],
+        after=("data", "teacher"),
+        result=Result,
+        work=work,
+        costs=("generator", 0.0),
     )

@@ -1,7 +1,9 @@
-"""A way of making a classifier from private images is a list of parts: resumable trainings, each with a typed result.
+"""A way of making a classifier from private images is a list of parts:
+resumable trainings, each with a typed result.
 
-The same part is run in the run directory, by Ray Train, as a stage of the pipeline, and in a miniature directory, in its own
-process, as part of one run of the worst-case audit. So an audited method cannot drift from the one that is handed on.
+The same part is run in the run directory, by Ray Train, as a stage of the pipeline, and in a miniature
+directory, in its own process, as part of one run of the worst-case audit. So an audited method cannot drift
+from the one that is handed on.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Site:
         config: of the run, or of the audited run.
         seed: of all that is trained here.
         student: checkpoint, generation parameters and length of the run's student.
-        audited: the run that is audited, for what a method takes over from it unchanged; None in the run itself.
+        audited: the run that is audited, for what a method takes over from
+            it unchanged; None in the run itself.
         open_set: where students' images are made.
     """
 
@@ -49,10 +52,11 @@ class Part(Generic[R]):
 
     Attributes:
         name: of its folder in the site's directory, and of the stage that it is in a run.
-        inputs: all that decides its result beside the site's data and seed and the parts before it: sections and JSON values.
+        inputs: all that decides its result beside the site's data and seed and the
+            parts before it: sections and JSON values.
         after: parts (and `data`) that must be finished first.
-        work: trains in the given folder from a state (None: from the start), hands every new state to `save`, and leaves its
-            files in the folder. Returns the result in the first worker, None in the others.
+        work: trains in the given folder from a state (None: from the start), hands every new state to `save`,
+            and leaves its files in the folder. Returns the result in the first worker, None in the others.
         costs: a stage of the run, and the share of its time that this part takes; None: not known beforehand.
     """
 
@@ -83,7 +87,8 @@ class Method(Protocol):
         ...
 
     def parts(self, site: Site, name: str) -> Sequence[Part[Any]]:
-        """In the order in which they are trained. `name` is that of the last part, a `Part[ClassifierResult]`."""
+        """In the order in which they are trained. `name` is that of
+        the last part, a `Part[ClassifierResult]`."""
         ...
 
 

@@ -1,4 +1,5 @@
-"""Knowledge Recycling (arXiv 2407.15526): teacher and generator on the real images, a student on what the generator draws.
+"""Knowledge Recycling (arXiv 2407.15526): teacher and generator on the
+real images, a student on what the generator draws.
 
 teacher -> generator -> student of teacher-labelled, regenerated images (sections 3.1 to 3.4)
 """
@@ -45,11 +46,15 @@ class KnowledgeRecycling:
     takes_over: tuple[str, ...] = ()
 
     def parts(self, site: Site, name: str = "student") -> Sequence[Part[Any]]:
-        """Where a run is audited, its generator is trained up to the one checkpoint that the student is taught by."""
+        """Where a run is audited, its generator is trained up to the one
+        checkpoint that the student is taught by."""
         generator, spec = generator_of(site.config.generator), self.spec(site)
         share = 1.0
         if site.audited is not None:
-            generator, share = generator.up_to(spec.checkpoint_epoch), spec.checkpoint_epoch / generator.section.epochs
+            generator, share = (
+                generator.up_to(spec.checkpoint_epoch),
+                spec.checkpoint_epoch / generator.section.epochs,
+            )
         return [teacher_part(site), generator_part(site, generator, share), student_part(site, name, spec)]
 
     def spec(self, site: Site) -> StudentSpec:
@@ -57,7 +62,8 @@ class KnowledgeRecycling:
 
 
 def generator_part(site: Site, generator: Generator, share: float = 1.0) -> Part[GeneratorResult]:
-    """Section 3.2. The teacher only watches for collapse. `share` of the run's generator stage is what it costs."""
+    """Section 3.2. The teacher only watches for collapse. `share` of
+    the run's generator stage is what it costs."""
 
     def work(folder: Path, state: State | None, save: Save) -> GeneratorResult | None:
         return train_generator(site.path, folder, generator, seed=site.seed, state=state, save=save)
@@ -93,7 +99,8 @@ def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult
 def student_training(
     run: Path, spec: StudentSpec, recipe: ClassifierConfig, open_set: OpenSet = on_device
 ) -> tuple[ClassifierTraining, Splits]:
-    """A student's training, not yet started, and the real splits (of which only validation and test images may be shown to it)."""
+    """A student's training, not yet started, and the real splits (of which only
+    validation and test images may be shown to it)."""
     device = pick_device()
     splits = load_stored_splits(run / SPLITS_FILE)
     recipe = spec.synthesis.student_recipe(recipe)
@@ -102,13 +109,21 @@ def student_training(
     epochs = -(-schedule.steps // schedule.steps_per_epoch)
     data = open_set(run, spec, recipe, splits, device, epochs)
     labeller = student_labeller(run, spec, schedule, device)
-    return ClassifierTraining(model, data, recipe, schedule, derive_seed(spec.seed, "data"), device, labeller), splits
+    return ClassifierTraining(
+        model, data, recipe, schedule, derive_seed(spec.seed, "data"), device, labeller
+    ), splits
 
 
 def start_student(
-    run: Path, spec: StudentSpec, recipe: ClassifierConfig, ticks: Ticks, state: State | None, open_set: OpenSet = on_device
+    run: Path,
+    spec: StudentSpec,
+    recipe: ClassifierConfig,
+    ticks: Ticks,
+    state: State | None,
+    open_set: OpenSet = on_device,
 ) -> TickedTraining:
-    """A student of the sweep, the tuning or a comparison, from `state` if there is one; it is judged on validation images."""
+    """A student of the sweep, the tuning or a comparison, from `state` if
+    there is one; it is judged on validation images."""
     training, splits = student_training(run, spec, recipe, open_set)
     return TickedTraining(training, splits.validation, ticks, state)
 
@@ -116,7 +131,8 @@ def start_student(
 def train_student(
     folder: Path, training: ClassifierTraining, splits: Splits, state: State | None, save: Save
 ) -> StudentResult | None:
-    """Train a student that is handed on; leaves its weights in `folder`. Returns the result in the first worker."""
+    """Train a student that is handed on; leaves its weights in
+    `folder`. Returns the result in the first worker."""
     ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)
     ticked.finish(save)
     ticked.close()

@@ -1,4 +1,5 @@
-"""A student trained on an exported synthetic set alone; of the real images only validation and test images are shown to it."""
+"""A student trained on an exported synthetic set alone; of the real images
+only validation and test images are shown to it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ class ParquetStudent:
         recipe = site.config.classifier
 
         def work(folder: Path, state: State | None, save: Save) -> StudentResult | None:
-            training, splits = parquet_training(site.path, storage_path(self.path), self.epochs, recipe, site.student.seed)
+            training, splits = parquet_training(
+                site.path, storage_path(self.path), self.epochs, recipe, site.student.seed
+            )
             return train_student(folder, training, splits, state, save)
 
         inputs = [recipe, self.epochs, file_stamps(storage_path(self.path))]

@@ -21,7 +21,14 @@ from kr_ray.methods.knowledge_recycling import KnowledgeRecycling
 from kr_ray.methods.parquet import ParquetStudent
 from kr_ray.methods.teacher import Teacher
 
-BuiltIn = TeacherSection | KnowledgeRecyclingSection | FixedGeneratorSection | ParquetSection | DpSgdSection | DpdfdSection
+BuiltIn = (
+    TeacherSection
+    | KnowledgeRecyclingSection
+    | FixedGeneratorSection
+    | ParquetSection
+    | DpSgdSection
+    | DpdfdSection
+)
 """The union of the project's own sections: one that has no line in `_described_by` is a type error."""
 
 
@@ -33,7 +40,8 @@ class PluginSection(Protocol):
 
 
 def method_of(name: str, config: Config) -> Method:
-    """The method called so in this run: `teacher`, `kr` (its own student), `fixed_generator`, or one of `students`."""
+    """The method called so in this run: `teacher`, `kr` (its own
+    student), `fixed_generator`, or one of `students`."""
     match name:
         case "teacher":
             return Teacher()

@@ -1,4 +1,5 @@
-"""The teacher: a classifier trained on the real images (section 3.1). As a method it is the undefended baseline."""
+"""The teacher: a classifier trained on the real images (section 3.1).
+As a method it is the undefended baseline."""
 
 from __future__ import annotations
 
@@ -49,15 +50,31 @@ def teacher_part(site: Site, name: str = "teacher", epochs: int | None = None) -
     def work(folder: Path, state: State | None, save: Save) -> ClassifierResult | None:
         images = len(load_stored_splits(site.path / SPLITS_FILE).train)
         schedule = Schedule.fit(config.classifier, images, length.epochs)
-        return train_teacher(site.path, folder, config.classifier, schedule, seed=site.seed, state=state, save=save)
+        return train_teacher(
+            site.path, folder, config.classifier, schedule, seed=site.seed, state=state, save=save
+        )
 
-    return Part(name=name, inputs=[config.classifier, length], result=ClassifierResult, work=work, costs=("teacher", 1.0))
+    return Part(
+        name=name,
+        inputs=[config.classifier, length],
+        result=ClassifierResult,
+        work=work,
+        costs=("teacher", 1.0),
+    )
 
 
 def train_teacher(
-    run: Path, folder: Path, recipe: ClassifierConfig, schedule: Schedule, *, seed: int, state: State | None, save: Save
+    run: Path,
+    folder: Path,
+    recipe: ClassifierConfig,
+    schedule: Schedule,
+    *,
+    seed: int,
+    state: State | None,
+    save: Save,
 ) -> ClassifierResult | None:
-    """Train on the real training split of `run`; leaves the weights in `folder`. Returns the result in the first worker."""
+    """Train on the real training split of `run`; leaves the weights in
+    `folder`. Returns the result in the first worker."""
     splits = load_stored_splits(run / SPLITS_FILE)
     training = train_on_real(splits.train, splits.num_classes, recipe, schedule, derive_seed(seed, "teacher"))
     ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)

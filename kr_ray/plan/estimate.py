@@ -22,20 +22,23 @@ PEAK_TFLOPS = {
     "L4": 121.0,
     "T4": 65.0,
 }
-"""Dense half-precision tensor rates of the vendors' data sheets (SXM where there are two); RTX6000 is the Turing card of the paper."""
+"""Dense half-precision tensor rates of the vendors' data sheets (SXM where there
+are two); RTX6000 is the Turing card of the paper."""
 MOST_DEVICES = 100_000
 SIDE_BY_SIDE = 0.9
 """What a core gives when the others work too (`kr bench`: two students at 1.81 times the rate of one)."""
 RAY_S = 4.0
 START_S = {"train": 11.0, "trial": 5.0, "task": 1.0}
-"""Start-up on two cores, of Ray itself and of a stage on Ray Train, on Ray Tune, or of plain tasks (`kr bench`: start-up)."""
+"""Start-up on two cores, of Ray itself and of a stage on Ray Train, on Ray
+Tune, or of plain tasks (`kr bench`: start-up)."""
 UNIT_S = {"train": 0.0, "trial": 1.0, "task": 0.2}
 """What each trial or task adds before its first step."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """`count` devices of one kind; `kind` is a key of PEAK_TFLOPS, or `here`: this machine's GPUs, or its cores."""
+    """`count` devices of one kind; `kind` is a key of PEAK_TFLOPS, or
+    `here`: this machine's GPUs, or its cores."""
 
     count: int
     kind: str
@@ -55,8 +58,8 @@ class Devices:
         names = {name.lower(): name for name in PEAK_TFLOPS}
         if not match or match[2].lower() not in names or not 1 <= int(match[1][:9]) <= MOST_DEVICES:
             raise ConfigError(
-                f"`--devices` must be here or NxKIND with N from 1 to {MOST_DEVICES} and KIND one of {', '.join(PEAK_TFLOPS)}, but got "
-                f"{text[:60]!r}; try 4xRTX6000"
+                f"`--devices` must be here or NxKIND with N from 1 to {MOST_DEVICES} and KIND one of "
+                f"{', '.join(PEAK_TFLOPS)}, but got {text[:60]!r}; try 4xRTX6000"
             )
         return cls(int(match[1]), names[match[2].lower()])
 
@@ -68,7 +71,8 @@ class Devices:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Attributes: flops of the stage's networks; device_s, seconds on one device; wall_s, on all that it can use, start-up included."""
+    """Attributes: flops of the stage's networks; device_s, seconds on one device;
+    wall_s, on all that it can use, start-up included."""
 
     stage: str
     flops: float
@@ -76,7 +80,9 @@ class StageEstimate:
     wall_s: float
 
 
-def estimate(work: list[StageWork], costs: Costs, rates: Rates, config: Config, devices: Devices) -> list[StageEstimate]:
+def estimate(
+    work: list[StageWork], costs: Costs, rates: Rates, config: Config, devices: Devices
+) -> list[StageEstimate]:
     """One line per stage."""
     return [_estimate(stage, costs, rates, config, devices) for stage in work]
 
@@ -147,18 +153,24 @@ def _with(config: Config, section: str, **keys: object) -> Config:
 
 
 def memory_bytes(config: Config, size: DataSize, costs: Costs) -> dict[str, int]:
-    """Lower bounds of a device's memory: weights, gradients and optimiser states in float32, and the images that lie there.
+    """Lower bounds of a device's memory: weights, gradients and optimiser
+    states in float32, and the images that lie there.
 
     Returns:
-        Bytes of generator training (weights, gradients, two moments; the average) and of the largest student (weights, gradients, momentum; a
-        generator and a teacher; the largest synthetic set).
+        Bytes of generator training (weights, gradients, two moments; the average) and of the largest student
+        (weights, gradients, momentum; a generator and a teacher; the largest synthetic set).
     """
     classifier, trained, sampled = costs.classifier, costs.generator_trained, costs.generator_sampled
     image = size.channels * config.data.image_size**2
-    scale = round(max(config.synthesis.cardinality_scale, config.tuning.bounds("cardinality_scale", config.synthesis)[1]))
+    scale = round(
+        max(
+            config.synthesis.cardinality_scale, config.tuning.bounds("cardinality_scale", config.synthesis)[1]
+        )
+    )
     return {
         "generator": 4 * (4 * trained + sampled) + size.train * image,
-        "student": 4 * (3 * classifier + classifier + sampled) + scale * size.train * (image + 4 * size.classes),
+        "student": 4 * (3 * classifier + classifier + sampled)
+        + scale * size.train * (image + 4 * size.classes),
     }
 
 

@@ -1,4 +1,5 @@
-"""How fast a device does a run's work: measured here on the config's own networks, or scaled from what was measured on an H200."""
+"""How fast a device does a run's work: measured here on the config's own
+networks, or scaled from what was measured on an H200."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import fit_class_attack
 
 BLOCKS, BLOCK_S = 5, 0.5
-"""Every rate is the median of so many, each measured for at least so many seconds: other programs come and go."""
+"""Every rate is the median of so many, each measured for at least
+so many seconds: other programs come and go."""
 BATCHES = 4
 """Of one call."""
 SHADOWS = 10
@@ -59,8 +61,8 @@ class Costs:
         prediction: its forward pass.
         generation: drawing an image and labelling it.
         gan: one real image's share of the D steps and the G steps that follow them.
-        classifier, generator_trained, generator_sampled: numbers of the classifier, of all networks that make up the generator's
-            training, and of that one which draws.
+        classifier, generator_trained, generator_sampled: numbers of the classifier, of all networks that make
+            up the generator's training, and of that one which draws.
     """
 
     training: float
@@ -103,13 +105,17 @@ class _Networks:
     def __init__(self, config: Config, size: DataSize, device: torch.device, batch: int) -> None:
         self.config, self.size, self.device, self.batch = config, size, device, batch
         count, side = BATCHES * batch, config.data.image_size
-        pixels = torch.randint(256, (count, size.channels, side, side), generator=seeded_generator("plan"), dtype=torch.uint8)
+        pixels = torch.randint(
+            256, (count, size.channels, side, side), generator=seeded_generator("plan"), dtype=torch.uint8
+        )
         self.images = LabelledImages(pixels, torch.arange(count) % size.classes).to(device)
 
     @cached_property
     def training(self) -> ClassifierTraining:
         recipe, size = self.config.classifier, self.size
-        data = FixedSet(self.images.images, smoothed_one_hot(self.images.labels, size.classes, recipe.label_smoothing))
+        data = FixedSet(
+            self.images.images, smoothed_one_hot(self.images.labels, size.classes, recipe.label_smoothing)
+        )
         schedule = Schedule.of_steps(recipe, len(self.images), self.batch, steps=10**9)
         return ClassifierTraining(
             new_classifier(size.classes, size.channels, recipe, 0), data, recipe, schedule, 0, self.device
@@ -132,7 +138,9 @@ class _Networks:
         """Of the untrained generator."""
         size, section = self.size, self.generator.section
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder) / "0.safetensors", self.gan.checkpoint(), section, size.classes, size.channels)
+            save_checkpoint(
+                Path(folder) / "0.safetensors", self.gan.checkpoint(), section, size.classes, size.channels
+            )
             return self.generator.open(
                 Path(folder) / "0.safetensors",
                 self.config.synthesis.sampling,
@@ -146,7 +154,11 @@ class _Networks:
 
     @cached_property
     def teacher(self) -> nn.Module:
-        teacher = new_classifier(self.size.classes, self.size.channels, self.config.classifier, 0).eval().requires_grad_(False)
+        teacher = (
+            new_classifier(self.size.classes, self.size.channels, self.config.classifier, 0)
+            .eval()
+            .requires_grad_(False)
+        )
         return teacher.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def train(self) -> None:
@@ -163,14 +175,17 @@ class _Networks:
 
 
 class MeasuredHere:
-    """Rates of this machine's device (one thread on a CPU), each measured for a few seconds when it is first asked for."""
+    """Rates of this machine's device (one thread on a CPU), each measured
+    for a few seconds when it is first asked for."""
 
     def __init__(self, config: Config, size: DataSize) -> None:
         self.config, self.size, self.device = config, size, pick_device()
         self._found: dict[str, float] = {}
 
     def training(self, batch: int) -> float:
-        return self._rate(f"training in batches of {batch}", batch, lambda networks: networks.train, BATCHES * batch)
+        return self._rate(
+            f"training in batches of {batch}", batch, lambda networks: networks.train, BATCHES * batch
+        )
 
     def prediction(self) -> float:
         return self._rate("prediction", 256, lambda networks: networks.predict, BATCHES * 256)
@@ -199,13 +214,17 @@ class MeasuredHere:
         fit_class_attack(shadows, 0, 0, audit.attack_holdout, audit.max_svc_rows)
         return (time.perf_counter() - started) * (rows / fitted) ** 2
 
-    def _rate(self, name: str, batch: int, work_of: Callable[[_Networks], Callable[[], object]], images: int) -> float:
+    def _rate(
+        self, name: str, batch: int, work_of: Callable[[_Networks], Callable[[], object]], images: int
+    ) -> float:
         if name in self._found:
             return self._found[name]
         work = work_of(_Networks(self.config, self.size, self.device, batch))
         for _ in range(5 if self.device.type == "cuda" else 1):
             work()
-        return self._found.setdefault(name, images * statistics.median(self._calls_per_second(work) for _ in range(BLOCKS)))
+        return self._found.setdefault(
+            name, images * statistics.median(self._calls_per_second(work) for _ in range(BLOCKS))
+        )
 
     def _calls_per_second(self, work: Callable[[], object]) -> float:
         started, calls = time.perf_counter(), 0
@@ -218,8 +237,9 @@ class MeasuredHere:
 
 
 class ScaledFromH200:
-    """Rates of a GPU by its peak, from `kr bench --device cuda` on an H200 of 26 November 2026 (kr_ray/bench/README.md). For GPUs other than that one
-    they are guesses: memory bandwidth and launch times do not scale with the peak.
+    """Rates of a GPU by its peak, from `kr bench --device cuda` on an H200 of 26 November 2026
+    (kr_ray/bench/README.md). For GPUs other than that one they are guesses: memory bandwidth and launch times
+    do not scale with the peak.
 
     Args:
         peak_tflops: dense, half precision, with float32 sums, as the vendor states it.
@@ -228,7 +248,8 @@ class ScaledFromH200:
 
     H200_TFLOPS = 989.0
     STEP_FLOPS_PER_S, STEP_S_PER_IMAGE = 4.09e14, 6.43e-6
-    """Through the steps of ResNet14 at widths 64 (79,375 images/s) and 16 (146,633 images/s), batch 256, compiled and captured."""
+    """Through the steps of ResNet14 at widths 64 (79,375 images/s) and 16
+    (146,633 images/s), batch 256, compiled and captured."""
     GAN_FLOPS_PER_S = 1.174e14
     """4 D + 1 G at 128 channels, batch 64, compiled and captured: 9,034 images/s."""
     GENERATION_FLOPS_PER_S = 2.47e14
@@ -238,7 +259,9 @@ class ScaledFromH200:
         self.speed, self.costs, self.here = peak_tflops / self.H200_TFLOPS, costs, here
 
     def training(self, batch: int) -> float:
-        return self.speed / (self.costs.training / self.STEP_FLOPS_PER_S + self.STEP_S_PER_IMAGE * max(1, 256 / batch))
+        return self.speed / (
+            self.costs.training / self.STEP_FLOPS_PER_S + self.STEP_S_PER_IMAGE * max(1, 256 / batch)
+        )
 
     def prediction(self) -> float:
         return self.speed / (self.costs.prediction / self.STEP_FLOPS_PER_S + self.STEP_S_PER_IMAGE / 3)

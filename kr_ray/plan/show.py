@@ -37,7 +37,9 @@ def print_plan(config: Config, devices_text: str) -> None:
     rates: Rates = here if devices.kind == "here" else ScaledFromH200(PEAK_TFLOPS[devices.kind], costs, here)
     work = run_work(config, size)
     stages = estimate(work, costs, rates, config, devices)
-    measured = {stage.stage: seconds for stage in stages if (seconds := _measured_s(config, stage.stage)) is not None}
+    measured = {
+        stage.stage: seconds for stage in stages if (seconds := _measured_s(config, stage.stage)) is not None
+    }
     console = plain_console()
     _table(config, devices, stages, measured).print(console)
     for name, count in memory_bytes(config, size, costs).items():
@@ -55,8 +57,14 @@ def _table(config: Config, devices: Devices, stages: list[StageEstimate], measur
     for stage in stages:
         row = [stage.stage, f"{stage.flops / 1e12:,.1f}", _hours(stage.device_s), _hours(stage.wall_s)]
         table.add(*row, *([_beside(measured.get(stage.stage), stage.wall_s)] if measured else []))
-    total = ["all", f"{sum(stage.flops for stage in stages) / 1e12:,.1f}", _hours(sum(stage.device_s for stage in stages))]
-    sums = _beside(sum(measured.values()) or None, sum(stage.wall_s for stage in stages if stage.stage in measured))
+    total = [
+        "all",
+        f"{sum(stage.flops for stage in stages) / 1e12:,.1f}",
+        _hours(sum(stage.device_s for stage in stages)),
+    ]
+    sums = _beside(
+        sum(measured.values()) or None, sum(stage.wall_s for stage in stages if stage.stage in measured)
+    )
     table.add(*total, _hours(total_s(stages)), *([sums] if measured else []))
     return table
 
@@ -83,8 +91,9 @@ def _origin(devices: Devices) -> str:
     if devices.kind == "here":
         return "Rates measured just now on this machine, one thread a process; keep it idle meanwhile."
     return (
-        "Rates scaled from kr bench on an H200 by the vendors' peak rates, attack models measured on this machine's CPU; "
-        f"{'never' if devices.kind != 'H200' else 'not'} checked against a whole run on a {devices.kind}."
+        "Rates scaled from kr bench on an H200 by the vendors' peak rates, attack models "
+        f"measured on this machine's CPU; {'never' if devices.kind != 'H200' else 'not'} "
+        f"checked against a whole run on a {devices.kind}."
     )
 
 

@@ -1,4 +1,5 @@
-"""The work of a run, stage by stage, counted from its config: images trained on, generated and labelled. Nothing is computed."""
+"""The work of a run, stage by stage, counted from its config: images trained
+on, generated and labelled. Nothing is computed."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class StageWork:
     Attributes:
         where: Ray Train, Ray Tune or plain Ray tasks; the last two get the config's resources of a trial.
         units: independent parts that run side by side (students, shadow models, classes).
-        rounds: (units, work of each) of rounds that wait for each other, the work in any measure; () = all units at once.
+        rounds: (units, work of each) of rounds that wait for each other, the work
+            in any measure; () = all units at once.
         trained: images that classifiers are trained on, all units together.
         batch: of those trainings.
         generated: images drawn and labelled.
@@ -82,7 +84,9 @@ def data_size(data: DataConfig) -> DataSize:
         splits = load_splits(data)
         train, validation, test = (len(part) for part in (splits.train, splits.validation, splits.test))
         return DataSize(train, validation, test, splits.num_classes, splits.channels)
-    train, validation, test = (min(count, limit or count) for count, limit in zip(counts, limits, strict=True))
+    train, validation, test = (
+        min(count, limit or count) for count, limit in zip(counts, limits, strict=True)
+    )
     return DataSize(train, validation, test, classes, channels)
 
 
@@ -106,19 +110,29 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
     shadows = c.audit.shadow.models
     stages.append(
         StageWork(
-            "shadows", "task", shadows, trained=float(shadows * shadow.steps * shadow.batch_size), batch=shadow.batch_size
+            "shadows",
+            "task",
+            shadows,
+            trained=float(shadows * shadow.steps * shadow.batch_size),
+            batch=shadow.batch_size,
         )
     )
     rows = 2 * members * shadows // size.classes
-    stages.append(StageWork("audit", "task", size.classes, looked_at=2.0 * (size.train + size.test), attack_rows=rows))
+    stages.append(
+        StageWork("audit", "task", size.classes, looked_at=2.0 * (size.train + size.test), attack_rows=rows)
+    )
     return stages
 
 
 def _generator(config: Config, size: DataSize, checkpoints: int) -> StageWork:
     """The collapse alarm looks at a generated set of every checkpoint."""
     c = config
-    watched = checkpoints * (c.generator.collapse.images + c.synthesis.sampling.calibration_batches() * c.synthesis.batch_size)
-    return StageWork("generator", "train", gan_images=float(c.generator.epochs * size.train), generated=float(watched))
+    watched = checkpoints * (
+        c.generator.collapse.images + c.synthesis.sampling.calibration_batches() * c.synthesis.batch_size
+    )
+    return StageWork(
+        "generator", "train", gan_images=float(c.generator.epochs * size.train), generated=float(watched)
+    )
 
 
 def _training(stage: str, schedule: Schedule, size: DataSize) -> StageWork:
@@ -152,7 +166,8 @@ def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
 
 
 def _tuning(config: Config, size: DataSize) -> StageWork:
-    """The brackets say exactly how far each trial gets; what it generates is the mean over the search space."""
+    """The brackets say exactly how far each trial gets; what it
+    generates is the mean over the search space."""
     c, tuning = config, config.tuning
     synthesis = c.synthesis.model_copy(update={"epoch_unit": "real", "cardinality_scale": 1})
     schedule = student_schedule(c.classifier, synthesis, tuning.epochs, size.train)
@@ -160,7 +175,9 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
     rounds: list[tuple[int, float]] = []
     for bracket in hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor):
         starts = (0, *(rung for _, rung in bracket.rungs))
-        rounds += [(count, float(rung - start)) for start, (count, rung) in zip(starts, bracket.rungs, strict=False)]
+        rounds += [
+            (count, float(rung - start)) for start, (count, rung) in zip(starts, bracket.rungs, strict=False)
+        ]
         ends = [count - after for (count, _), (after, _) in pairwise([*bracket.rungs, (0, 0)])]
         for ending, (count, rung) in zip(ends, bracket.rungs, strict=True):
             looks += count
@@ -176,22 +193,32 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
         tuple(rounds) if tuning.brackets_in_flight == 1 else ()
     )  # else one bracket fills the slots that another leaves empty
     return StageWork(
-        "tuning", "trial", tuning.trials + again, waits, trained, schedule.batch_size, generated, looked_at=looked_at
+        "tuning",
+        "trial",
+        tuning.trials + again,
+        waits,
+        trained,
+        schedule.batch_size,
+        generated,
+        looked_at=looked_at,
     )
 
 
 def _mean_regenerated(config: Config, epochs: float) -> float:
-    """Images generated in `epochs` passes of real size, in real sizes, averaged over regeneration rate and cardinality scale."""
+    """Images generated in `epochs` passes of real size, in real sizes,
+    averaged over regeneration rate and cardinality scale."""
     rates, scales = (
         range(round(low), round(high) + 1)
-        for low, high in (config.tuning.bounds(key, config.synthesis) for key in ("regeneration_rate", "cardinality_scale"))
+        for low, high in (
+            config.tuning.bounds(key, config.synthesis) for key in ("regeneration_rate", "cardinality_scale")
+        )
     )
     return statistics.fmean(math.ceil(epochs / scale / rate) * scale for rate in rates for scale in scales)
 
 
 def _student(config: Config, size: DataSize) -> StageWork:
-    """At the default generation parameters; tuned ones change it: a cardinality scale of k takes k times as long where epochs
-    count passes over the synthetic set."""
+    """At the default generation parameters; tuned ones change it: a cardinality scale of k takes k times as
+    long where epochs count passes over the synthetic set."""
     c = config
     schedule = student_schedule(c.classifier, c.synthesis, c.student.epochs, size.train)
     images = size.train * c.synthesis.cardinality_scale

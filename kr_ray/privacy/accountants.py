@@ -94,7 +94,9 @@ def event_of_record(record: dict[str, Any]) -> DpEvent:
     fields = dict(record)
     kind = fields.pop("kind", None)
     if kind not in EVENTS:
-        raise ValueError(f"an event's kind must be one of {', '.join(EVENTS)}, but got {kind!r}; the record is damaged")
+        raise ValueError(
+            f"an event's kind must be one of {', '.join(EVENTS)}, but got {kind!r}; the record is damaged"
+        )
     if "event" in fields:
         fields["event"] = event_of_record(fields["event"])
     if "events" in fields:

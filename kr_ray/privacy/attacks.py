@@ -1,7 +1,8 @@
 """The worst-case audit of one arm: all attacks on the scores of many runs, and what they find.
 
-Pure functions of arrays. Every attack pools all (run, sample) pairs, each run attacked with the help of the others only, and of
-those only in ways that do not give away the audit's own design (see `leave_one_out` and `matched_shadow_scores`).
+Pure functions of arrays. Every attack pools all (run, sample) pairs, each run attacked with the help of the
+others only, and of those only in ways that do not give away the audit's own design (see `leave_one_out` and
+`matched_shadow_scores`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, fit_class_attack
 
 HEADLINE = "lira_online_fixed_logit"
-"""Chosen before any figure is known; the best of several attacks would be optimistic. Carlini et al. find the fixed variance
-better below about 64 models, and the online attack on the logit-scaled confidence is their main one."""
+"""Chosen before any figure is known; the best of several attacks would be optimistic. Carlini et al. find the
+fixed variance better below about 64 models, and the online attack on the logit-scaled confidence is their
+main one."""
 MATCHED_RUNS = 4
 MATCHED_SAMPLES = 500
 
 
 def audit_arm(
-    canary: SampleScores, population: SampleScores, reference: ReferenceScores | None, seed: int, delta: float = DELTA
+    canary: SampleScores,
+    population: SampleScores,
+    reference: ReferenceScores | None,
+    seed: int,
+    delta: float = DELTA,
 ) -> dict[str, Any]:
     """Attack all runs of one arm; plain JSON values.
 
@@ -39,10 +45,11 @@ def audit_arm(
         seed: of resampling and splitting; the same seed gives the same figures.
 
     Returns:
-        models, queries; headline: the name of the attack whose `figures` `population` and `canary` hold; canary_true_label: the
-        headline attack scoring the canaries' true label (absent where no label is wrong): success here shows that the model has
-        learned the sample's class rather than its given label; true_label_share, given_label_share: over (run, canary) pairs
-        "in" and "out", how often the run's model predicts that label (query 0); attacks: name -> group -> `figures`.
+        models, queries; headline: the name of the attack whose `figures` `population` and `canary` hold;
+        canary_true_label: the headline attack scoring the canaries' true label (absent where no label is
+        wrong): success here shows that the model has learned the sample's class rather than its given label;
+        true_label_share, given_label_share: over (run, canary) pairs "in" and "out", how often the run's
+        model predicts that label (query 0); attacks: name -> group -> `figures`.
 
     Raises:
         ScoreError: the groups, or `reference`, hold another number of runs.
@@ -71,7 +78,8 @@ def true_label_figures(samples: SampleScores, seed: int, delta: float = DELTA) -
 
 
 def true_label_scores(samples: SampleScores) -> FloatArray | None:
-    """Scores of the headline attack on the true label, float64 [models, samples]; None where no given label is wrong."""
+    """Scores of the headline attack on the true label, float64 [models,
+    samples]; None where no given label is wrong."""
     if (samples.labels == samples.true_labels).all():
         return None
     statistic = logit_scaled(samples.logits, samples.true_labels)
@@ -83,7 +91,9 @@ def attack_groups(
 ) -> dict[str, dict[str, Any]]:
     """Figures of every attack on every group: name of the attack -> name of the group -> `figures`."""
     return {
-        name: {group: figures(values, groups[group].member, seed, delta) for group, values in by_group.items()}
+        name: {
+            group: figures(values, groups[group].member, seed, delta) for group, values in by_group.items()
+        }
         for name, by_group in group_scores(groups, reference, seed).items()
     }
 
@@ -91,10 +101,13 @@ def attack_groups(
 def group_scores(
     groups: Mapping[str, SampleScores], reference: ReferenceScores | None, seed: int
 ) -> dict[str, dict[str, FloatArray]]:
-    """Scores of every attack on every group: name of the attack -> name of the group -> float64 [models, samples]."""
+    """Scores of every attack on every group: name of the attack -> name
+    of the group -> float64 [models, samples]."""
     runs = {group: len(samples.logits) for group, samples in groups.items()}
     if len(set(runs.values())) > 1:
-        raise ScoreError(f"the groups must hold the same runs, but got {runs}; score every group in every run")
+        raise ScoreError(
+            f"the groups must hold the same runs, but got {runs}; score every group in every run"
+        )
     if reference is not None:
         for samples in groups.values():
             reference.check_fits(samples)
@@ -109,16 +122,24 @@ def group_scores(
 def attack_scores(samples: SampleScores, reference: ReferenceScores | None) -> dict[str, FloatArray]:
     """Membership scores of one group by attack, each float64 [models, samples], higher = member.
 
-    lira_{online, offline}_{fixed, per_sample}_{logit, hinge}; global_threshold: the loss of the given label on the unaltered image
-    (its logit-scaled confidence, which orders all pairs as the loss does and does not saturate); rmia_{online, offline}.
+    lira_{online, offline}_{fixed, per_sample}_{logit, hinge}; global_threshold: the loss of the given label
+    on the unaltered image (its logit-scaled confidence, which orders all pairs as the loss does and does not
+    saturate); rmia_{online, offline}.
     """
-    statistics = {"logit": logit_scaled(samples.logits, samples.labels), "hinge": hinge(samples.logits, samples.labels)}
+    statistics = {
+        "logit": logit_scaled(samples.logits, samples.labels),
+        "hinge": hinge(samples.logits, samples.labels),
+    }
     result = {"global_threshold": statistics["logit"][..., 0]}
     for kind, statistic in statistics.items():
-        result |= {f"{name}_{kind}": scores for name, scores in lira_variants(statistic, samples.member).items()}
+        result |= {
+            f"{name}_{kind}": scores for name, scores in lira_variants(statistic, samples.member).items()
+        }
     if reference is not None:
         for online in (True, False):
-            result[f"rmia_{'online' if online else 'offline'}"] = rmia_scores(samples, reference, online=online)
+            result[f"rmia_{'online' if online else 'offline'}"] = rmia_scores(
+                samples, reference, online=online
+            )
     return result
 
 
@@ -135,22 +156,25 @@ def lira_variants(statistic: FloatArray, member: BoolArray) -> dict[str, FloatAr
 
 
 def judged_pairs(member: BoolArray) -> BoolArray:
-    """The pairs of a run and a sample whose figures count: of a single model all, else see `leave_one_out`."""
+    """The pairs of a run and a sample whose figures count: of a
+    single model all, else see `leave_one_out`."""
     return leave_one_out(member).judged if len(member) > 1 else np.ones_like(member)
 
 
 def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DELTA) -> dict[str, Any]:
-    """What the scores of one attack show; see `rates` for each interval's meaning and `epsilon` for the bounds.
+    """What the scores of one attack show; see `rates` for each
+    interval's meaning and `epsilon` for the bounds.
 
     Args:
         scores: [models, samples], finite, higher = member.
         member: [models, samples].
 
     Returns:
-        tpr_at_fpr_0.001 with ci_low, ci_high (of the true TPR at the true FPR), clopper_pearson_low / _high, bootstrap_low /
-        _high, true_positives, false_positives; the same at 1 % with the suffix `_0.01`; all null, with `refused` (`refused_0.01`)
-        saying why, where there are too few non-members. auc, auc_low, auc_high; balanced_accuracy (null where a half of the samples
-        has one class only); epsilon; n_members, n_non_members (pairs), finest_fpr; roc {fpr, tpr}.
+        tpr_at_fpr_0.001 with ci_low, ci_high (of the true TPR at the true FPR), clopper_pearson_low / _high,
+        bootstrap_low / _high, true_positives, false_positives; the same at 1 % with the suffix `_0.01`; all
+        null, with `refused` (`refused_0.01`) saying why, where there are too few non-members. auc, auc_low,
+        auc_high; balanced_accuracy (null where a half of the samples has one class only); epsilon; n_members,
+        n_non_members (pairs), finest_fpr; roc {fpr, tpr}.
     """
     judged = judged_pairs(member)
     pairs = pair_scores(scores, member, judged)
@@ -170,13 +194,15 @@ def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DEL
 
 
 def matched_shadow_scores(groups: Mapping[str, SampleScores], seed: int) -> dict[str, FloatArray]:
-    """Shokri et al.'s attack with pipeline-matched shadows: the other runs are the shadow models; [models, samples] per group.
+    """Shokri et al.'s attack with pipeline-matched shadows: the other runs
+    are the shadow models; [models, samples] per group.
 
-    Runs and samples are halved at random. Attacks fitted on (at most four) runs of one half attack every run of the other, and the
-    reverse, so that no run helps to attack itself; and they attack the samples that they were not fitted on. For where every
-    sample is in half of the runs, an attack that recognises a sample knows from the runs that it was fitted on where it is missing.
-    That takes four fits; their log-odds are calibrated, hence pooled. The shadows' rows are (at most 250 of each half of) the samples
-    of each group, on query 0, by given label. A class that lacks members or non-members there scores zero, "no evidence".
+    Runs and samples are halved at random. Attacks fitted on (at most four) runs of one half attack every run
+    of the other, and the reverse, so that no run helps to attack itself; and they attack the samples that
+    they were not fitted on. For where every sample is in half of the runs, an attack that recognises a sample
+    knows from the runs that it was fitted on where it is missing. That takes four fits; their log-odds are
+    calibrated, hence pooled. The shadows' rows are (at most 250 of each half of) the samples of each group,
+    on query 0, by given label. A class that lacks members or non-members there scores zero, "no evidence".
     """
     models = len(next(iter(groups.values())).logits)
     rng = np.random.default_rng([seed, 2])

@@ -1,16 +1,19 @@
-"""Lower bounds of epsilon that an attack's success proves at a stated confidence: what was trained is *not* more private.
+"""Lower bounds of epsilon that an attack's success proves at a stated
+confidence: what was trained is *not* more private.
 
-A bound says nothing about the opposite direction: zero is no guarantee. Thresholds are chosen on samples that the bound is not
-computed from. What the confidence rests on:
-* the pairs are taken as independent, as in all audits that pool canaries (Jagielski et al. 2020, Nasr et al. 2023), though pairs of
-  one model share its training and pairs of one sample are attacked with each other's help. On scores that know nothing the latter
-  doubles the variance of a likelihood ratio's difference; the bound stays above it, for it takes both rates at their far end
-  (`tests/test_null_audits.py` counts false bounds);
-* the attack on one model may know the other models' membership (LiRA, matched shadows). Where every sample is in exactly half of the
-  models that knowledge would settle the attacked model's own: the attacks here see the others only through `leave_one_out`,
-  which takes away just that, or (matched shadows) never on the sample that they attack;
-* the attack was chosen before its figures were seen. The largest of many bounds is not a bound at the same confidence:
-  `simultaneous_epsilon` is.
+A bound says nothing about the opposite direction: zero is no guarantee. Thresholds are chosen on samples that
+the bound is not computed from. What the confidence rests on:
+* the pairs are taken as independent, as in all audits that pool canaries (Jagielski et al. 2020, Nasr et al.
+  2023), though pairs of one model share its training and pairs of one sample are attacked with each other's
+  help. On scores that know nothing the latter doubles the variance of a likelihood ratio's difference; the
+  bound stays above it, for it takes both rates at their far end (`tests/test_null_audits.py` counts false
+  bounds);
+* the attack on one model may know the other models' membership (LiRA, matched shadows). Where every sample is
+  in exactly half of the models that knowledge would settle the attacked model's own: the attacks here see the
+  others only through `leave_one_out`, which takes away just that, or (matched shadows) never on the sample
+  that they attack;
+* the attack was chosen before its figures were seen. The largest of many bounds is not a
+  bound at the same confidence: `simultaneous_epsilon` is.
 """
 
 from __future__ import annotations
@@ -41,12 +44,14 @@ def epsilon_bounds(
     judged: BoolArray | None = None,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Any]:
-    """Both lower bounds, each at the confidence; every rate in them takes its end of error (1 - confidence) / 2.
+    """Both lower bounds, each at the confidence; every rate in them
+    takes its end of error (1 - confidence) / 2.
 
-    `clopper_pearson`: from the pairs of all models; one half of the samples chooses the threshold and its side, the other half
-    gives the bound. `one_run`: from the first model's samples alone; its guesses on either half of them follow thresholds that
-    were chosen on the other models' scores of the other half (with a single model: half of its samples choose, the others
-    are guessed). Null where a side is missing, or (`one_run`) where far more or fewer than half are members.
+    `clopper_pearson`: from the pairs of all models; one half of the samples chooses the threshold and its
+    side, the other half gives the bound. `one_run`: from the first model's samples alone; its guesses on
+    either half of them follow thresholds that were chosen on the other models' scores of the other half (with
+    a single model: half of its samples choose, the others are guessed). Null where a side is missing, or
+    (`one_run`) where far more or fewer than half are members.
 
     Args:
         scores, member: [models, samples]; higher = member.
@@ -67,13 +72,15 @@ def epsilon_bounds(
 def simultaneous_epsilon(
     attacks: Sequence[tuple[FloatArray, BoolArray, BoolArray]], seed: int, delta: float = DELTA
 ) -> dict[str, Any]:
-    """The largest bound of several attacks, holding at 95 % although it is the largest (Bonferroni over both bounds of each).
+    """The largest bound of several attacks, holding at 95 % although it is
+    the largest (Bonferroni over both bounds of each).
 
     Args:
         attacks: scores, member, judged of each, as `epsilon_bounds` takes them; one or more.
 
     Returns:
-        epsilon (null where no bound can be computed), attack: index of the one that gives it; rows, delta, confidence.
+        epsilon (null where no bound can be computed), attack: index of the
+        one that gives it; rows, delta, confidence.
     """
     each = 1 - (1 - CONFIDENCE) / (2 * len(attacks))
     best, where = None, None
@@ -114,7 +121,9 @@ def _thresholds(pairs: Pairs) -> FloatArray:
     return np.unique(np.concatenate([values[-steps], values[steps - 1]]))
 
 
-def _pooled_bound(selection: Pairs | None, tested: Pairs | None, delta: float, confidence: float) -> float | None:
+def _pooled_bound(
+    selection: Pairs | None, tested: Pairs | None, delta: float, confidence: float
+) -> float | None:
     if selection is None or tested is None:
         return None
 
@@ -131,12 +140,12 @@ def _pooled_bound(selection: Pairs | None, tested: Pairs | None, delta: float, c
     return float(bounds(tested, thresholds[[chosen]])[side, 0])
 
 
-# --- one training run ------------------------------------------------------------------------------------------------
+# --- one training run ---------------------------------------------------------------------------------------
 
 
 def one_run_p_value(samples: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Probability of so many correct guesses under (epsilon, delta)-DP, at most 1 (Steinke, Nasr and Jagielski, "Privacy
-    Auditing with One (1) Training Run", NeurIPS 2023, main theorem and its listing).
+    """Probability of so many correct guesses under (epsilon, delta)-DP, at most 1 (Steinke, Nasr and
+    Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023, main theorem and its listing).
 
     Args:
         samples: audit samples of the run, each a member with probability 1/2, independently.
@@ -152,7 +161,9 @@ def one_run_p_value(samples: int, guesses: int, correct: int, epsilon: float, de
     return min(tail + 2 * samples * delta * slope, 1.0)
 
 
-def one_run_epsilon(samples: int, guesses: int, correct: int, delta: float, confidence: float = CONFIDENCE) -> float:
+def one_run_epsilon(
+    samples: int, guesses: int, correct: int, delta: float, confidence: float = CONFIDENCE
+) -> float:
     """The largest epsilon that the guesses reject at the confidence, in [0, 100]; 0 if they reject none."""
     low, high = 0.0, MAX_EPSILON
     if one_run_p_value(samples, guesses, correct, low, delta) > 1 - confidence:
@@ -172,8 +183,8 @@ def _one_run_bound(
     delta: float,
     confidence: float,
 ) -> float | None:
-    """Thresholds never see the samples that they judge: other models' scores of the same samples would know the first model's
-    membership twice over, by the design and by having been attacked with its help."""
+    """Thresholds never see the samples that they judge: other models' scores of the same samples would know
+    the first model's membership twice over, by the design and by having been attacked with its help."""
     choosers = slice(1, None) if len(scores) > 1 else slice(None)
     rounds = (halves, halves[::-1]) if len(scores) > 1 else (halves,)
     samples = sum(int(counted[0, judged].sum()) for _, judged in rounds)
@@ -182,7 +193,9 @@ def _one_run_bound(
         return None
     guesses = correct = 0
     for chosen_on, judged in rounds:
-        selection = _pairs(scores[choosers, chosen_on], member[choosers, chosen_on], counted[choosers, chosen_on])
+        selection = _pairs(
+            scores[choosers, chosen_on], member[choosers, chosen_on], counted[choosers, chosen_on]
+        )
         if selection is None:
             return None
         upper, lower = _guess_thresholds(selection, samples, confidence)
@@ -194,7 +207,8 @@ def _one_run_bound(
 
 
 def _guess_thresholds(pairs: Pairs, samples: int, confidence: float) -> tuple[float, float]:
-    """Guess "member" above the first, "non-member" at or below the second: the pair with the best bound for `samples`."""
+    """Guess "member" above the first, "non-member" at or below the second:
+    the pair with the best bound for `samples`."""
     thresholds = np.concatenate([[-np.inf], _thresholds(pairs), [np.inf]])
     scale = samples / (len(pairs.members) + len(pairs.non_members))
     hits, wrong = scale * pairs.members_above(thresholds), scale * pairs.non_members_above(thresholds)
@@ -204,6 +218,8 @@ def _guess_thresholds(pairs: Pairs, samples: int, confidence: float) -> tuple[fl
     possible = (thresholds[:, None] >= thresholds[None, :]) & (correct > 0)
     # At delta 0 the bound is the logit of Clopper-Pearson's lower end, so this end may be maximised.
     low = np.zeros(possible.shape)
-    low[possible] = special.betaincinv(correct[possible], (guesses - correct)[possible] + 1, (1 - confidence) / 2)
+    low[possible] = special.betaincinv(
+        correct[possible], (guesses - correct)[possible] + 1, (1 - confidence) / 2
+    )
     upper, lower = np.unravel_index(int(np.argmax(low)), low.shape)
     return float(thresholds[upper]), float(thresholds[lower])

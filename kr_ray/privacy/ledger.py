@@ -120,7 +120,9 @@ def check_target(epsilon: float, delta: float, records: int | None = None) -> No
             "epsilon says nothing about a person"
         )
     if not 0 < delta < 1:
-        raise LedgerError(f"`0 < delta < 1` must hold, but got delta={delta}; use min(1e-5, N^-1.1) for N images")
+        raise LedgerError(
+            f"`0 < delta < 1` must hold, but got delta={delta}; use min(1e-5, N^-1.1) for N images"
+        )
     if records is not None and delta >= 1 / records:
         raise LedgerError(
             f"`delta < 1/N` must hold, but got delta={delta} for {records} images; use "
@@ -155,7 +157,9 @@ def guarantee(
     delta = default_delta(records) if delta is None else delta
     check_target(1.0, delta, records)
     if group_size < 1:
-        raise LedgerError(f"`group_size >= 1` must hold, but got {group_size}; use the most images of one {unit}")
+        raise LedgerError(
+            f"`group_size >= 1` must hold, but got {group_size}; use the most images of one {unit}"
+        )
     uncovered = tuple(name for name, event in releases.items() if event is None)
     events = [event for event in releases.values() if event is not None]
     if uncovered:
@@ -175,7 +179,9 @@ def guarantee(
     )
 
 
-def calibrate_noise(event_of: Callable[[float], DpEvent], epsilon: float, delta: float, spent: Sequence[DpEvent] = ()) -> float:
+def calibrate_noise(
+    event_of: Callable[[float], DpEvent], epsilon: float, delta: float, spent: Sequence[DpEvent] = ()
+) -> float:
     """The least noise multiplier with which `event_of(noise_multiplier)` and `spent` together keep (epsilon,
     delta).
 
@@ -196,7 +202,11 @@ def calibrate_noise(event_of: Callable[[float], DpEvent], epsilon: float, delta:
         return accountants.epsilon_of([*spent, event_of(noise_multiplier)], delta)[0]
 
     if (least := total(MAX_NOISE_MULTIPLIER)) > epsilon:
-        already = f", of which {accountants.epsilon_of(spent, delta)[0]:.3g} is spent by other parts" if spent else ""
+        already = (
+            f", of which {accountants.epsilon_of(spent, delta)[0]:.3g} is spent by other parts"
+            if spent
+            else ""
+        )
         raise LedgerError(
             f"`target_epsilon` must be reachable, but got {epsilon}, and even "
             f"noise_multiplier={MAX_NOISE_MULTIPLIER:g} gives "

@@ -16,7 +16,8 @@ CHANCE_AUC = 0.5
 
 
 def auc(member_scores: ArrayLike, non_member_scores: ArrayLike) -> float:
-    """Area under the ROC curve, in [0, 1]: how often a random member outscores a random non-member, ties counting half.
+    """Area under the ROC curve, in [0, 1]: how often a random member
+    outscores a random non-member, ties counting half.
 
     Args:
         member_scores: float [M], M >= 1, finite.
@@ -30,7 +31,8 @@ def auc(member_scores: ArrayLike, non_member_scores: ArrayLike) -> float:
 
 
 def clamped_auc(member_scores: ArrayLike, non_member_scores: ArrayLike) -> float:
-    """`max(auc, 0.5)`, in [0.5, 1]: the form in which Table 2 of Knowledge Recycling prints AUC_MIA (its least value is 50.00)."""
+    """`max(auc, 0.5)`, in [0.5, 1]: the form in which Table 2 of Knowledge
+    Recycling prints AUC_MIA (its least value is 50.00)."""
     return max(auc(member_scores, non_member_scores), CHANCE_AUC)
 
 
@@ -48,21 +50,24 @@ def auc_standard_error(auc: float, members: int, non_members: int) -> float:
     """
     if not (0.0 <= auc <= 1.0 and members >= 1 and non_members >= 1):
         raise ValueError(
-            "`0 <= auc <= 1, members >= 1, non_members >= 1` must hold, but got "
-            f"auc={auc}, members={members}, non_members={non_members}; attack at least one image of either kind"
+            f"`0 <= auc <= 1, members >= 1, non_members >= 1` must hold, but got auc={auc}, "
+            f"members={members}, non_members={non_members}; attack at least one image of either kind"
         )
     both_above = auc / (2.0 - auc)  # P(two members outscore one non-member), exponential scores
     both_below = 2.0 * auc**2 / (1.0 + auc)  # P(one member outscores two non-members)
-    variance = auc * (1.0 - auc) + (members - 1) * (both_above - auc**2) + (non_members - 1) * (both_below - auc**2)
+    variance = (
+        auc * (1.0 - auc) + (members - 1) * (both_above - auc**2) + (non_members - 1) * (both_below - auc**2)
+    )
     return math.sqrt(max(variance, 0.0) / (members * non_members))
 
 
 def accuracy_over_privacy(accuracy: float, auc: float) -> float:
-    """AOP = accuracy / (2 max(auc, 0.5))^2, in [0, 1] (Lomurno et al., "Discriminative Adversarial Privacy", 2023).
+    """AOP = accuracy / (2 max(auc, 0.5))^2, in [0, 1] (Lomurno et al.,
+    "Discriminative Adversarial Privacy", 2023).
 
-    At chance level it equals the accuracy; against a perfect attack it is a quarter of it. It reproduces all 18 AOP cells of
-    Knowledge Recycling's Table 2 within 0.02 percentage points, which is what their inputs' rounding allows. The mean gain of
-    those cells is 8.73 points, where the table prints 7.72.
+    At chance level it equals the accuracy; against a perfect attack it is a quarter of it. It reproduces all
+    18 AOP cells of Knowledge Recycling's Table 2 within 0.02 percentage points, which is what their inputs'
+    rounding allows. The mean gain of those cells is 8.73 points, where the table prints 7.72.
 
     Args:
         accuracy: share of correct answers (or CAS), in [0, 1].
@@ -73,7 +78,9 @@ def accuracy_over_privacy(accuracy: float, auc: float) -> float:
     """
     for name, value in (("accuracy", accuracy), ("auc", auc)):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"`0 <= {name} <= 1` must hold, but got {name}={value}; give a fraction, not per cent")
+            raise ValueError(
+                f"`0 <= {name} <= 1` must hold, but got {name}={value}; give a fraction, not per cent"
+            )
     return accuracy / (2.0 * max(auc, CHANCE_AUC)) ** 2
 
 
@@ -97,27 +104,40 @@ def roc_curve(member_scores: ArrayLike, non_member_scores: ArrayLike, max_points
         ValueError: as `auc`, or `max_points < 2`.
     """
     if max_points < 2:
-        raise ValueError(f"`max_points >= 2` must hold, but got max_points={max_points}; a curve has two ends")
+        raise ValueError(
+            f"`max_points >= 2` must hold, but got max_points={max_points}; a curve has two ends"
+        )
     truth, scores = _stack(member_scores, non_member_scores)
     fpr, tpr, _ = sk_metrics.roc_curve(truth, scores)
     if len(fpr) > max_points:
-        # fpr + tpr grows monotonically from 0 to 2: equal steps of it spread the points over flat and steep parts alike.
+        # fpr + tpr grows monotonically from 0 to 2: equal steps of it spread
+        # the points over flat and steep parts alike.
         along = fpr + tpr
-        keep = np.unique(np.searchsorted(along, np.linspace(0.0, along[-1], max_points)).clip(max=len(fpr) - 1))
+        keep = np.unique(
+            np.searchsorted(along, np.linspace(0.0, along[-1], max_points)).clip(max=len(fpr) - 1)
+        )
         keep[0], keep[-1] = 0, len(fpr) - 1
         fpr, tpr = fpr[keep], tpr[keep]
     return RocCurve(fpr.astype(np.float64), tpr.astype(np.float64))
 
 
-def _stack(member_scores: ArrayLike, non_member_scores: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _stack(
+    member_scores: ArrayLike, non_member_scores: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     parts = []
     for name, values in (("member_scores", member_scores), ("non_member_scores", non_member_scores)):
         array = np.asarray(values, dtype=np.float64)
         if array.ndim != 1 or array.size == 0:
-            raise ValueError(f"`{name}` must be a non-empty 1-D array, but got shape {array.shape}; give one score per image")
+            raise ValueError(
+                f"`{name}` must be a non-empty 1-D array, but got shape "
+                f"{array.shape}; give one score per image"
+            )
         if not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).sum())
-            raise ValueError(f"`{name}` must be finite, but got {bad} of {array.size} nan or inf; check the model's outputs")
+            raise ValueError(
+                f"`{name}` must be finite, but got {bad} of {array.size} "
+                "nan or inf; check the model's outputs"
+            )
         parts.append(array)
     truth = np.repeat(np.array([1, 0], dtype=np.int64), [parts[0].size, parts[1].size])
     return truth, np.concatenate(parts)

@@ -1,21 +1,26 @@
-"""How often an attack finds members at a stated false-positive rate, with the counts behind it and honest intervals.
+"""How often an attack finds members at a stated false-positive rate,
+with the counts behind it and honest intervals.
 
-An attack's scores are [models, samples], with their membership; all (model, sample) pairs are pooled. A pair is called a member
-if its score is strictly above the threshold, so that tied scores never claim a lower FPR than they have.
+An attack's scores are [models, samples], with their membership; all (model, sample) pairs are pooled. A pair
+is called a member if its score is strictly above the threshold, so that tied scores never claim a lower FPR
+than they have.
 
 Three intervals, all at 95 %, because they cover different things:
-* `ci_low, ci_high`, the one to quote: the true TPR at the *true* FPR alpha. The number of non-members above the true threshold is
-  exactly Binomial(n_non_members, alpha); given it, the members above are counted and their rate has a Beta distribution
-  (Jeffreys). The interval takes the quantiles of this mixture, so it carries the noise of the estimated threshold. Pairs
-  of one sample under many models resemble each other; both sample sizes are divided by the measured design effect (Kish).
-  Simulated coverage with independent pairs: 95 to 97 % from 8 expected false positives on, and up to 99 % below, where only a
-  wide interval is honest. With clustered pairs 95 to 98 %; up to 99.8 % where hard samples raise members and non-members alike (a
-  global threshold), since that correlation is not credited.
-* `clopper_pearson_low, _high`: the rate of members above the threshold *as it was estimated*. It ignores that the
-  threshold itself is estimated from a handful of false positives: of the true TPR at the true FPR it covers 19 to 60 % in the same
-  simulations (85 % for an attack without power), so it is not an interval for "TPR at 0.1 % FPR".
-* `bootstrap_low, _high`: percentiles over resampled samples (a sample takes its pairs under all models along), thresholds
-  estimated anew: how the figure moves with the choice of audit samples. It covered 92 to 95 % with clustered pairs.
+* `ci_low, ci_high`, the one to quote: the true TPR at the *true* FPR alpha. The number of non-members above
+  the true threshold is exactly Binomial(n_non_members, alpha); given it, the members above are counted and
+  their rate has a Beta distribution (Jeffreys). The interval takes the quantiles of this mixture, so it
+  carries the noise of the estimated threshold. Pairs of one sample under many models resemble each other;
+  both sample sizes are divided by the measured design effect (Kish). Simulated coverage with independent
+  pairs: 95 to 97 % from 8 expected false positives on, and up to 99 % below, where only a wide interval is
+  honest. With clustered pairs 95 to 98 %; up to 99.8 % where hard samples raise members and non-members alike
+  (a global threshold), since that correlation is not credited.
+* `clopper_pearson_low, _high`: the rate of members above the threshold *as it was estimated*. It ignores that
+  the threshold itself is estimated from a handful of false positives: of the true TPR at the true FPR it
+  covers 19 to 60 % in the same simulations (85 % for an attack without power), so it is not an interval for
+  "TPR at 0.1 % FPR".
+* `bootstrap_low, _high`: percentiles over resampled samples (a sample takes its pairs under all models
+  along), thresholds estimated anew: how the figure moves with the choice of audit samples. It covered 92 to
+  95 % with clustered pairs.
 """
 
 from __future__ import annotations
@@ -77,16 +82,20 @@ def pair_scores(scores: FloatArray, member: BoolArray, judged: BoolArray | None 
         ScoreError: shapes differ, values are not finite, or members or non-members are missing.
     """
     if scores.ndim != 2 or scores.shape != member.shape:
-        raise ScoreError(f"`scores` and `member` must both be [models, samples], but got {scores.shape} and {member.shape}")
+        raise ScoreError(
+            f"`scores` and `member` must both be [models, samples], but got {scores.shape} and {member.shape}"
+        )
     if not np.isfinite(scores).all():
         raise ScoreError(
-            f"`scores` must be finite, but {int((~np.isfinite(scores)).sum())} of {scores.size} are not; leave those out"
+            f"`scores` must be finite, but {int((~np.isfinite(scores)).sum())} "
+            f"of {scores.size} are not; leave those out"
         )
     counted = np.ones_like(member) if judged is None else judged
     insiders, outsiders = member & counted, ~member & counted
     if not insiders.any() or not outsiders.any():
         raise ScoreError(
-            f"`scores` must hold members and non-members, but got {int(insiders.sum())} and {int(outsiders.sum())}; add the other kind"
+            f"`scores` must hold members and non-members, but got {int(insiders.sum())} and "
+            f"{int(outsiders.sum())}; add the other kind"
         )
     sample = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     sides = []
@@ -97,7 +106,7 @@ def pair_scores(scores: FloatArray, member: BoolArray, judged: BoolArray | None 
     return Pairs(members, non_members, member_samples, non_member_samples, scores.shape[1])
 
 
-# --- TPR at a FPR ----------------------------------------------------------------------------------------------------
+# --- TPR at a FPR -------------------------------------------------------------------------------------------
 
 
 def false_positive_budget(fpr: float, non_members: int) -> int:
@@ -109,14 +118,17 @@ def false_positive_budget(fpr: float, non_members: int) -> int:
     budget = math.floor(fpr * non_members + 1e-9)
     if budget < 1:
         raise ScoreError(
-            f"a TPR at an FPR of {fpr:g} needs at least {math.ceil(1 / fpr - 1e-9)} non-members, but got {non_members}: "
-            f"the finest FPR is {1 / non_members:g}; add samples or models"
+            f"a TPR at an FPR of {fpr:g} needs at least {math.ceil(1 / fpr - 1e-9)} non-members, but got "
+            f"{non_members}: the finest FPR is {1 / non_members:g}; add samples or models"
         )
     return budget
 
 
-def clopper_pearson(successes: ArrayLike, trials: ArrayLike, confidence: float = CONFIDENCE) -> tuple[FloatArray, FloatArray]:
-    """The exact interval of binomial rates (Clopper and Pearson 1934), each tail (1 - confidence) / 2; low and high, broadcast."""
+def clopper_pearson(
+    successes: ArrayLike, trials: ArrayLike, confidence: float = CONFIDENCE
+) -> tuple[FloatArray, FloatArray]:
+    """The exact interval of binomial rates (Clopper and Pearson 1934), each
+    tail (1 - confidence) / 2; low and high, broadcast."""
     hits, misses = np.asarray(successes), np.asarray(trials) - np.asarray(successes)
     tail = (1 - confidence) / 2
     low = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), misses + 1, tail), 0.0)
@@ -125,10 +137,12 @@ def clopper_pearson(successes: ArrayLike, trials: ArrayLike, confidence: float =
 
 
 def design_effect(hits: IndexArray, counts: IndexArray) -> float:
-    """How much wider clustering makes the variance of a rate than independence would (ratio estimator; at least 1).
+    """How much wider clustering makes the variance of a rate than
+    independence would (ratio estimator; at least 1).
 
     Args:
-        hits, counts: per sample, how many of its pairs are above the threshold, and how many there are; int64 [samples].
+        hits, counts: per sample, how many of its pairs are above the threshold,
+            and how many there are; int64 [samples].
     """
     counts_all, used = int(counts.sum()), int((counts > 0).sum())
     rate = hits.sum() / counts_all
@@ -208,7 +222,11 @@ def tpr_figures(pairs: Pairs, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for fpr in FPRS:
         suffix = "" if fpr == FPRS[0] else f"_{fpr:g}"
-        names = ("true_positives", "false_positives", *(f"{kind}_{end}" for kind in INTERVALS for end in ("low", "high")))
+        names = (
+            "true_positives",
+            "false_positives",
+            *(f"{kind}_{end}" for kind in INTERVALS for end in ("low", "high")),
+        )
         values: list[Any] = [None] * len(names)
         rate = None
         try:
@@ -219,23 +237,29 @@ def tpr_figures(pairs: Pairs, seed: int) -> dict[str, Any]:
             threshold = pairs.non_members[min(budget, n_out - 1)]
             hits, wrong = int(pairs.members_above(threshold)), int(pairs.non_members_above(threshold))
             intervals = (tpr_interval(pairs, fpr), clopper_pearson(hits, n_in), bootstrap[fpr])
-            values, rate = [hits, wrong, *(float(end) for interval in intervals for end in interval)], hits / n_in
+            values, rate = (
+                [hits, wrong, *(float(end) for interval in intervals for end in interval)],
+                hits / n_in,
+            )
         result[f"tpr_at_fpr_{fpr:g}"] = rate
         result |= {f"{name}{suffix}": value for name, value in zip(names, values, strict=True)}
     return result
 
 
-# --- AUC, accuracy, curve --------------------------------------------------------------------------------------------
+# --- AUC, accuracy, curve -----------------------------------------------------------------------------------
 
 
 def auc_interval(pairs: Pairs, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """AUC (ties count half) with the interval of DeLong for clustered pairs (Obuchowski, Biometrics 53, 1997), on the logit scale.
+    """AUC (ties count half) with the interval of DeLong for clustered pairs
+    (Obuchowski, Biometrics 53, 1997), on the logit scale.
 
-    Its variance is estimated from as many values as there are samples, hence Student's t with one degree of freedom fewer: with
-    the normal quantile 20 clustered canaries were covered in 92.7 % of 1,500 audits where 95 % was said, with this one in 94.8 %.
+    Its variance is estimated from as many values as there are samples, hence Student's t with one degree of
+    freedom fewer: with the normal quantile 20 clustered canaries were covered in 92.7 % of 1,500 audits where
+    95 % was said, with this one in 94.8 %.
 
-    Where the scores separate completely (or completely the wrong way), or all are equal, that variance is zero. The interval then
-    reaches to where so many independent pairs (or samples, if fewer) would all have agreed with probability (1 - confidence) / 2.
+    Where the scores separate completely (or completely the wrong way), or all are equal, that variance is
+    zero. The interval then reaches to where so many independent pairs (or samples, if fewer) would all have
+    agreed with probability (1 - confidence) / 2.
     """
     n_in, n_out = len(pairs.members), len(pairs.non_members)
     ranked_in, ranked_out = pairs.members[::-1], pairs.non_members[::-1]
@@ -261,12 +285,14 @@ def auc_interval(pairs: Pairs, confidence: float = CONFIDENCE) -> tuple[float, f
     return area, float(low), float(high)
 
 
-def balanced_accuracy(scores: FloatArray, member: BoolArray, seed: int, judged: BoolArray | None = None) -> float | None:
+def balanced_accuracy(
+    scores: FloatArray, member: BoolArray, seed: int, judged: BoolArray | None = None
+) -> float | None:
     """(TPR + TNR) / 2 at a threshold that was not chosen on what it judges.
 
-    The best threshold of one half of the samples judges the other half, and the reverse; the mean of both. The usual
-    figure, at the best of all thresholds, is optimistic (above 0.5 for an attack that knows nothing). None where a half lacks
-    members or non-members.
+    The best threshold of one half of the samples judges the other half, and the reverse; the mean of both.
+    The usual figure, at the best of all thresholds, is optimistic (above 0.5 for an attack that knows
+    nothing). None where a half lacks members or non-members.
     """
     counted = np.ones_like(member) if judged is None else judged
     halves = split_samples(scores.shape[1], seed)
@@ -277,9 +303,9 @@ def balanced_accuracy(scores: FloatArray, member: BoolArray, seed: int, judged: 
     values = []
     for first, second in (parts, parts[::-1]):
         thresholds = np.unique(np.concatenate([first.members, first.non_members]))
-        gain = first.members_above(thresholds) / len(first.members) - first.non_members_above(thresholds) / len(
-            first.non_members
-        )
+        gain = first.members_above(thresholds) / len(first.members) - first.non_members_above(
+            thresholds
+        ) / len(first.non_members)
         best = float(thresholds[int(np.argmax(gain))])
         true_rate = second.members_above(best) / len(second.members)
         values.append((1 + true_rate - second.non_members_above(best) / len(second.non_members)) / 2)
@@ -293,10 +319,13 @@ def split_samples(samples: int, seed: int) -> tuple[IndexArray, IndexArray]:
 
 
 def thinned_roc(pairs: Pairs) -> dict[str, list[float]]:
-    """At most about 150 vertices of the ROC curve, evenly spaced in log FPR from 1 / non-members on, with (0, .) and (1, 1)."""
+    """At most about 150 vertices of the ROC curve, evenly spaced in log FPR
+    from 1 / non-members on, with (0, .) and (1, 1)."""
     n_in, n_out = len(pairs.members), len(pairs.non_members)
     budgets = np.unique(np.round(np.geomspace(1, n_out, ROC_POINTS)).astype(int))
     thresholds = np.concatenate([pairs.non_members[[0, *budgets[:-1]]], [-np.inf]])
-    vertices = np.stack([pairs.non_members_above(thresholds) / n_out, pairs.members_above(thresholds) / n_in], axis=1)
+    vertices = np.stack(
+        [pairs.non_members_above(thresholds) / n_out, pairs.members_above(thresholds) / n_in], axis=1
+    )
     vertices = np.unique(vertices, axis=0)
     return {"fpr": vertices[:, 0].tolist(), "tpr": vertices[:, 1].tolist()}

@@ -1,10 +1,10 @@
-"""RMIA, the robust membership inference attack (Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference
-Attacks", ICML 2024): a sample is a member if it dominates images that are certainly none.
+"""RMIA, the robust membership inference attack (Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership
+Inference Attacks", ICML 2024): a sample is a member if it dominates images that are certainly none.
 
-The likelihood ratio of sample x to reference z is (p(x|model) / p(x)) / (p(z|model) / p(z)), where p(.|model) is the softmax
-confidence in the label and p(.) its mean over other models; the score is the share of references z with a ratio >= gamma.
-Higher scores mean "more likely a member". Scores are multiples of 1 / references, so ties are common: many references are
-needed for a low FPR.
+The likelihood ratio of sample x to reference z is (p(x|model) / p(x)) / (p(z|model) / p(z)), where p(.|model)
+is the softmax confidence in the label and p(.) its mean over other models; the score is the share of
+references z with a ratio >= gamma. Higher scores mean "more likely a member". Scores are multiples of 1 /
+references, so ties are common: many references are needed for a low FPR.
 """
 
 from __future__ import annotations
@@ -24,17 +24,24 @@ TINY = 1e-300
 
 
 def rmia_scores(
-    samples: SampleScores, reference: ReferenceScores, *, online: bool, gamma: float = GAMMA, offline_a: float = OFFLINE_A
+    samples: SampleScores,
+    reference: ReferenceScores,
+    *,
+    online: bool,
+    gamma: float = GAMMA,
+    offline_a: float = OFFLINE_A,
 ) -> FloatArray:
     """Membership scores in [0, 1] by leave-one-out over the models, float64 [models, samples].
 
-    Online, p(x) is the mean of the averages over the models with and over those without x. Offline only the latter are known,
-    and p(x) = ((1 + a) p_out(x) + 1 - a) / 2 stands for the missing half (the paper's offline approximation). No model saw a
-    reference image z: its mean over all other models is p_out(z), corrected likewise offline, taken as it is online. The score
-    of several queries is the mean of their scores.
+    Online, p(x) is the mean of the averages over the models with and over those without x. Offline only the
+    latter are known, and p(x) = ((1 + a) p_out(x) + 1 - a) / 2 stands for the missing half (the paper's
+    offline approximation). No model saw a reference image z: its mean over all other models is p_out(z),
+    corrected likewise offline, taken as it is online. The score of several queries is the mean of their
+    scores.
 
-    The averages of x are over the models that `leave_one_out` compares, as many for members as for non-members. Over all others
-    the offline average would be of one model fewer, and its inverse larger in the mean, where the attacked model is a non-member.
+    The averages of x are over the models that `leave_one_out` compares, as many for members as for
+    non-members. Over all others the offline average would be of one model fewer, and its inverse larger in
+    the mean, where the attacked model is a non-member.
 
     Args:
         samples: the audit samples, scored on `labels`.
@@ -48,7 +55,10 @@ def rmia_scores(
     """
     reference.check_fits(samples)
     if not (gamma > 0 and 0 <= offline_a <= 1):
-        raise ValueError(f"`gamma > 0, 0 <= offline_a <= 1` must hold, but got {gamma}, {offline_a}; use {GAMMA}, {OFFLINE_A}")
+        raise ValueError(
+            f"`gamma > 0, 0 <= offline_a <= 1` must hold, but got {gamma}, "
+            f"{offline_a}; use {GAMMA}, {OFFLINE_A}"
+        )
     p_x = special.expit(logit_scaled(samples.logits, samples.labels))
     p_z = special.expit(logit_scaled(reference.logits[:, :, None], reference.labels))[..., 0]
     design = leave_one_out(samples.member)
@@ -64,7 +74,8 @@ def rmia_scores(
 
 
 def _side_means(values: FloatArray, design: LeaveOneOut) -> FloatArray:
-    """Mean over the compared models with and over those without each sample: float64 [2, models, samples, queries]."""
+    """Mean over the compared models with and over those without each
+    sample: float64 [2, models, samples, queries]."""
     means = np.empty((2, *values.shape))
     for model in range(len(values)):
         for side, weight in enumerate(design.sides(model)):

@@ -1,8 +1,9 @@
-"""Shadow models of the membership inference attack (Shokri et al. 2017; Knowledge Recycling, section 3.6): their data and their answers.
+"""Shadow models of the membership inference attack (Shokri et al. 2017; Knowledge
+Recycling, section 3.6): their data and their answers.
 
-Shadow models imitate the teacher on shuffled 45/10/45 splits of the validation set, so that for them membership is known.
-`shadow_attack.py` learns from their answers. Kept apart from it because every process that trains needs this and none of them scikit-learn,
-which takes most of a second to import.
+Shadow models imitate the teacher on shuffled 45/10/45 splits of the validation set, so that for them
+membership is known. `shadow_attack.py` learns from their answers. Kept apart from it because every process
+that trains needs this and none of them scikit-learn, which takes most of a second to import.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class ShadowSplit:
 def shadow_splits(labels: IndexArray, num_classes: int, seed: int, shadow: int) -> ShadowSplit:
     """The 45/10/45 split of one shadow model, drawn from (seed, shadow).
 
-    Stratified: a plain shuffle (the paper does not say which) leaves some shadows without a member or a non-member of a rare
-    class. Train and test have the same size, so that membership has no prior to exploit.
+    Stratified: a plain shuffle (the paper does not say which) leaves some shadows without a member or a
+    non-member of a rare class. Train and test have the same size, so that membership has no prior to exploit.
 
     Args:
         labels: classes of the validation images, int64 [N], in [0, num_classes), N >= 3.
@@ -47,15 +48,18 @@ def shadow_splits(labels: IndexArray, num_classes: int, seed: int, shadow: int) 
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size < 3:
-        raise ValueError(f"`labels` must be [N] with N >= 3, but got shape {labels.shape}; use a larger validation split")
+        raise ValueError(
+            f"`labels` must be [N] with N >= 3, but got shape {labels.shape}; use a larger validation split"
+        )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
-            f"`0 <= labels < num_classes` must hold, but got {labels.min()} to {labels.max()}, num_classes={num_classes}; "
-            "check the data set"
+            f"`0 <= labels < num_classes` must hold, but got {labels.min()} to {labels.max()}, "
+            f"num_classes={num_classes}; check the data set"
         )
     rng = np.random.default_rng([seed, shadow])
-    # Every image gets its random rank within its class, as a share of the class; cutting that order at 45 % and 55 % cuts each
-    # class there. The random offset decides whose turn it is where a class does not divide evenly.
+    # Every image gets its random rank within its class, as a share of the class; cutting that order at 45 %
+    # and 55 % cuts each class there. The random offset decides whose turn it is where a class does not divide
+    # evenly.
     position = np.empty(labels.size)
     for index in range(num_classes):
         rows = np.flatnonzero(labels == index)
@@ -92,13 +96,16 @@ class ShadowScores:
         check_logits(self.logits, self.labels)
         if self.member.dtype != np.bool_ or self.member.shape != self.labels.shape:
             raise ValueError(
-                f"`member` must be bool [{len(self.labels)}], but got {self.member.dtype} {self.member.shape}; one per row of logits"
+                f"`member` must be bool [{len(self.labels)}], but got {self.member.dtype} "
+                f"{self.member.shape}; one per row of logits"
             )
 
     def save(self, path: str | Path) -> None:
         """Write a compressed npz, atomically."""
         with atomic_write(storage_path(path)) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, shadow=np.int64(self.shadow), logits=self.logits, labels=self.labels, member=self.member)
+            np.savez_compressed(
+                file, shadow=np.int64(self.shadow), logits=self.logits, labels=self.labels, member=self.member
+            )
 
     @staticmethod
     def load(path: str | Path) -> ShadowScores:
@@ -115,17 +122,21 @@ class ShadowScores:
 def check_logits(logits: LogitArray, labels: IndexArray) -> None:
     """Raises: ValueError: not finite float32 [M, K] logits with int64 [M] labels in [0, K)."""
     if logits.dtype != np.float32 or logits.ndim != 2:
-        raise ValueError(f"`logits` must be float32 [M, K], but got {logits.dtype} {logits.shape}; convert before")
+        raise ValueError(
+            f"`logits` must be float32 [M, K], but got {logits.dtype} {logits.shape}; convert before"
+        )
     if labels.dtype != np.int64 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"`labels` must be int64 [{len(logits)}], but got {labels.dtype} {labels.shape}; one per row of logits"
+            f"`labels` must be int64 [{len(logits)}], but got "
+            f"{labels.dtype} {labels.shape}; one per row of logits"
         )
     if labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(
-            f"`0 <= labels < {logits.shape[1]}` must hold, but got {labels.min()} to {labels.max()}; one logit per class"
+            f"`0 <= labels < {logits.shape[1]}` must hold, but got "
+            f"{labels.min()} to {labels.max()}; one logit per class"
         )
     if not np.isfinite(logits).all():
         raise ValueError(
-            f"`logits` must be finite, but {int((~np.isfinite(logits)).any(axis=1).sum())} of {len(logits)} rows are not; "
-            "the model diverged or overflowed, lower the learning rate or use full precision"
+            f"`logits` must be finite, but {int((~np.isfinite(logits)).any(axis=1).sum())} of {len(logits)} "
+            "rows are not; the model diverged or overflowed, lower the learning rate or use full precision"
         )

@@ -1,9 +1,11 @@
 """Membership inference through shadow models (Shokri et al. 2017), as in Knowledge Recycling, section 3.6.
 
-Per class, three attack models learn to tell the shadow models' members from their non-members by the logits; the best one per class attacks
-the teacher and the student, whose members are the real training images and whose non-members are the test images.
+Per class, three attack models learn to tell the shadow models' members from their non-members by the logits;
+the best one per class attacks the teacher and the student, whose members are the real training images and
+whose non-members are the test images.
 
-The attack is weak by construction (each shadow sees 45 % of a small split): a low AUC bounds nothing from above.
+The attack is weak by construction (each shadow sees 45 % of a small
+split): a low AUC bounds nothing from above.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ CANDIDATES: tuple[AttackKind, ...] = ("logistic_regression", "svc_rbf", "random_
 MIN_SLOPE = 1e-3
 
 
-# --- attack models ---------------------------------------------------------------------------------------------------
+# --- attack models ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class ClassAttack:
 
 
 def held_out_shadows(shadows: Sequence[int], seed: int, holdout: float) -> frozenset[int]:
-    """The shadow models whose rows only select and calibrate: `holdout` of them, at least one, never all; equal for all classes.
+    """The shadow models whose rows only select and calibrate: `holdout` of
+    them, at least one, never all; equal for all classes.
 
     Raises:
         ValueError: fewer than two shadow models, or an index twice.
@@ -82,25 +85,32 @@ def held_out_shadows(shadows: Sequence[int], seed: int, holdout: float) -> froze
     unique = sorted(set(shadows))
     if len(unique) < 2 or len(unique) != len(shadows):
         raise ValueError(
-            f"`scores` must come from two or more different shadow models, but got {sorted(shadows)}; set audit.shadow_models >= 2"
+            "`scores` must come from two or more different shadow models, but got "
+            f"{sorted(shadows)}; set audit.shadow_models >= 2"
         )
     count = min(max(1, round(holdout * len(unique))), len(unique) - 1)
     return frozenset(np.random.default_rng(seed).permutation(unique)[:count].tolist())
 
 
 def fit_class_attack(
-    scores: Sequence[ShadowScores], class_index: int, seed: int, holdout: float = 0.2, max_svc_rows: int = 20000
+    scores: Sequence[ShadowScores],
+    class_index: int,
+    seed: int,
+    holdout: float = 0.2,
+    max_svc_rows: int = 20000,
 ) -> ClassAttack:
-    """Fit logistic regression, SVC with RBF kernel and random forest on one class and keep the best (section 3.6, steps 4-6).
+    """Fit logistic regression, SVC with RBF kernel and random forest on one
+    class and keep the best (section 3.6, steps 4-6).
 
-    The paper does not say on which data the best is chosen. Here on the rows of held-out shadow *models*, never on the target;
-    equal AUCs go to the simpler model. Then, as scikit-learn's `CalibratedClassifierCV(ensemble=False)`: the winner's held-out
-    scores give a logistic calibration, and the winner is refitted on the rows of all shadows. Calibration brings probabilities
-    and SVC distances of different classes to one scale (log-odds at equal priors) before they are pooled; its slope is kept
+    The paper does not say on which data the best is chosen. Here on the rows of held-out shadow *models*,
+    never on the target; equal AUCs go to the simpler model. Then, as scikit-learn's
+    `CalibratedClassifierCV(ensemble=False)`: the winner's held-out scores give a logistic calibration, and
+    the winner is refitted on the rows of all shadows. Calibration brings probabilities and SVC distances of
+    different classes to one scale (log-odds at equal priors) before they are pooled; its slope is kept
     positive, so it never changes the order within a class.
 
-    Falls back to a constant score (AUC 0.5, its reason in `note`) where members or non-members of the class are missing among
-    the fitting or among the held-out shadows.
+    Falls back to a constant score (AUC 0.5, its reason in `note`) where members or non-members of the class
+    are missing among the fitting or among the held-out shadows.
 
     Args:
         scores: one entry per shadow model, at least two.
@@ -121,7 +131,9 @@ def fit_class_attack(
         model = _fit(kind, features[~is_held_out], member[~is_held_out], rng_seed, max_svc_rows)
         raw[kind] = _raw_scores(model, features[is_held_out])
     truth = member[is_held_out]
-    validation_auc: dict[str, float] = {kind: auc(values[truth], values[~truth]) for kind, values in raw.items()}
+    validation_auc: dict[str, float] = {
+        kind: auc(values[truth], values[~truth]) for kind, values in raw.items()
+    }
     best = max(CANDIDATES, key=lambda kind: validation_auc[kind])  # max() keeps the first of equals
     slope, intercept = _calibrate(raw[best], truth)
     model = _fit(best, features, member, rng_seed, max_svc_rows)
@@ -131,7 +143,8 @@ def fit_class_attack(
 def _class_rows(
     scores: Sequence[ShadowScores], class_index: int, held_out: frozenset[int]
 ) -> tuple[LogitArray, BoolArray, BoolArray]:
-    """Logits, membership and "comes from a held-out shadow" of all rows of one class, in the order of the shadows."""
+    """Logits, membership and "comes from a held-out shadow" of all rows
+    of one class, in the order of the shadows."""
     rows = [part.labels == class_index for part in scores]
     features = np.concatenate([part.logits[row] for part, row in zip(scores, rows, strict=True)])
     member = np.concatenate([part.member[row] for part, row in zip(scores, rows, strict=True)])
@@ -146,7 +159,10 @@ def _unfit_reason(member: BoolArray, is_held_out: BoolArray) -> str:
         return "no shadow model saw this class"
     for name, part in (("fitting", member[~is_held_out]), ("held-out", member[is_held_out])):
         if part.all() or not part.any():
-            return f"the {name} shadows hold {int(part.sum())} members and {int((~part).sum())} non-members of this class"
+            return (
+                f"the {name} shadows hold {int(part.sum())} members and "
+                f"{int((~part).sum())} non-members of this class"
+            )
     return ""
 
 
@@ -175,7 +191,8 @@ def _raw_scores(model: Pipeline, logits: LogitArray) -> FloatArray:
 
 
 def _calibrate(raw: FloatArray, member: BoolArray) -> tuple[float, float]:
-    """Slope and intercept of Platt's map from raw scores to log-odds, as if members and non-members were equally many."""
+    """Slope and intercept of Platt's map from raw scores to log-odds, as
+    if members and non-members were equally many."""
     spread = float(raw.std()) or 1.0
     centred = ((raw - raw.mean()) / spread)[:, None]
     # The L2 penalty keeps the slope finite where held-out scores separate perfectly.
@@ -184,7 +201,7 @@ def _calibrate(raw: FloatArray, member: BoolArray) -> tuple[float, float]:
     return slope, float(fitted.intercept_[0]) - slope * float(raw.mean())
 
 
-# --- the whole attack ------------------------------------------------------------------------------------------------
+# --- the whole attack ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -206,7 +223,9 @@ class Attack:
         check_logits(logits, labels)
         present = np.unique(labels).tolist()
         if missing := [index for index in present if index not in self.classes]:
-            raise ValueError(f"`classes` must hold an attack for every label, but {missing} have none; fit them first")
+            raise ValueError(
+                f"`classes` must hold an attack for every label, but {missing} have none; fit them first"
+            )
         result = np.zeros(len(labels))
         for index in present:
             rows = labels == index
@@ -272,5 +291,10 @@ def attack_model(
         per_class.append(auc(inside, outside) if inside.size and outside.size else None)
     value = auc(members, non_members)
     return AttackResult(
-        value, max(value, CHANCE_AUC), tuple(per_class), roc_curve(members, non_members), len(members), len(non_members)
+        value,
+        max(value, CHANCE_AUC),
+        tuple(per_class),
+        roc_curve(members, non_members),
+        len(members),
+        len(non_members),
     )

@@ -14,7 +14,9 @@ WHY = (
 )
 
 
-def printed_epsilon(norm_bound: float, teachers: int, batch_size: int, steps: int, sigma: float, delta: float) -> float:
+def printed_epsilon(
+    norm_bound: float, teachers: int, batch_size: int, steps: int, sigma: float, delta: float
+) -> float:
     """Theorem 3 of "Model Conversion via Differentially Private Data-Free Distillation" (Liu et al., IJCAI
     2024), as printed.
 

@@ -29,8 +29,9 @@ def _checkpoints(report: Report) -> str:
         return ""
     first, best, last = report.checkpoints[0], best_checkpoint(report.checkpoints), report.checkpoints[-1]
     text = (
-        f"Validation CAS by generator epoch: {percent(first.val_cas, 1)} % at epoch {first.epoch}, highest "
-        f"{percent(best.val_cas, 1)} % at epoch {best.epoch}, {percent(last.val_cas, 1)} % at the last, {last.epoch}."
+        f"Validation CAS by generator epoch: {percent(first.val_cas, 1)} % at epoch "
+        f"{first.epoch}, highest {percent(best.val_cas, 1)} % at epoch {best.epoch}, "
+        f"{percent(last.val_cas, 1)} % at the last, {last.epoch}."
     )
     if report.teacher:
         text += f" The teacher’s validation accuracy is {percent(report.teacher.val_accuracy, 1)} %."
@@ -45,14 +46,19 @@ def _tuning(tuning: Tuning | None) -> dict[str, str]:
         return {}
     best = tuning.best
     by_trial = f"Validation CAS by trial: the best is trial {best.trial} with {percent(best.val_cas, 1)} %"
-    by_trial += f", the default parameters reach {percent(tuning.default_cas, 1)} %." if tuning.default_cas is not None else "."
+    by_trial += (
+        f", the default parameters reach {percent(tuning.default_cas, 1)} %."
+        if tuning.default_cas is not None
+        else "."
+    )
     texts = {
         "tuning": by_trial,
         "parameters": (f"Validation CAS against each parameter: the best trial has {_values(best.params)}."),
     }
     if tuning.importance:
         texts["importance"] = (
-            f"Share of the variance of CAS that each parameter explains: {parameter_words(tuning.importance)}."
+            "Share of the variance of CAS that each parameter explains: "
+            f"{parameter_words(tuning.importance)}."
         )
     return texts
 
@@ -69,8 +75,14 @@ def _values(parameters: Mapping[str, float]) -> str:
 def _attacks(report: Report) -> dict[str, str]:
     texts, audit = {}, report.audit
     if audit and audit.kr:
-        parts = [_curve(name, part) for name, part in (("teacher", audit.kr.teacher), ("student", audit.kr.student)) if part]
-        texts["roc"] = f"ROC curves of the average attack: {'; '.join(parts)}; guessing is the diagonal, 50 %."
+        parts = [
+            _curve(name, part)
+            for name, part in (("teacher", audit.kr.teacher), ("student", audit.kr.student))
+            if part
+        ]
+        texts["roc"] = (
+            f"ROC curves of the average attack: {'; '.join(parts)}; guessing is the diagonal, 50 %."
+        )
     if audit and audit.lira:
         rates = [
             f"{arm.title or name}, {percent(arm.canary.tpr_at_01, 1)} % of canaries and "
@@ -79,10 +91,13 @@ def _attacks(report: Report) -> dict[str, str]:
             if arm.canary.tpr_at_01 is not None
         ]
         at = "; ".join(rates) or "too few pairs to say"
-        texts["worst_case"] = f"Log-log ROC curves of the worst-case attack. Recognised at 0.1 % false accusations: {at}."
+        texts["worst_case"] = (
+            f"Log-log ROC curves of the worst-case attack. Recognised at 0.1 % false accusations: {at}."
+        )
     if audit and audit.copies:
         texts["copies"] = (
-            f"Distances of generated and of real test images to the nearest training image. {repetition(audit.copies).sentence}"
+            "Distances of generated and of real test images to the nearest training image. "
+            f"{repetition(audit.copies).sentence}"
         )
     return texts  # fmt: skip
 
@@ -139,5 +154,8 @@ def _classifier(name: str, measure: str, curve: Sequence[ClassifierPoint]) -> st
     if losses and losses[-1] >= losses[0]:
         parts = [f"training loss goes from {losses[0]:.2f} to {losses[-1]:.2f}"]
     if scores:
-        parts.append(f"validation {measure} ends at {percent(scores[-1], 1)} %, its highest {percent(max(scores), 1)} %")
+        parts.append(
+            f"validation {measure} ends at {percent(scores[-1], 1)} %, "
+            f"its highest {percent(max(scores), 1)} %"
+        )
     return f"The {name} by epoch: {' and '.join(parts) or 'nothing finite was recorded'}."

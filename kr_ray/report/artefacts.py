@@ -21,7 +21,8 @@ UNTRIED = "Attackers who hold its weights; reconstruction of images from it; str
 
 @dataclass(frozen=True)
 class Test:
-    """One test of one artefact: what was done, and what it found; `finds` whether that is more than guessing."""
+    """One test of one artefact: what was done, and what it found;
+    `finds` whether that is more than guessing."""
 
     attack: str
     found: str
@@ -91,8 +92,8 @@ def artefacts(report: Report) -> list[Artefact]:
             "Generator",
             "its weights, or free sampling from it",
             looked_at,
-            "Attacks that infer membership from its weights or many samples; reconstruction from its weights. "
-            "Only images drawn from it were looked at.",
+            "Attacks that infer membership from its weights or many samples; reconstruction from its "
+            "weights. Only images drawn from it were looked at.",
             "no copies found; not attacked",
         ),
     ]
@@ -101,9 +102,13 @@ def artefacts(report: Report) -> list[Artefact]:
 def _further_students(report: Report) -> list[Artefact]:
     """Those that were trained, then those that were audited without that."""
     arms = {name: arm for name, arm in handed_on(report).items() if name not in OWN_ARMS}
-    rows = [_further(name, one, arms.get(name)) for name, one in report.students.items() if one.kind != STAYS_HERE]
+    rows = [
+        _further(name, one, arms.get(name)) for name, one in report.students.items() if one.kind != STAYS_HERE
+    ]
     alone = {name: arm for name, arm in arms.items() if name not in report.students}
-    return rows + [_classifier(arm.title or name, arm.note, "", (_worst_case(name, arm),)) for name, arm in alone.items()]
+    return rows + [
+        _classifier(arm.title or name, arm.note, "", (_worst_case(name, arm),)) for name, arm in alone.items()
+    ]
 
 
 def _further(name: str, student: FurtherStudent, arm: LiraArm | None) -> Artefact:
@@ -112,7 +117,9 @@ def _further(name: str, student: FurtherStudent, arm: LiraArm | None) -> Artefac
     if bound:
         note += f"; {bound_words(bound)}" if bound.guarantee else f"; {bound_words(bound)} is no guarantee"
     tests = () if arm is None else (_worst_case(name, arm),)
-    return _classifier(student_title(name, student), note.removeprefix("; "), f"{wrong} " if wrong else "", tests)
+    return _classifier(
+        student_title(name, student), note.removeprefix("; "), f"{wrong} " if wrong else "", tests
+    )
 
 
 def _classifier(title: str, note: str, remark: str, tests: tuple[Test, ...]) -> Artefact:
@@ -144,7 +151,9 @@ def _average(report: Report) -> list[Test]:
     if interval is not None:
         text += f", 95 % interval {percent(interval[0], 1)} to {percent(interval[1], 1)}"
     finds = interval is not None and interval[0] > 0.5
-    return [Test(f"Average, the paper's attack, {count(audit.shadow_models)} shadow models", bind(text), finds)]
+    return [
+        Test(f"Average, the paper's attack, {count(audit.shadow_models)} shadow models", bind(text), finds)
+    ]
 
 
 def _copies(report: Report) -> tuple[Test, ...]:
@@ -153,7 +162,9 @@ def _copies(report: Report) -> tuple[Test, ...]:
         return ()
     found = repetition(copies)
     text = f"{count(copies.exact_copies)} exact copies; near-copies "
-    text += ", ".join(f"{percent(space.near_copy_share, 1)} % by {name}" for name, space in copies.spaces.items())
+    text += ", ".join(
+        f"{percent(space.near_copy_share, 1)} % by {name}" for name, space in copies.spaces.items()
+    )
     text += f" ({percent(copies.quantile, 1)} expected)"
     return (
         Test(

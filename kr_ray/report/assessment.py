@@ -51,7 +51,9 @@ def facts(report: Report) -> list[Fact]:
     parts = [f"{name} {version}" for name, version in versions.items() if name not in ("commit", "kr_ray")]
     version, commit = (versions.get(name, "(not recorded)") for name in ("kr_ray", "commit"))
     program = f"kr_ray {version}, commit {commit}"
-    sizes = f"{count(data.train)} training, {count(data.validation)} validation, {count(data.test)} test images"
+    sizes = (
+        f"{count(data.train)} training, {count(data.validation)} validation, {count(data.test)} test images"
+    )
     made_by = f"{program}; {', '.join(parts)}; on {report.device}. The program does not know who started it."
     return [
         Fact("Data", (f"{data.name}: {sizes}.",)),
@@ -83,7 +85,8 @@ def _attackers(report: Report) -> list[str]:
         )
     if audit and audit.copies:
         texts.append(
-            "Search for copies: made by the holder of the training images; nobody else could compare with all of them."
+            "Search for copies: made by the holder of the training images; "
+            "nobody else could compare with all of them."
         )
     return texts or ["No attack was made."]
 

@@ -30,8 +30,8 @@ class ReportData:
     """What the page shows beside report.json.
 
     Attributes:
-        samples: generated images only, never real ones: uint8 [k, n, C, H, W], n for each of the first k classes, or a finished
-            grid as PNG bytes.
+        samples: generated images only, never real ones: uint8 [k, n, C, H, W], n for each of the first k
+            classes, or a finished grid as PNG bytes.
         command: what to type to repeat the run; empty for the usual command.
     """
 
@@ -40,7 +40,8 @@ class ReportData:
 
 
 def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, out_dir: Path) -> Path:
-    """Validate the report and write `report.json`, the self-contained `report.html` and `report_summary.html`.
+    """Validate the report and write `report.json`, the
+    self-contained `report.html` and `report_summary.html`.
 
     Args:
         report: see `kr_ray.report.schema.Report`; sections of stages that have not run may be missing.
@@ -53,7 +54,10 @@ def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, 
         ValueError: `samples` has the wrong shape or type.
     """
     checked = report if isinstance(report, Report) else validate_report(report)
-    pages = {"report.html": render_page(checked, figures_input), "report_summary.html": render_summary(checked)}
+    pages = {
+        "report.html": render_page(checked, figures_input),
+        "report_summary.html": render_summary(checked),
+    }
     write_json(out_dir / "report.json", checked.model_dump(mode="json", by_alias=True))
     for name, page in pages.items():
         with atomic_write(out_dir / name) as temporary:
@@ -62,7 +66,8 @@ def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, 
 
 
 def render_page(report: Report, data: ReportData) -> str:
-    """The HTML page: inline style, figures as data URIs, no script, and a policy under which a browser loads nothing."""
+    """The HTML page: inline style, figures as data URIs, no script, and a
+    policy under which a browser loads nothing."""
     return render(
         "template.html",
         report,
@@ -72,7 +77,9 @@ def render_page(report: Report, data: ReportData) -> str:
         not_measured=verdict.missing(report),
         rows=result_rows(report),
         classes=class_rows(report),
-        copies_answer=words.bind(repetition(report.audit.copies).sentence) if report.audit and report.audit.copies else "",
+        copies_answer=words.bind(repetition(report.audit.copies).sentence)
+        if report.audit and report.audit.copies
+        else "",
         importance_unknown=_why_no_importance(report),
         class_legend=figures.needs_legend(report.data.class_names),
         samples=sample_strips(report, data.samples),
@@ -122,7 +129,7 @@ def _why_no_importance(report: Report) -> str:
     return why_unknown(tuning.history, tuning.parameters, report.data.validation)
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,14 @@ class ResultRow:
 
 
 def result_rows(report: Report) -> dict[str, ResultRow]:
-    """Table 2's line for this run: `teacher`, `equal_compute`, `student`, as far as they exist, then a `student_NAME` for each
-    further student; the better of teacher and student is marked."""
+    """Table 2's line for this run: `teacher`, `equal_compute`, `student`, as far as they exist, then a
+    `student_NAME` for each further student; the better of teacher and student is marked."""
     audit = report.audit.kr if report.audit else None
     rows = {}
     if report.teacher:
-        rows["teacher"] = _row(report, "teacher", "Teacher", "trained on real images", report.teacher.test_accuracy, audit)
+        rows["teacher"] = _row(
+            report, "teacher", "Teacher", "trained on real images", report.teacher.test_accuracy, audit
+        )
         if equal := report.teacher.equal_compute:
             interval = words.wilson_interval(equal.test_accuracy, report.data.test)
             rows["equal_compute"] = ResultRow(
@@ -168,7 +177,9 @@ def result_rows(report: Report) -> dict[str, ResultRow]:
         teacher, student = rows["teacher"], rows["student"]
         for name, better in _better(teacher, student).items():
             rows[better] = replace(rows[better], best=rows[better].best | {name})
-    return rows | {f"student_{name}": _further_row(report, name, one) for name, one in report.students.items()}
+    return rows | {
+        f"student_{name}": _further_row(report, name, one) for name, one in report.students.items()
+    }
 
 
 def _further_row(report: Report, name: str, student: FurtherStudent) -> ResultRow:
@@ -183,7 +194,9 @@ def _further_row(report: Report, name: str, student: FurtherStudent) -> ResultRo
     )
 
 
-def _row(report: Report, which: str, name: str, note: str, accuracy: float, audit: KrAudit | None) -> ResultRow:
+def _row(
+    report: Report, which: str, name: str, note: str, accuracy: float, audit: KrAudit | None
+) -> ResultRow:
     interval = words.wilson_interval(accuracy, report.data.test)
     model: Teacher | Student = getattr(report, which)
     row = ResultRow(name, note, accuracy, interval, model.steps, work=model.work)
@@ -195,7 +208,8 @@ def _row(report: Report, which: str, name: str, note: str, accuracy: float, audi
 
 
 def _better(teacher: ResultRow, student: ResultRow) -> dict[str, str]:
-    """For each measure on which the two differ, which of them is better; accuracy and AOP upwards, AUC downwards."""
+    """For each measure on which the two differ, which of them is
+    better; accuracy and AOP upwards, AUC downwards."""
     result = {}
     for name, sign in (("accuracy", 1), ("auc", -1), ("aop", 1)):
         left, right = getattr(teacher, name), getattr(student, name)
@@ -205,7 +219,8 @@ def _better(teacher: ResultRow, student: ResultRow) -> dict[str, str]:
 
 
 def class_rows(report: Report) -> list[dict[str, Any]]:
-    """The attack class by class: name, chosen attack model, its held-out AUC, and the AUC against both models."""
+    """The attack class by class: name, chosen attack model, its
+    held-out AUC, and the AUC against both models."""
     audit = report.audit.kr if report.audit else None
     if audit is None:
         return []
@@ -219,7 +234,9 @@ def class_rows(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "kind": words.ATTACK_NAMES.get(models[index].kind, models[index].kind) if index in models else "–",
+            "kind": words.ATTACK_NAMES.get(models[index].kind, models[index].kind)
+            if index in models
+            else "–",
             "val_auc": models[index].val_auc if index in models else None,
             "teacher": value("teacher", index),
             "student": value("student", index),
@@ -229,7 +246,7 @@ def class_rows(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 def sample_strips(report: Report, samples: NDArray[np.uint8] | bytes | None) -> list[dict[str, str]]:
@@ -238,7 +255,9 @@ def sample_strips(report: Report, samples: NDArray[np.uint8] | bytes | None) -> 
         return []
     if isinstance(samples, bytes):
         if not samples.startswith(b"\x89PNG\r\n\x1a\n"):
-            raise ValueError(f"`samples` given as bytes must be a PNG, but starts with {samples[:8]!r}; encode it as PNG")
+            raise ValueError(
+                f"`samples` given as bytes must be a PNG, but starts with {samples[:8]!r}; encode it as PNG"
+            )
         return [{"name": "", "uri": figures.png_uri(samples)}]
     k = report.data.num_classes
     if (
@@ -249,11 +268,12 @@ def sample_strips(report: Report, samples: NDArray[np.uint8] | bytes | None) -> 
         or 0 in samples.shape
     ):
         raise ValueError(
-            f"`samples` must be uint8 [up to {k}, n, C, H, W] with 1 or 3 channels, but got {samples.dtype} {samples.shape}; "
-            "one row per class"
+            f"`samples` must be uint8 [up to {k}, n, C, H, W] with 1 or 3 channels, but got {samples.dtype} "
+            f"{samples.shape}; one row per class"
         )
     return [
-        {"name": name, "uri": figures.strip_uri(images)} for name, images in zip(report.data.class_names, samples, strict=False)
+        {"name": name, "uri": figures.strip_uri(images)}
+        for name, images in zip(report.data.class_names, samples, strict=False)
     ]
 
 

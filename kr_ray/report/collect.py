@@ -18,7 +18,18 @@ from kr_ray.config import Config
 from kr_ray.report import words
 from kr_ray.report.build import ReportData, write_report
 from kr_ray.report.importance import parameter_importance
-from kr_ray.report.schema import Audit, Data, EqualCompute, FurtherStudent, Generator, Report, Stage, Student, Teacher, Tuning
+from kr_ray.report.schema import (
+    Audit,
+    Data,
+    EqualCompute,
+    FurtherStudent,
+    Generator,
+    Report,
+    Stage,
+    Student,
+    Teacher,
+    Tuning,
+)
 from kr_ray.runs.artifacts import ArtifactError
 from kr_ray.runs.figures import Bound, Copies
 from kr_ray.runs.results import (
@@ -36,10 +47,23 @@ from kr_ray.runs.results import (
     Results,
 )
 
-PACKAGES = ("kr_ray", "torch", "torchvision", "ray", "optuna", "hyperopt", "scikit-learn", "pyarrow", "medmnist", "numpy")
+PACKAGES = (
+    "kr_ray",
+    "torch",
+    "torchvision",
+    "ray",
+    "optuna",
+    "hyperopt",
+    "scikit-learn",
+    "pyarrow",
+    "medmnist",
+    "numpy",
+)
 
 
-def write_run_report(run: Path, folder: Path, config: Config, results: Results, skipped: Mapping[str, bool]) -> Path:
+def write_run_report(
+    run: Path, folder: Path, config: Config, results: Results, skipped: Mapping[str, bool]
+) -> Path:
     """Write report.json and report.html into `folder`; returns the page."""
     report = collect_report(config, results, skipped)
     return write_report(report, ReportData(samples=_samples(run, results)), folder)
@@ -65,7 +89,9 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         students=_further_students(config, results),
         audit=_audit(results),
         stages={
-            name: Stage(wall_s=result.wall_s, skipped=skipped.get(name, False), images_per_s=result.throughput())
+            name: Stage(
+                wall_s=result.wall_s, skipped=skipped.get(name, False), images_per_s=result.throughput()
+            )
             for name, result in results.items()
         },
     )
@@ -84,7 +110,9 @@ def _teacher(results: Results) -> Teacher | None:
         test_accuracy=teacher.test_accuracy,
         val_accuracy=teacher.val_accuracy,
         steps=teacher.steps,
-        equal_compute=EqualCompute(test_accuracy=equal.test_accuracy, steps=equal.steps, work=equal.work) if equal else None,
+        equal_compute=EqualCompute(test_accuracy=equal.test_accuracy, steps=equal.steps, work=equal.work)
+        if equal
+        else None,
         work=teacher.work,
         test_loss=teacher.test_loss,
         curve=teacher.curve,
@@ -165,7 +193,8 @@ def _audit(results: Results) -> Audit | None:
 
 
 def _samples(run: Path, results: Results) -> NDArray[np.uint8] | None:
-    """Images that the copies stage drew of the student's checkpoint: uint8 [classes, n, C, H, W]; None before it has run."""
+    """Images that the copies stage drew of the student's checkpoint: uint8
+    [classes, n, C, H, W]; None before it has run."""
     path = run / "copies" / "samples.npy"
     if results.get(COPIES) is None or not path.exists():
         return None

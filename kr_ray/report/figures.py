@@ -1,7 +1,7 @@
 """The report's figures, each a self-contained image as a data URI: SVG for plots, PNG for generated images.
 
-One colour per model throughout: the teacher grey, the student blue, as in Figure 2 of Knowledge Recycling; red marks what
-tuning found. Same input, same bytes.
+One colour per model throughout: the teacher grey, the student blue, as in Figure 2 of Knowledge Recycling;
+red marks what tuning found. Same input, same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 TEACHER, STUDENT, TUNED, ALARM = "#6b7280", "#1d5fa8", "#c2371f", "#c2371f"
 HALF, WIDE, SQUARE = (4.7, 2.9), (10.4, 3.8), (4.7, 4.2)
-"""Width and height in inches, in the proportion of the page's columns, so that text has the same size in all figures."""
+"""Width and height in inches, in the proportion of the page's columns,
+so that text has the same size in all figures."""
 NAMED_CLASSES = 24
 """More classes than this are not labelled in a confusion figure."""
 
@@ -63,7 +64,9 @@ _STYLE = {
 
 
 @contextmanager
-def _canvas(size: tuple[float, float], columns: int = 1, **axes: Any) -> Iterator[tuple[list[Axes], list[str]]]:
+def _canvas(
+    size: tuple[float, float], columns: int = 1, **axes: Any
+) -> Iterator[tuple[list[Axes], list[str]]]:
     """Axes to draw on; the finished figure's data URI is appended to the yielded list."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -100,12 +103,20 @@ def _star(ax: Axes, x: float, y: float, color: str, label: str | None = None) ->
     ax.scatter(x, y, marker="*", s=180, color=color, edgecolor="white", linewidth=0.7, zorder=5, label=label)
 
 
-def checkpoints_figure(checkpoints: Sequence[SweptCheckpoint], teacher: Teacher | None, tuning: Tuning | None) -> str:
-    """Figure 2 of Knowledge Recycling: validation CAS per checkpoint, the best one and the tuned one starred."""
+def checkpoints_figure(
+    checkpoints: Sequence[SweptCheckpoint], teacher: Teacher | None, tuning: Tuning | None
+) -> str:
+    """Figure 2 of Knowledge Recycling: validation CAS per
+    checkpoint, the best one and the tuned one starred."""
     epochs, cas = _series(checkpoints, "val_cas")
     with _canvas(WIDE) as ((ax,), uri):
         ax.plot(
-            epochs, cas, color=STUDENT, marker="o", markersize=2.5 if len(cas) > 40 else 4, label="student, default parameters"
+            epochs,
+            cas,
+            color=STUDENT,
+            marker="o",
+            markersize=2.5 if len(cas) > 40 else 4,
+            label="student, default parameters",
         )
         if teacher:
             ax.axhline(teacher.val_accuracy, color=TEACHER, linestyle="--", label="teacher")
@@ -133,11 +144,21 @@ def tuning_figure(tuning: Tuning) -> str:
     with _canvas(HALF) as ((ax,), uri):
         ax.scatter([t.trial for t in done], _cas(done), s=20, color=STUDENT, label="complete")
         if cut:
-            ax.scatter([t.trial for t in cut], _cas(cut), s=16, facecolor="none", edgecolor=TEACHER, label="pruned")
+            ax.scatter(
+                [t.trial for t in cut], _cas(cut), s=16, facecolor="none", edgecolor=TEACHER, label="pruned"
+            )
         if done:
-            ax.step([t.trial for t in done], np.maximum.accumulate(_cas(done)), where="post", color=STUDENT, linewidth=1)
+            ax.step(
+                [t.trial for t in done],
+                np.maximum.accumulate(_cas(done)),
+                where="post",
+                color=STUDENT,
+                linewidth=1,
+            )
         if tuning.default_cas is not None:
-            ax.axhline(tuning.default_cas, color=TEACHER, linestyle="--", linewidth=1, label="default parameters")
+            ax.axhline(
+                tuning.default_cas, color=TEACHER, linestyle="--", linewidth=1, label="default parameters"
+            )
         _star(ax, tuning.best.trial, tuning.best.val_cas, TUNED, "best")
         ax.set_xlabel("trial")
         ax.set_ylabel("validation CAS (%)")
@@ -166,7 +187,9 @@ def parameters_figure(tuning: Tuning) -> str:
     with _canvas((10.4, 3.0), columns=len(best), sharey=True) as (axes, uri):
         for ax, name in zip(axes, best, strict=True):
             for trials, color, fill in ((cut, TEACHER, "none"), (done, STUDENT, STUDENT)):
-                ax.scatter([t.params[name] for t in trials], _cas(trials), s=16, facecolor=fill, edgecolor=color)
+                ax.scatter(
+                    [t.params[name] for t in trials], _cas(trials), s=16, facecolor=fill, edgecolor=color
+                )
             _star(ax, best[name], tuning.best.val_cas, TUNED)
             ax.set_xlabel(name.replace("_", " "))
         axes[0].margins(y=0.1)
@@ -180,7 +203,10 @@ def importance_figure(importance: dict[str, float]) -> str:
     names = sorted(importance, key=lambda name: importance[name])
     with _canvas(HALF) as ((ax,), uri):
         bars = ax.barh(
-            [name.replace("_", " ") for name in names], [importance[name] for name in names], color=STUDENT, height=0.5
+            [name.replace("_", " ") for name in names],
+            [importance[name] for name in names],
+            color=STUDENT,
+            height=0.5,
         )
         ax.bar_label(bars, fmt="%.2f", padding=4)
         ax.set_xlabel("share of the variance of CAS explained")
@@ -195,7 +221,12 @@ def roc_figure(teacher: Attacked | None, student: Attacked | None) -> str:
         ax.plot([0, 1], [0, 1], color="#9aa1ab", linewidth=1, linestyle=":", label="guessing")
         for name, attacked, color in (("teacher", teacher, TEACHER), ("student", student, STUDENT)):
             if attacked and attacked.roc:
-                ax.plot(attacked.roc.fpr, attacked.roc.tpr, color=color, label=f"{name} (AUC {100 * attacked.auc_raw:.1f} %)")
+                ax.plot(
+                    attacked.roc.fpr,
+                    attacked.roc.tpr,
+                    color=color,
+                    label=f"{name} (AUC {100 * attacked.auc_raw:.1f} %)",
+                )
         ax.set_aspect("equal")
         ax.set_xlim(-0.01, 1.01)
         ax.set_ylim(-0.01, 1.01)
@@ -208,7 +239,8 @@ def roc_figure(teacher: Attacked | None, student: Attacked | None) -> str:
 
 
 def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> str:
-    """ROC of the headline attack per arm in log-log axes: solid on the canaries, dashed on the population; dots at 0.1 % FPR."""
+    """ROC of the headline attack per arm in log-log axes: solid on the
+    canaries, dashed on the population; dots at 0.1 % FPR."""
     colors = {"teacher": TEACHER, "kr": STUDENT, "fixed_generator": "#0f8a6d"}
     finest = min(group.finest_fpr for arm in arms.values() for group in (arm.canary, arm.population))
     with _canvas((4.7, 4.6)) as ((ax,), uri):
@@ -219,7 +251,14 @@ def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> 
                     continue
                 color = colors.get(name, TUNED)
                 fpr, tpr = (np.maximum(values, finest / 2) for values in (figures.roc.fpr, figures.roc.tpr))
-                ax.step(fpr, tpr, where="post", color=color, linestyle=line, label=f"{names.get(name, name)}, {group}")
+                ax.step(
+                    fpr,
+                    tpr,
+                    where="post",
+                    color=color,
+                    linestyle=line,
+                    label=f"{names.get(name, name)}, {group}",
+                )
                 if figures.tpr_at_01:
                     ax.plot([1e-3], [figures.tpr_at_01], marker="o", markersize=5, color=color)
         ax.set_xscale("log")
@@ -236,12 +275,20 @@ def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> 
 
 
 def copies_figure(copies: Copies) -> str:
-    """Distances to the nearest training image, generated against real test images, in pixels and in features."""
+    """Distances to the nearest training image, generated against
+    real test images, in pixels and in features."""
     with _canvas((9.6, 2.9), columns=len(copies.spaces)) as (panels, uri):
         for ax, (name, space) in zip(panels, copies.spaces.items(), strict=True):
             edges = space.histogram.edges
             ax.stairs(space.histogram.test, edges, color=TEACHER, label="real test images")
-            ax.stairs(space.histogram.generated, edges, color=STUDENT, fill=True, alpha=0.35, label="generated images")
+            ax.stairs(
+                space.histogram.generated,
+                edges,
+                color=STUDENT,
+                fill=True,
+                alpha=0.35,
+                label="generated images",
+            )
             ax.axvline(space.threshold, color=ALARM, linewidth=1, linestyle="--", label="near-copy")
             ax.set_xlabel(f"distance to the nearest training image, {name}")
             _percent_axis(ax.yaxis)
@@ -266,17 +313,23 @@ def confusion_figure(confusion: Sequence[Sequence[int]], class_names: Sequence[s
             for (row, column), share in np.ndenumerate(shares):
                 color = "white" if share > 0.55 else "#4b5563"
                 if round(100 * share) >= 1:
-                    ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color)
+                    ax.text(
+                        column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=color
+                    )
     return uri[0]
 
 
 def needs_legend(class_names: Sequence[str]) -> bool:
-    """Whether the confusion figure cannot show every class by its whole name, so that the page must, by number."""
-    return len(class_names) <= NAMED_CLASSES and any(_short(name) != name or not drawable(name) for name in class_names)
+    """Whether the confusion figure cannot show every class by its
+    whole name, so that the page must, by number."""
+    return len(class_names) <= NAMED_CLASSES and any(
+        _short(name) != name or not drawable(name) for name in class_names
+    )
 
 
 def drawable(text: str) -> bool:
-    """Whether the font that measures the figures' text has every character of it; it has no Chinese, Japanese or Korean ones."""
+    """Whether the font that measures the figures' text has every character of
+    it; it has no Chinese, Japanese or Korean ones."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(family=["sans-serif"])))

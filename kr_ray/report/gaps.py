@@ -12,7 +12,8 @@ from kr_ray.runs.comparisons import ViewRow, ViewSummary
 
 
 def gap_rows(rows: Sequence[ViewRow], reference: str) -> list[ViewSummary]:
-    """One row per variant, in the order of their first appearance; `reference` is the variant of the teachers."""
+    """One row per variant, in the order of their first appearance;
+    `reference` is the variant of the teachers."""
     teachers = [row.test_accuracy for row in rows if row.variant == reference]
     summary = []
     for variant in dict.fromkeys(row.variant for row in rows):
@@ -46,5 +47,7 @@ def difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, fl
     error = sum(parts)
     if error == 0:
         return gap, 0.0
-    freedom = error**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (left, right), strict=True))
+    freedom = error**2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (left, right), strict=True)
+    )
     return gap, float(stats.t.ppf(0.975, freedom)) * error**0.5

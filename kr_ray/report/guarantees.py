@@ -1,4 +1,5 @@
-"""What private methods of the run prove, in words: bounds of what any attack can find, each of one student alone."""
+"""What private methods of the run prove, in words: bounds of what any
+attack can find, each of one student alone."""
 
 from __future__ import annotations
 
@@ -40,12 +41,13 @@ def guaranteed(report: Report) -> dict[str, Bound]:
 def caveat(report: Report) -> str:
     """What no mathematics protects, and what it does."""
     text = (
-        "The student’s training as a whole is not differentially private, so no mathematical bound limits what a stronger "
-        "or future attack can learn."
+        "The student’s training as a whole is not differentially private, so no mathematical bound limits "
+        "what a stronger or future attack can learn."
     )
     bounds = "; ".join(f"{title}, {bound_words(bound)}" for title, bound in guaranteed(report).items())
     return (
-        f"{text} Differential privacy bounds only what these further students give away, each by itself: {bounds}."
+        f"{text} Differential privacy bounds only what these further "
+        f"students give away, each by itself: {bounds}."
         if bounds
         else text
     )
@@ -54,6 +56,15 @@ def caveat(report: Report) -> str:
 def contradiction(bound: Bound | None, arm: LiraArm | None) -> str:
     """Said where the audit has proved more leakage than the guarantee allows; else empty."""
     found = arm.canary.epsilon.clopper_pearson if arm else None
-    if not (bound and bound.guarantee and bound.epsilon is not None and found is not None and found > bound.epsilon):
+    if not (
+        bound
+        and bound.guarantee
+        and bound.epsilon is not None
+        and found is not None
+        and found > bound.epsilon
+    ):
         return ""
-    return f"The audit shows an epsilon of at least {found:.2f}, more than the guarantee allows: one of the two is wrong."
+    return (
+        f"The audit shows an epsilon of at least {found:.2f}, more than the "
+        "guarantee allows: one of the two is wrong."
+    )

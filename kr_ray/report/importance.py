@@ -20,9 +20,11 @@ Scores = NDArray[np.float64]
 def parameter_importance(
     history: Sequence[Trial], parameters: Sequence[str], validation_images: int
 ) -> dict[str, float] | None:
-    """fANOVA (Hutter et al. 2014) over the complete trials, whatever searcher made them; shares that sum to 1.
+    """fANOVA (Hutter et al. 2014) over the complete trials,
+    whatever searcher made them; shares that sum to 1.
 
-    None where `why_unknown` names a reason: the decomposition shares out whatever variance there is, noise included.
+    None where `why_unknown` names a reason: the decomposition shares out
+    whatever variance there is, noise included.
 
     Args:
         history: trials with these parameters.
@@ -44,7 +46,9 @@ def parameter_importance(
     study = optuna.study.create_study(direction="maximize")
     for trial in complete:
         params = {key: trial.params[key] for key in values}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.val_cas))
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=distributions, value=trial.val_cas)
+        )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {key: float(shares.get(key, 0.0)) for key in parameters}
@@ -69,10 +73,13 @@ def why_unknown(history: Sequence[Trial], parameters: Sequence[str], validation_
         return "Which parameter mattered cannot be said: the trials do not differ."
     if _counting_noise_explains(cas, validation_images):
         return (
-            f"Which parameter mattered cannot be said: the {len(complete)} complete trials differ by no more than "
-            f"counting on {validation_images:,} validation images does by chance."
+            f"Which parameter mattered cannot be said: the {len(complete)} complete trials differ by no "
+            f"more than counting on {validation_images:,} validation images does by chance."
         )
-    if _surface_p_value(np.array([[float(trial.params[key]) for key in varied] for trial in complete]), cas) > SIGNIFICANT:
+    if (
+        _surface_p_value(np.array([[float(trial.params[key]) for key in varied] for trial in complete]), cas)
+        > SIGNIFICANT
+    ):
         return (
             f"Which parameter mattered cannot be said: the CAS of the {len(complete)} complete trials does "
             "not follow the parameters beyond the noise of training."

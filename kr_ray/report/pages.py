@@ -43,7 +43,9 @@ def css_string(text: str) -> str:
     """`text` as a CSS string; whatever is not a plain letter or digit is written as its number, so that
     nothing ends the string."""
     plain = "".join(
-        character if character.isascii() and (character.isalnum() or character in " -_.,:") else f"\\{ord(character):x} "
+        character
+        if character.isascii() and (character.isalnum() or character in " -_.,:")
+        else f"\\{ord(character):x} "
         for character in text
     )
     return f'"{plain}"'

@@ -1,4 +1,5 @@
-"""A finished command's last lines in the terminal: its figures, the report's first sentences, and where everything is."""
+"""A finished command's last lines in the terminal: its figures, the
+report's first sentences, and where everything is."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def print_summary(config: Config, stage: str, results: Results, result: Result) 
     for grid in _tables(config, results):
         grid.print(console)
     if not isinstance(result, ReportResult):
-        console.print(f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True)
+        console.print(
+            f"result: {(storage_path(config.storage) / config.name / stage).resolve()}", soft_wrap=True
+        )
         return
     page = storage_path(result.page)
     console.print(_first_sentences(result))
@@ -47,7 +50,9 @@ def _tables(config: Config, results: Results) -> Iterator[Grid]:
 
 
 def _average(config: Config, results: Results, audit: AuditResult) -> Grid:
-    grid = Grid(f"{config.name}: Table 2's row for this run", ("model", "test accuracy / CAS", "AUC_MIA", "AOP"))
+    grid = Grid(
+        f"{config.name}: Table 2's row for this run", ("model", "test accuracy / CAS", "AUC_MIA", "AOP")
+    )
     accuracies = {"teacher": results[TEACHER].test_accuracy, "student": results[STUDENT].test_accuracy}
     for name, accuracy in accuracies.items():
         if attacked := getattr(audit.kr, name):
@@ -56,7 +61,9 @@ def _average(config: Config, results: Results, audit: AuditResult) -> Grid:
 
 
 def _worst(worst: WorstCaseResult) -> Grid:
-    grid = Grid("worst case, at 0.1 % FPR", ("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >="))
+    grid = Grid(
+        "worst case, at 0.1 % FPR", ("arm", "test accuracy", "canary TPR", "population TPR", "epsilon >=")
+    )
     for arm, found in worst.lira.items():
         bound = found.canary.epsilon.clopper_pearson
         rates = [found.canary.tpr(), found.population.tpr()]

@@ -48,7 +48,8 @@ def repetition(copies: Copies) -> Repetition:
     )
     if all(space.data_copying > FARTHER for space in copies.spaces.values()):
         sentence += (
-            " They lie farther from the training images than real test images do: no copying, but room in their quality."
+            " They lie farther from the training images than real test images "
+            "do: no copying, but room in their quality."
         )
     return Repetition(False, "No copies of training images were found among the generated images.", sentence)
 
@@ -66,11 +67,14 @@ def _signs(copies: Copies) -> list[str]:
             )
         if nearer_p_value(space.data_copying) < level:
             signs.append(
-                f"generated images lie nearer to them by {name} than real test images do (z {space.data_copying:+.1f})"
+                f"generated images lie nearer to them by {name} than real test "
+                f"images do (z {space.data_copying:+.1f})"
             )
     return signs
 
 
 def _shares(copies: Copies) -> str:
-    shares = " and ".join(f"{percent(space.near_copy_share, 1)} % by {name}" for name, space in copies.spaces.items())
+    shares = " and ".join(
+        f"{percent(space.near_copy_share, 1)} % by {name}" for name, space in copies.spaces.items()
+    )
     return f"Near-copies: {shares}, where {percent(copies.quantile, 1)} % would be expected without copying."

@@ -1,8 +1,9 @@
 """What report.json holds: version 1 of its schema, as typed models.
 
-All shares (accuracies, CAS, AUC, AOP, rates) are fractions in [0, 1]; times are seconds; counts are images unless named
-otherwise. A section that is null belongs to a stage that has not run. `Report.model_json_schema()` gives the JSON Schema.
-Readers must refuse another `schema_version`. Measurements that are not finite numbers are written as null.
+All shares (accuracies, CAS, AUC, AOP, rates) are fractions in [0, 1]; times are seconds; counts are images
+unless named otherwise. A section that is null belongs to a stage that has not run.
+`Report.model_json_schema()` gives the JSON Schema. Readers must refuse another `schema_version`. Measurements
+that are not finite numbers are written as null.
 """
 
 from __future__ import annotations
@@ -206,7 +207,9 @@ class Report(Figures):
         for name, part in (("teacher", self.teacher), ("student", self.student)):
             matrix = part.confusion if part else None
             if matrix is not None and (len(matrix) != k or any(len(row) != k for row in matrix)):
-                raise ValueError(f"`{name}.confusion` must be {k} x {k}, but got {len(matrix)} rows; count per true class")
+                raise ValueError(
+                    f"`{name}.confusion` must be {k} x {k}, but got {len(matrix)} rows; count per true class"
+                )
         return self
 
 
@@ -220,8 +223,8 @@ def validate_report(report: Mapping[str, Any]) -> Report:
         return Report.model_validate(plain(report))
     except ValidationError as error:
         lines = [
-            f"  - {'.'.join(str(part) for part in item['loc']) or 'report'}: {item['msg'].removeprefix('Value error, ')}, "
-            f"but got {str(item['input'])[:80]!r}"
+            f"  - {'.'.join(str(part) for part in item['loc']) or 'report'}: "
+            f"{item['msg'].removeprefix('Value error, ')}, but got {str(item['input'])[:80]!r}"
             for item in error.errors()
         ]
         raise ReportError(f"{len(lines)} mistake(s) in the report:\n" + "\n".join(lines)) from error

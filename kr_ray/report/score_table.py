@@ -8,12 +8,16 @@ from kr_ray.display import Grid
 from kr_ray.privacy.epsilon import DELTA
 
 HEADINGS = (
-    "attack, samples", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "AUC", "balanced acc.", "epsilon >=", "pairs in / out",
+    "attack, samples", "TPR at 0.1 % FPR", "TPR at 1 % FPR", "AUC", "balanced acc.", "epsilon >=",
+    "pairs in / out",
 )  # fmt: skip
 
-NOTES = f"""Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the estimated threshold included.
-TP, FP: members and non-members above the threshold. Epsilon: lower bounds at 95 % each (pooled / from one run), delta {DELTA:g}.
-A low figure is no guarantee: a stronger attack may find more. Only differential privacy bounds what any attack can find."""
+NOTES = (
+    "Brackets: 95 % intervals; those of a TPR cover the true TPR at the true FPR, the noise of the "
+    "estimated threshold included.\nTP, FP: members and non-members above the threshold. Epsilon: lower "
+    f"bounds at 95 % each (pooled / from one run), delta {DELTA:g}.\nA low figure is no guarantee: a "
+    "stronger attack may find more. Only differential privacy bounds what any attack can find."
+)
 
 
 def notes(result: dict[str, Any]) -> str:
@@ -21,11 +25,14 @@ def notes(result: dict[str, Any]) -> str:
     proven, rows = result["proven"], result["proven"]["rows"]
     lines = [NOTES, *(f"Note: {remark}." for remark in result["remarks"])]
     if rows > 1:
-        largest = "none can be computed" if proven["epsilon"] is None else f"epsilon >= {proven['epsilon']:.2f}"
+        largest = (
+            "none can be computed" if proven["epsilon"] is None else f"epsilon >= {proven['epsilon']:.2f}"
+        )
         where = f" ({proven['attack']}, {proven['group']})" if proven["epsilon"] else ""
         lines.append(
-            f"Proven: a row's bounds hold if its attack was chosen before its figures were seen, here {result['headline']}. "
-            f"The largest of all {rows} rows is no bound at 95 %; corrected for that (Bonferroni): {largest}{where}."
+            "Proven: a row's bounds hold if its attack was chosen before its figures were seen, here "
+            f"{result['headline']}. The largest of all {rows} rows is no bound at 95 %; corrected for that "
+            f"(Bonferroni): {largest}{where}."
         )
     return "\n".join(lines)
 
@@ -52,7 +59,10 @@ def _tpr(found: dict[str, Any], key: str, suffix: str) -> str:
     if found[key] is None:
         return f"refused: finest FPR is {found['finest_fpr']:.2g}"
     interval = f"[{found[f'ci_low{suffix}']:.2%}, {found[f'ci_high{suffix}']:.2%}]"
-    return f"{found[key]:.2%} {interval}\n{found[f'true_positives{suffix}']} TP, {found[f'false_positives{suffix}']} FP"
+    return (
+        f"{found[key]:.2%} {interval}\n{found[f'true_positives{suffix}']} TP, "
+        f"{found[f'false_positives{suffix}']} FP"
+    )
 
 
 def _number(value: float | None, form: str) -> str:

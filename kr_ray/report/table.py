@@ -11,18 +11,22 @@ from kr_ray.runs.artifacts import read_own_json
 from kr_ray.runs.figures import Attacked
 
 COLUMNS = (
-    "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA", "student AUC_MIA",
-    "teacher AOP", "student AOP", "canaries recognised (student)", "epsilon >=", "generation parameters used", "ΔCAS (val.)",
+    "run", "seed", "n train / test", "teacher accuracy", "same compute", "student CAS", "teacher AUC_MIA",
+    "student AUC_MIA",
+    "teacher AOP", "student AOP", "canaries recognised (student)", "epsilon >=", "generation parameters used",
+    "ΔCAS (val.)",
     "stages, min",
 )  # fmt: skip
 NOT_MEASURED = "–"
 
 
 def results_table(storage: Path, unreadable: Callable[[Path], None] = lambda path: None) -> str:
-    """One line per run that was attacked, by whichever attack; what was not measured is a dash, "not audited" the worst case.
+    """One line per run that was attacked, by whichever attack; what was not
+    measured is a dash, "not audited" the worst case.
 
-    AUC_MIA is max(AUC, 0.5) as in the paper, the measured value in brackets if lower. Canaries: the worst of the audited arms
-    that are handed on, with the rate of false accusations at which it was counted; see kr_ray.report.verdict.
+    AUC_MIA is max(AUC, 0.5) as in the paper, the measured value in brackets if lower. Canaries: the worst of
+    the audited arms that are handed on, with the rate of false accusations at which it was counted; see
+    kr_ray.report.verdict.
 
     Args:
         unreadable: is told of reports that are damaged or foreign; they have no line.
@@ -65,7 +69,9 @@ def _parameters(tuning: Tuning | None) -> str:
     """Those the student was trained with."""
     if tuning is None:
         return NOT_MEASURED
-    return ", ".join(f"{value:g}" if isinstance(value, int) else f"{value:.2f}" for value in tuning.used.values())
+    return ", ".join(
+        f"{value:g}" if isinstance(value, int) else f"{value:.2f}" for value in tuning.used.values()
+    )
 
 
 def _figure(value: float | None) -> str:

@@ -25,7 +25,9 @@ Point = tuple[str, float, int]
 def require_mlflow() -> None:
     """Raises ConfigError without the package, before any work."""
     if find_spec("mlflow") is None:
-        raise ConfigError("`tracking.mlflow` needs the package mlflow; pip install 'kr_ray[mlflow]', or remove the key")
+        raise ConfigError(
+            "`tracking.mlflow` needs the package mlflow; pip install 'kr_ray[mlflow]', or remove the key"
+        )
 
 
 def log_run(config: Config, results: Results, files: list[Path]) -> str:
@@ -57,8 +59,8 @@ def log_run(config: Config, results: Results, files: list[Path]) -> str:
         client.set_terminated(run)
     except (MlflowException, OSError) as error:
         raise ArtifactError(
-            f"the report is written, but MLflow at {config.tracking.mlflow} must take it, and said: {masked(str(error))}; run "
-            "the same command again when it does, or remove `tracking.mlflow`"
+            f"the report is written, but MLflow at {config.tracking.mlflow} must take it, and said: "
+            f"{masked(str(error))}; run the same command again when it does, or remove `tracking.mlflow`"
         ) from error
     return str(run)
 
@@ -72,7 +74,8 @@ def _params(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def _points(results: Results) -> Iterator[Point]:
-    """Every figure and curve of the stages; a curve's step is images seen, of checkpoints the epoch, of trials the number."""
+    """Every figure and curve of the stages; a curve's step is images seen,
+    of checkpoints the epoch, of trials the number."""
     for stage, result in results.items():
         yield f"{stage}/wall_s", result.wall_s, 0
         if isinstance(result, ClassifierResult):
@@ -80,11 +83,15 @@ def _points(results: Results) -> Iterator[Point]:
             yield f"{stage}/test_loss", result.test_loss, 0
         for row in getattr(result, "curve", []):
             figures = row.model_dump(exclude_none=True)
-            yield from ((f"{stage}/curve/{key}", value, int(figures["images_seen"])) for key, value in figures.items())
+            yield from (
+                (f"{stage}/curve/{key}", value, int(figures["images_seen"])) for key, value in figures.items()
+            )
     if sweep := results.get(CHECKPOINTS):
         yield from (("checkpoints/val_cas", row.val_cas, row.epoch) for row in sweep.checkpoints)
     if tuning := results.get(TUNING):
-        yield from (("tuning/val_cas", row.val_cas, row.trial) for row in tuning.history if row.val_cas is not None)
+        yield from (
+            ("tuning/val_cas", row.val_cas, row.trial) for row in tuning.history if row.val_cas is not None
+        )
     if audit := results.get(AUDIT):
         for model, attacked in (("teacher", audit.kr.teacher), ("student", audit.kr.student)):
             if attacked:

@@ -20,7 +20,8 @@ from kr_ray.report.worst_case import attack_name
 from kr_ray.runs.figures import AttackFigures, LiraArm
 
 STAYS_HERE = "teacher"
-"""The arm, and the kind of further students, whose model is not handed on: its figures are a comparison, never the verdict."""
+"""The arm, and the kind of further students, whose model is not handed on:
+its figures are a comparison, never the verdict."""
 MODELS_FOR_OWN_VARIANCES = 64
 """Below so many models a variance per sample is too rough to be quoted (Carlini et al. 2022, section
 VI-C)."""
@@ -78,7 +79,11 @@ def handed_on(report: Report) -> dict[str, LiraArm]:
 def worst_found(report: Report) -> Found | None:
     """The worst of what the audited arms that are handed on showed; None where none of them was audited."""
     found = [found_in(name, arm) for name, arm in handed_on(report).items()]
-    return max(found, key=lambda one: (one.leaks, one.epsilon or 0.0, one.share - one.guessing)) if found else None
+    return (
+        max(found, key=lambda one: (one.leaks, one.epsilon or 0.0, one.share - one.guessing))
+        if found
+        else None
+    )
 
 
 def found_in(name: str, arm: LiraArm) -> Found:
@@ -123,7 +128,9 @@ def _stronger_attack(arm: LiraArm, rate: float | None) -> tuple[str, AttackFigur
     name = max(others, key=lambda key: _at(others[key], rate)[0])
     share, low, _, _ = _at(others[name], rate)
     n = others[name].n_members
-    return (name, others[name]) if corrected_low(share, low, n, len(others)) > _at(arm.canary, rate)[2] else None
+    return (
+        (name, others[name]) if corrected_low(share, low, n, len(others)) > _at(arm.canary, rate)[2] else None
+    )
 
 
 def corrected_low(share: float, low: float, n: int, choices: int) -> float:
@@ -166,7 +173,9 @@ def _at(figures: AttackFigures, rate: float | None) -> tuple[float, float, float
 
 
 def _ordinary(arm: LiraArm, attack: str, rate: float | None) -> float | None:
-    figures = arm.attacks.get(attack, {}).get("population", arm.population if attack == arm.headline else None)
+    figures = arm.attacks.get(attack, {}).get(
+        "population", arm.population if attack == arm.headline else None
+    )
     return None if figures is None else _at(figures, rate)[0]
 
 
@@ -196,7 +205,9 @@ def missing(report: Report) -> list[str]:
     sentences = []
     if not handed_on(report):
         only = " (only the teacher's was, which is not handed on)" if audit.lira else ""
-        sentences.append(f"The worst case, the few images that a model may know by heart, was not audited{only}.")
+        sentences.append(
+            f"The worst case, the few images that a model may know by heart, was not audited{only}."
+        )
     if audit.kr is None or audit.kr.student is None:
         sentences.append("The average attack was not made.")
     return sentences
@@ -214,13 +225,19 @@ def _result(report: Report) -> str:
     if worst is not None and worst.leaks:
         # An average beside it would only water the finding down: it stands in the list and the table below.
         subject = "it" if report.student and worst.arm == "kr" else _subject(worst)
-        return f"{sentence[:-1]}, but {_leak(subject, worst)}." if sentence else _capital(f"{_leak(subject, worst)}.")
+        return (
+            f"{sentence[:-1]}, but {_leak(subject, worst)}."
+            if sentence
+            else _capital(f"{_leak(subject, worst)}.")
+        )
     if worst is not None:
         return f"{sentence[:-1]}; {_nothing(worst)}." if sentence else _capital(f"{_nothing(worst)}.")
     if report.student is None:
         return sentence or _without_models(report)
     if audit is None or audit.student is None:
-        return f"{sentence[:-1]}; whether its answers give away real training images has not been measured yet."
+        return (
+            f"{sentence[:-1]}; whether its answers give away real training images has not been measured yet."
+        )
     against = f"against the teacher: {percent(audit.teacher.auc_raw, 1)}; " if audit.teacher else ""
     return (
         f"{sentence[:-1]}, and an attacker shown one real training image and one other picks the training "
@@ -239,7 +256,9 @@ def _accuracy(report: Report) -> str:
             if teacher
             else ""
         )
-    beside = f" (the teacher, trained on the real ones: {percent(teacher.test_accuracy, 1)} %)" if teacher else ""
+    beside = (
+        f" (the teacher, trained on the real ones: {percent(teacher.test_accuracy, 1)} %)" if teacher else ""
+    )
     return (
         f"Trained on synthetic images alone, the student classifies {percent(student.test_cas, 1)} % "
         f"of the real test images correctly{beside}."
@@ -248,7 +267,10 @@ def _accuracy(report: Report) -> str:
 
 def _without_models(report: Report) -> str:
     if report.audit and report.audit.lira:
-        return "Only the worst-case audit of a model that is not handed on has been made of this run; see below what it found."
+        return (
+            "Only the worst-case audit of a model that is not handed on has "
+            "been made of this run; see below what it found."
+        )
     return "No stage of this run has produced a result yet."
 
 
@@ -273,7 +295,8 @@ def _rate(found: Found) -> str:
     which = name if found.chosen_before else f"{name}, the strongest of {found.attacks} attacks"
     if found.false_positive_rate is None:
         return (
-            f"{which} tells canaries that were trained on from others {percent(found.share, 1)} times in 100 (by guessing: 50)"
+            f"{which} tells canaries that were trained on from others "
+            f"{percent(found.share, 1)} times in 100 (by guessing: 50)"
         )
     accused = f"{round(1 / found.false_positive_rate):,}"
     return (

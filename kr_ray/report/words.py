@@ -1,4 +1,5 @@
-"""The report's sentences and numbers, for readers who run no code. Every claim is bounded by what was measured."""
+"""The report's sentences and numbers, for readers who run no code.
+Every claim is bounded by what was measured."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MONTHS = (
 ATTACK_NAMES = {"logistic_regression": "logistic", "svc_rbf": "SVC (RBF)", "random_forest": "forest"}
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------------
 
 
 def percent(share: float | None, digits: int = 2) -> str:
@@ -60,7 +61,9 @@ def date(iso: str) -> str:
         moment = datetime.fromisoformat(iso)
     except ValueError:
         return iso
-    return f"{moment.day} {MONTHS[moment.month - 1]} {moment.year}, {moment:%H:%M} {moment.tzname() or ''}".rstrip()
+    return (
+        f"{moment.day} {MONTHS[moment.month - 1]} {moment.year}, {moment:%H:%M} {moment.tzname() or ''}"
+    ).rstrip()
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float] | None:
@@ -120,8 +123,9 @@ def checkpoints_apart(report: Report) -> str:
     error = math.sqrt(best * (1 - best) / report.data.validation)
     near = sum(cas >= best - error for cas in swept) - 1
     return (
-        f"One standard error of the best CAS, on {count(report.data.validation)} validation images and with one seed, "
-        f"is {percent(error)} points; {near} of the other {len(swept) - 1} checkpoints lie within it."
+        f"One standard error of the best CAS, on {count(report.data.validation)} "
+        f"validation images and with one seed, is {percent(error)} points; {near} of "
+        f"the other {len(swept) - 1} checkpoints lie within it."
     )
 
 
@@ -133,12 +137,13 @@ def confirmed(tuning: Tuning) -> str:
     seeds, finalists = len(found.rows[0].val_cas), len(found.rows) - 1
     outcome = "so the default parameters stay" if found.winner != found.trial else "so it was chosen"
     return (
-        f"Trained again with {seeds} fresh seeds each, the best of {finalists} finalists (trial {found.trial}) "
-        f"gains {points(found.gain)} ± {percent(found.standard_error)} points over the defaults, {outcome}."
+        f"Trained again with {seeds} fresh seeds each, the best of {finalists} "
+        f"finalists (trial {found.trial}) gains {points(found.gain)} ± "
+        f"{percent(found.standard_error)} points over the defaults, {outcome}."
     )
 
 
-# --- sentences -------------------------------------------------------------------------------------------------------
+# --- sentences ----------------------------------------------------------------------------------------------
 
 
 def bind(sentence: str) -> str:
@@ -151,11 +156,16 @@ def privacy_findings(report: Report) -> list[str]:
     audit = report.audit.kr if report.audit else None
     if audit is None:
         return []
-    findings = [_reading(name, attacked, audit) for name, attacked in _attacked(audit) if auc_interval(attacked, audit)]
+    findings = [
+        _reading(name, attacked, audit)
+        for name, attacked in _attacked(audit)
+        if auc_interval(attacked, audit)
+    ]
     if audit.student and (worst := worst_class(audit.student)) is not None and report.data.num_classes > 1:
         findings.append(
-            f"By class, the student leaks most on “{report.data.class_names[worst]}” (AUC {percent(audit.student.per_class[worst], 1)} %); "
-            f"the highest of {report.data.num_classes} classes tends to lie above 50 % even by chance."
+            f"By class, the student leaks most on “{report.data.class_names[worst]}” (AUC "
+            f"{percent(audit.student.per_class[worst], 1)} %); the highest of {report.data.num_classes} "
+            "classes tends to lie above 50 % even by chance."
         )
     return [bind(finding) for finding in findings]
 
@@ -169,14 +179,19 @@ def _reading(name: str, attacked: Attacked, audit: KrAudit) -> str:
     span = f"{percent(low, 1)} to {percent(high, 1)} %"
     if low > 0.5:
         return (
-            f"Against the {name} the attack finds something: the 95 % interval of its AUC, {span}, lies above guessing (50 %)."
+            f"Against the {name} the attack finds something: the 95 % interval of "
+            f"its AUC, {span}, lies above guessing (50 %)."
         )
     if high < 0.5:
         return (
-            f"Against the {name} the attack does worse than guessing (95 % interval of its AUC: {span}): what it learned from "
-            "the shadow models does not carry over. Read this as “not found”, not as “protected”."
+            f"Against the {name} the attack does worse than guessing (95 % interval of its "
+            f"AUC: {span}): what it learned from the shadow models does not carry over. "
+            "Read this as “not found”, not as “protected”."
         )
-    return f"Against the {name} the attack cannot be told from guessing: the 95 % interval of its AUC, {span}, includes 50 %."
+    return (
+        f"Against the {name} the attack cannot be told from guessing: the 95 "
+        f"% interval of its AUC, {span}, includes 50 %."
+    )
 
 
 def worst_class(attacked: Attacked) -> int | None:

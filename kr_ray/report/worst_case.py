@@ -1,4 +1,5 @@
-"""The worst-case audit in words and tables, for readers who run no code; see kr_ray.privacy for what is computed."""
+"""The worst-case audit in words and tables, for readers who run no
+code; see kr_ray.privacy for what is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from kr_ray.report.words import bind, count, percent
 from kr_ray.runs.figures import AttackFigures, LiraArm
 
 CANARY_WORDS = {
-    "mislabeled": "real training images that were given a wrong label, so that a model can only know it by heart",
+    "mislabeled": "real training images that were given a wrong label, so "
+    "that a model can only know it by heart",
     "outlier": "the training images that models not trained on them find hardest",
     "random": "training images drawn at random",
 }
@@ -128,23 +130,27 @@ def _of_arm(name: str, arm: LiraArm) -> list[str]:
             else f" Of ordinary images it finds {percent(arm.population.tpr_at_01, 1)} %."
         )
         sentences.append(
-            f"{name}: an attacker who accepts one false accusation in 1,000 recognises {percent(arm.canary.tpr_at_01, 1)} % of the "
-            f"canaries that were trained on ({count(arm.canary.true_positives)} of {count(arm.canary.n_members)} pairs of a run and an image; "
-            f"95 % interval {percent(arm.canary.ci_low, 1)} to {percent(arm.canary.ci_high, 1)} %).{ordinary}"
+            f"{name}: an attacker who accepts one false accusation in 1,000 recognises "
+            f"{percent(arm.canary.tpr_at_01, 1)} % of the canaries that were trained on "
+            f"({count(arm.canary.true_positives)} of {count(arm.canary.n_members)} pairs of a "
+            f"run and an image; 95 % interval {percent(arm.canary.ci_low, 1)} to "
+            f"{percent(arm.canary.ci_high, 1)} %).{ordinary}"
         )
     elif arm.canary.refused:
         sentences.append(f"{name}: {arm.canary.refused}.")
     if arm.canary_true_label is not None:
         given, true = arm.given_label_share, arm.true_label_share
         sentences.append(
-            f"{name}: asked about a canary it was trained on, a model gives the wrong label it was taught in {percent(given['in'], 1)} % of "
-            f"the cases ({percent(given['out'], 1)} % without that training) and the true one in {percent(true['in'], 1)} % "
-            f"({percent(true['out'], 1)} %): the first is memory, the second generalisation."
+            f"{name}: asked about a canary it was trained on, a model gives the wrong label it was taught "
+            f"in {percent(given['in'], 1)} % of the cases ({percent(given['out'], 1)} % without that "
+            f"training) and the true one in {percent(true['in'], 1)} % ({percent(true['out'], 1)} %): the "
+            "first is memory, the second generalisation."
         )
     bound = arm.canary.epsilon.clopper_pearson
     if bound:
         sentences.append(
-            f"{name}: whatever is claimed for this training, it is not differentially private with an epsilon below {bound:.2f} "
-            f"(delta {arm.canary.epsilon.delta:g}, confidence {percent(arm.canary.epsilon.confidence, 0)} %)."
+            f"{name}: whatever is claimed for this training, it is not differentially private with an "
+            f"epsilon below {bound:.2f} (delta {arm.canary.epsilon.delta:g}, confidence "
+            f"{percent(arm.canary.epsilon.confidence, 0)} %)."
         )
     return [bind(sentence) for sentence in sentences]

@@ -1,10 +1,10 @@
 """The run directory: fingerprints, atomic writes, done-markers, progress, and who is working in it.
 
-<storage>/<run>/config.yaml            the resolved configuration
-<storage>/<run>/status.json            state, stage, heartbeat (read by `kr runs`)
-<storage>/<run>/<stage>/started.json   fingerprint of what the folder's partial work belongs to
-<storage>/<run>/<stage>/done.json      fingerprint, result and hashes of the outputs; written last: the stage is whole
-<storage>/<run>/<stage>.next/          an attempt on other inputs than a finished stage's, whose place it takes at its end
+<storage>/<run>/config.yaml            the resolved configuration <storage>/<run>/status.json
+state, stage, heartbeat (read by `kr runs`) <storage>/<run>/<stage>/started.json   fingerprint of what the
+folder's partial work belongs to <storage>/<run>/<stage>/done.json      fingerprint, result and hashes of the
+outputs; written last: the stage is whole <storage>/<run>/<stage>.next/          an attempt on other inputs
+than a finished stage's, whose place it takes at its end
 """
 
 from __future__ import annotations
@@ -49,15 +49,17 @@ class ArtifactError(RuntimeError):
     """An artefact is missing, broken, or in use by another process."""
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a local, temporary path; if the block succeeds put it into place, by a rename or an upload, else remove it.
+    """Yield a local, temporary path; if the block succeeds put it into
+    place, by a rename or an upload, else remove it.
 
     Args:
-        durable: whether the bytes are on the disk before the name is; what only shows progress can do without.
+        durable: whether the bytes are on the disk before the name is; what
+            only shows progress can do without.
     """
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory(prefix="kr_ray-") as folder:
@@ -101,7 +103,9 @@ def read_own_json(path: Path) -> dict[str, Any]:
 
 def is_damage(error: BaseException, path: Path) -> bool:
     """Whether reading `path` failed by what it holds, and not because its store cannot be reached."""
-    return isinstance(error, READ_ERRORS) and not (isinstance(path, RemotePath) and isinstance(error, OSError))
+    return isinstance(error, READ_ERRORS) and not (
+        isinstance(path, RemotePath) and isinstance(error, OSError)
+    )
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
@@ -195,7 +199,7 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------------------
 
 
 class RunDirectory:
@@ -231,12 +235,14 @@ class RunDirectory:
                     f"`{self.path / '.lock'}` must be a file that can be locked, but got {error}; remove it"
                 ) from error
             raise ArtifactError(
-                f"`storage` must be a bucket that can be read and written, but got {self.path}: {error}; create the bucket, correct the "
-                "location, or give credentials by the environment"
+                f"`storage` must be a bucket that can be read and written, but got {self.path}: {error}; "
+                "create the bucket, correct the location, or give credentials by the environment"
             ) from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         state = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
         last_line = (str(error).strip().splitlines() or [""])[-1]
         self.set_status(state=state, error="" if state == "finished" else masked(last_line)[:300], note="")
@@ -252,7 +258,8 @@ class RunDirectory:
     # --- finished stages ---
 
     def result(self, stage: str, print_of_inputs: str) -> dict[str, Any] | None:
-        """The stage's result if it finished on exactly these inputs and its outputs are what it wrote, else None."""
+        """The stage's result if it finished on exactly these inputs and
+        its outputs are what it wrote, else None."""
         folder = real_folder(self / stage)
         settle(folder)
         done = self._done(folder)
@@ -301,10 +308,12 @@ class RunDirectory:
     def begin(self, stage: str, print_of_inputs: str) -> Path:
         """The folder for an attempt: with its partial work if that belongs to the same inputs, else empty.
 
-        It is the stage's own, or lies beside it where that holds another finished result, which stays until `finish`.
+        It is the stage's own, or lies beside it where that holds another
+        finished result, which stays until `finish`.
 
         Raises:
-            ArtifactError: an artefact of a finished stage, on which the work would build, is not what was written.
+            ArtifactError: an artefact of a finished stage, on which the work
+                would build, is not what was written.
             LocationError: the partial work of other inputs cannot be removed.
         """
         self.check_artefacts()
@@ -325,8 +334,9 @@ class RunDirectory:
     def _is_free(self, home: Path, print_of_inputs: str) -> bool:
         """Whether an attempt on these inputs may be made in the stage's own folder.
 
-        So it is if nothing else was finished there, or the folder is shared by all inputs (that of the worst case, whose scores
-        name their own). Where the done-marker is damaged, the partial work of the same inputs goes on.
+        So it is if nothing else was finished there, or the folder is shared by all inputs (that of the worst
+        case, whose scores name their own). Where the done-marker is damaged, the partial work of the same
+        inputs goes on.
         """
         begun = read_own_json(home / STARTED_FILE).get("fingerprint") == print_of_inputs
         if done := self._done(home):
@@ -334,7 +344,8 @@ class RunDirectory:
         return begun or not (home / DONE_FILE).exists()
 
     def check_artefacts(self) -> None:
-        """Before they are used: compare the bytes of all artefacts that were taken over by their size and time alone.
+        """Before they are used: compare the bytes of all artefacts that
+        were taken over by their size and time alone.
 
         Raises:
             ArtifactError: one is not what its stage wrote.
@@ -344,8 +355,8 @@ class RunDirectory:
             self._compared.add(folder)
             for path in changed_outputs(folder, outputs):
                 raise ArtifactError(
-                    f"`{path}` must hold what its stage wrote, but its SHA-256 is another than then; delete it and run the "
-                    "same command again, which makes it anew"
+                    f"`{path}` must hold what its stage wrote, but its SHA-256 is another than then; delete "
+                    "it and run the same command again, which makes it anew"
                 )
 
     def spent_s(self, stage: str) -> float:
@@ -361,10 +372,13 @@ class RunDirectory:
         self.set_status(state="running", stage=stage, error="", **progress)
 
     def finish(self, stage: str, print_of_inputs: str, result: dict[str, Any]) -> None:
-        """Keep the result and the hashes of the outputs, say that the stage is whole, and put it into its place."""
+        """Keep the result and the hashes of the outputs, say that the
+        stage is whole, and put it into its place."""
         self.set_status(stage=stage, share=1.0)
         folder, home = self._attempt(stage), real_folder(self / stage)
-        self._write_done(folder, {"fingerprint": print_of_inputs, "result": result, "outputs": record_outputs(folder)})
+        self._write_done(
+            folder, {"fingerprint": print_of_inputs, "result": result, "outputs": record_outputs(folder)}
+        )
         self._attempts.pop(stage, None)
         settle(home)
 
@@ -386,11 +400,14 @@ def _write_progress(path: Path, value: dict[str, Any]) -> None:
 
 def list_runs(storage: Path) -> list[dict[str, Any]]:
     """Status of every run below `storage`; that of one whose status cannot be read says so."""
-    return [run_status(path.parent) | {"name": path.parent.name} for path in sorted(storage.glob("*/status.json"))]
+    return [
+        run_status(path.parent) | {"name": path.parent.name} for path in sorted(storage.glob("*/status.json"))
+    ]
 
 
 def run_status(run: Path, stale_s: float = 0.0) -> dict[str, Any]:
-    """status.json; a run marked running, last stamped `stale_s` ago, that nobody holds the lock of was killed.
+    """status.json; a run marked running, last stamped `stale_s`
+    ago, that nobody holds the lock of was killed.
 
     One that is damaged or foreign has the state `unreadable`, and says in `error` what to do.
     """
@@ -421,7 +438,14 @@ def _is_held(run: Path) -> bool:
 
 def _is_status(status: Mapping[str, Any]) -> bool:
     """Whether the fields that everybody reads have their types."""
-    wanted = {"state": str, "updated": int | float, "stage": str, "error": str, "note": str, "share": int | float}
+    wanted = {
+        "state": str,
+        "updated": int | float,
+        "stage": str,
+        "error": str,
+        "note": str,
+        "share": int | float,
+    }
     return {"state", "updated"} <= status.keys() and all(
         isinstance(status[key], kind) for key, kind in wanted.items() if key in status
     )

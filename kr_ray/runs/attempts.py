@@ -1,4 +1,5 @@
-"""Where a stage is worked on: in its own folder, or beside a finished result, which stays until the new is whole.
+"""Where a stage is worked on: in its own folder, or beside a
+finished result, which stays until the new is whole.
 
     <stage>        what other stages and people read
     <stage>.next   an attempt on other inputs; takes the place of <stage> once it holds a done-marker
@@ -45,7 +46,8 @@ def replace_folder(folder: Path, successor: Path, markers: tuple[str, ...] = ())
     """Remove `folder` and give `successor`, which is whole, its name.
 
     Args:
-        markers: files that say that a successor is whole: in a store, where a name is given by copying, they go first.
+        markers: files that say that a successor is whole: in a store, where a
+            name is given by copying, they go first.
 
     Raises:
         LocationError: `folder` cannot be removed.

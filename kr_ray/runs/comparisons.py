@@ -1,4 +1,5 @@
-"""What comparisons beside the pipeline find: labelling strategies, views of the teacher, searches for the best checkpoint."""
+"""What comparisons beside the pipeline find: labelling strategies, views of
+the teacher, searches for the best checkpoint."""
 
 from __future__ import annotations
 

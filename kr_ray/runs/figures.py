@@ -1,7 +1,7 @@
 """The figures that stages find and reports show, as typed models.
 
-All shares (accuracies, CAS, AUC, AOP, rates) are fractions in [0, 1]; times are seconds; counts are images unless named
-otherwise. Null: not measured, or refused.
+All shares (accuracies, CAS, AUC, AOP, rates) are fractions in [0, 1]; times are seconds; counts are images
+unless named otherwise. Null: not measured, or refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Work(Figures):
 
 
 class Bound(OpenFigures):
-    """What a private method proves: (epsilon, delta)-differential privacy (see kr_ray.privacy.ledger.Guarantee)."""
+    """What a private method proves: (epsilon, delta)-differential
+    privacy (see kr_ray.privacy.ledger.Guarantee)."""
 
     epsilon: Annotated[float, Field(ge=0)] | None
     """Null: infinite."""
@@ -71,17 +72,21 @@ class GeneratorPoint(OpenFigures):
 
 
 def by_network(value: Any) -> Any:
-    """A generator's figures with `parameters` by network: until version 0.1 the two networks had a key each."""
+    """A generator's figures with `parameters` by network: until
+    version 0.1 the two networks had a key each."""
     if isinstance(value, dict) and "parameters_g" in value:
         counts = {"generator": value["parameters_g"], "discriminator": value["parameters_d"]}
-        return {key: item for key, item in value.items() if not key.startswith("parameters_")} | {"parameters": counts}
+        return {key: item for key, item in value.items() if not key.startswith("parameters_")} | {
+            "parameters": counts
+        }
     return value
 
 
 class CollapsePoint(OpenFigures):
     epoch: Epoch
     agreement: float | None
-    """Share of generated images that the teacher takes for the class they were generated for, mean over classes."""
+    """Share of generated images that the teacher takes for the class
+    they were generated for, mean over classes."""
     diversity: float | None
     """Within-class spread of teacher features over that of real images."""
     alarm: bool
@@ -157,7 +162,9 @@ class Roc(Figures):
     @model_validator(mode="after")
     def _same_length(self) -> Roc:
         if len(self.fpr) != len(self.tpr):
-            raise ValueError(f"`len(fpr) == len(tpr)` must hold, but got {len(self.fpr)} and {len(self.tpr)}; give pairs")
+            raise ValueError(
+                f"`len(fpr) == len(tpr)` must hold, but got {len(self.fpr)} and {len(self.tpr)}; give pairs"
+            )
         return self
 
 
@@ -190,7 +197,8 @@ class KrAudit(Figures):
 
 
 class Epsilon(OpenFigures):
-    """Lower bounds: with `confidence`, no (epsilon, delta)-differential privacy below them holds. Null: not computable."""
+    """Lower bounds: with `confidence`, no (epsilon, delta)-differential
+    privacy below them holds. Null: not computable."""
 
     clopper_pearson: float | None
     one_run: float | None
@@ -199,10 +207,12 @@ class Epsilon(OpenFigures):
 
 
 class AttackFigures(OpenFigures):
-    """What one attack finds among all pairs of a run and an audit sample (see kr_ray.privacy.rates for the intervals)."""
+    """What one attack finds among all pairs of a run and an audit sample
+    (see kr_ray.privacy.rates for the intervals)."""
 
     tpr_at_01: Fraction | None = Field(alias="tpr_at_fpr_0.001")
-    """Share of members called members where one in 1,000 non-members is; null if there are too few, `refused` then says so."""
+    """Share of members called members where one in 1,000 non-members is; null
+    if there are too few, `refused` then says so."""
     ci_low: Fraction | None
     ci_high: Fraction | None
     true_positives: Count | None
@@ -240,7 +250,8 @@ class Exposed(Figures):
 
 
 class LiraArm(OpenFigures):
-    """The worst-case audit of one arm: `models` runs, each trained on half of the canaries and half of the population samples."""
+    """The worst-case audit of one arm: `models` runs, each trained on half of
+    the canaries and half of the population samples."""
 
     title: str = ""
     """Of the method, in tables."""
@@ -255,9 +266,11 @@ class LiraArm(OpenFigures):
     population: AttackFigures
     canary: AttackFigures
     canary_true_label: AttackFigures | None = None
-    """The same attack asking for the canaries' true label; success shows generalisation, not memory of the given one."""
+    """The same attack asking for the canaries' true label; success shows
+    generalisation, not memory of the given one."""
     true_label_share: dict[str, Fraction]
-    """How often a canary's true label is predicted by models that were (`in`) and were not (`out`) trained on it."""
+    """How often a canary's true label is predicted by models that were
+    (`in`) and were not (`out`) trained on it."""
     given_label_share: dict[str, Fraction]
     attacks: dict[str, dict[str, AttackFigures]]
     canary_kind: str
@@ -289,7 +302,8 @@ class CopySpace(Figures):
     ci_low: Fraction
     ci_high: Fraction
     data_copying: float
-    """Mann-Whitney z against the test images: below -2, generated images are nearer to the training images than test images are."""
+    """Mann-Whitney z against the test images: below -2, generated images are
+    nearer to the training images than test images are."""
     memorised_share: Fraction
     memorised_share_test: Fraction
     median_generated: float

@@ -1,9 +1,10 @@
 """Who works in a folder: one process at a time.
 
-On a file system a lock belongs to its process and goes with it. An object store has none: there the holder writes a beat into an object
-every few seconds, and whoever finds one waits to see whether it still beats. No two clocks are compared. A killed holder's lock is free
-after `LEASE_S`. Two processes that start within the same moment are told apart by who wrote last, which `SETTLE_S` gives them time to
-see; who finds at a later beat that the lock is another's is interrupted.
+On a file system a lock belongs to its process and goes with it. An object store has none: there the holder
+writes a beat into an object every few seconds, and whoever finds one waits to see whether it still beats. No
+two clocks are compared. A killed holder's lock is free after `LEASE_S`. Two processes that start within the
+same moment are told apart by who wrote last, which `SETTLE_S` gives them time to see; who finds at a later
+beat that the lock is another's is interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from kr_ray.runs.storage import RemotePath, list_files
 
 BEAT_S = 5.0
 LEASE_S = 20.0
-"""Longer than a beat takes while the store is slow; a store that fails for longer stops the work before it frees the lock."""
+"""Longer than a beat takes while the store is slow; a store that fails for
+longer stops the work before it frees the lock."""
 SETTLE_S = 1.0
 
 
@@ -36,7 +38,8 @@ class RemoteLock:
         self._owner, self._beats, self._over = uuid.uuid4().hex, 0, threading.Event()
 
     def acquire(self, timeout: float | None = None) -> None:
-        """Take the lock, or wait for `timeout` s (and at least as long as it takes to see whether its holder lives).
+        """Take the lock, or wait for `timeout` s (and at least as long
+        as it takes to see whether its holder lives).
 
         Raises:
             filelock.Timeout: another process holds it.
@@ -78,7 +81,9 @@ class RemoteLock:
     def _keep(self) -> None:
         while not self._over.wait(BEAT_S):
             try:
-                if self._holder() != self._owner:  # taken over while this process was suspended: two must not go on
+                if (
+                    self._holder() != self._owner
+                ):  # taken over while this process was suspended: two must not go on
                     _thread.interrupt_main()
                     return
                 self._beat()
@@ -97,7 +102,10 @@ class RemoteLock:
             return {}
         try:
             return dict(json.loads(raw))
-        except (ValueError, TypeError):  # damaged: taken for a holder's until it has not changed for a lease's time
+        except (
+            ValueError,
+            TypeError,
+        ):  # damaged: taken for a holder's until it has not changed for a lease's time
             return {"damaged": raw.hex()}
 
     def _holder(self) -> str:
@@ -105,12 +113,14 @@ class RemoteLock:
 
 
 def lock_file(path: Path, timeout: float = 0.0) -> FileLock | RemoteLock:
-    """A lock, not taken yet, that waits for `timeout` s; use as a context manager or by `acquire` and `release`."""
+    """A lock, not taken yet, that waits for `timeout` s; use as a
+    context manager or by `acquire` and `release`."""
     return RemoteLock(path, timeout) if isinstance(path, RemotePath) else FileLock(path, timeout=timeout)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock. Of a remote one: whether it has beaten lately, by the store's clock and this machine's."""
+    """Whether somebody holds the lock. Of a remote one: whether it has beaten
+    lately, by the store's clock and this machine's."""
     if isinstance(path, RemotePath):
         whole_second = 1.0  # in which stores tell the time
         return any(time.time() - file.mtime_ns / 1e9 < LEASE_S + whole_second for file in list_files(path))

@@ -1,8 +1,8 @@
 """What a stage hands on to others: which files, with which bytes.
 
-A done-marker holds their SHA-256. When a finished stage is looked up, a file of the recorded size and time is taken for
-the recorded one, so that a command that has nothing to do reads no artefacts. Before a stage computes anything from
-them they are read and compared.
+A done-marker holds their SHA-256. When a finished stage is looked up, a file of the recorded size and time is
+taken for the recorded one, so that a command that has nothing to do reads no artefacts. Before a stage
+computes anything from them they are read and compared.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 from kr_ray.runs.storage import FileEntry, RemotePath, list_files, sha256_of
 
 OUTPUTS = (
-    "*.safetensors", "*/*.safetensors", "*.npz", "train_sources.json", "most_exposed_*.csv", "report.*", "report_summary.html",
+    "*.safetensors", "*/*.safetensors", "*.npz", "train_sources.json", "most_exposed_*.csv", "report.*",
+    "report_summary.html",
 )  # fmt: skip
-"""Below a stage's folder: data, weights, checkpoints, shadow scores, lists of images, pages. Training states, progress and Ray's own files
-are nobody else's input."""
+"""Below a stage's folder: data, weights, checkpoints, shadow scores, lists of images, pages. Training states,
+progress and Ray's own files are nobody else's input."""
 
 Recorded = dict[str, dict[str, Any]]
 """By name below the folder: `sha256`, `size` in bytes, `mtime_ns`."""
@@ -43,7 +44,8 @@ def look_at_outputs(folder: Path, recorded: Recorded) -> tuple[str, Recorded]:
     """Compare what is there with what was recorded, reading only files of another size or time.
 
     Returns:
-        What is wrong, naming the file, or nothing; and the record, with the new times of files that hold the same bytes.
+        What is wrong, naming the file, or nothing; and the record, with the
+        new times of files that hold the same bytes.
     """
     found = dict(recorded)
     for name, was in recorded.items():

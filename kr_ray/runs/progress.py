@@ -1,4 +1,5 @@
-"""How far a stage is: made of what its units of work report, kept in status.json, shown by `kr run` and `kr watch`."""
+"""How far a stage is: made of what its units of work report, kept in
+status.json, shown by `kr run` and `kr watch`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ FIGURES = ("cas", "images_per_second")
 
 
 def report_progress(folder: Path, unit: str, share: float, note: str = "", **figures: Any) -> None:
-    """Say that `share` (0 to 1) of one unit of the work of the stage in `folder` is done; `note` is shown to the person who waits.
+    """Say that `share` (0 to 1) of one unit of the work of the stage in
+    `folder` is done; `note` is shown to the person who waits.
 
     `figures` are summed up below: `cas`, `images_per_second`, `pruned`.
     """
@@ -29,7 +31,8 @@ def report_trials(folder: Path, running: int, paused: int) -> None:
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """What all units that have begun have reported last, the latest first; reports that cannot be read are left out.
+    """What all units that have begun have reported last, the latest
+    first; reports that cannot be read are left out.
 
     They are only shown, so that a damaged one may never stop the work.
     """
@@ -70,7 +73,8 @@ class StageProgress:
         paused: those that wait for a scheduler's decision, likewise.
         best_cas: best validation CAS of those that were trained to their end, if any.
         images_per_second: of the unit that reported last, if it says so.
-        eta_s: seconds until the stage ends if it goes on at its mean rate so far, or None before anything was measured.
+        eta_s: seconds until the stage ends if it goes on at its mean rate so
+            far, or None before anything was measured.
     """
 
     share: float = 0.0
@@ -88,15 +92,30 @@ class StageProgress:
     def from_status(cls, status: Mapping[str, Any]) -> StageProgress:
         """What status.json says."""
         known = {field.name: str if field.name == "note" else int | float | None for field in fields(cls)}
-        return cls(**{key: status[key] for key, kind in known.items() if key in status and isinstance(status[key], kind)})
+        return cls(
+            **{
+                key: status[key]
+                for key, kind in known.items()
+                if key in status and isinstance(status[key], kind)
+            }
+        )
 
     def describe(self) -> str:
         """All but the share in a few words for a person."""
         parts = []
         if self.units > 1:
-            live = [f"{count} {what}" for count, what in ((self.running, "running"), (self.paused, "paused")) if count]
+            live = [
+                f"{count} {what}"
+                for count, what in ((self.running, "running"), (self.paused, "paused"))
+                if count
+            ]
             parts.append(
-                ", ".join([f"{self.done} of {self.units} done{f' ({self.pruned} pruned)' * bool(self.pruned)}", *live])
+                ", ".join(
+                    [
+                        f"{self.done} of {self.units} done{f' ({self.pruned} pruned)' * bool(self.pruned)}",
+                        *live,
+                    ]
+                )
             )
         if self.best_cas is not None:
             parts.append(f"best CAS {self.best_cas:.4f}")

@@ -1,4 +1,5 @@
-"""What each stage of a run finds, typed from where it is made to the report, and kept as JSON in the stage's done.json."""
+"""What each stage of a run finds, typed from where it is made to the
+report, and kept as JSON in the stage's done.json."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ class Results:
         yield from self._found.items()
 
 
-# --- the stages' results -------------------------------------------------------------------------------------------------
+# --- the stages' results ------------------------------------------------------------------------------------
 
 
 class Duplicates(BaseModel):
@@ -146,7 +147,8 @@ class ClassifierResult(Result):
     note: str = ""
     """What the method is, in a few words."""
     privacy: dict[str, Any] | None = None
-    """Of a private method: what it released and the guarantee of this part alone (see kr_ray.dp.plan.privacy_record)."""
+    """Of a private method: what it released and the guarantee of this
+    part alone (see kr_ray.dp.plan.privacy_record)."""
 
     def headline(self) -> str:
         return f"test accuracy {self.test_accuracy:.4f}"
@@ -186,7 +188,9 @@ class SweepResult(Result):
     """Of best_cas, from the number of validation images; another seed's change comes on top."""
 
     def headline(self) -> str:
-        return f"best: epoch {self.best_epoch}, validation CAS {self.best_cas:.4f}{_error(self.standard_error)}"
+        return (
+            f"best: epoch {self.best_epoch}, validation CAS {self.best_cas:.4f}{_error(self.standard_error)}"
+        )
 
 
 class TuningResult(Result):
@@ -199,7 +203,8 @@ class TuningResult(Result):
     """Standard error of delta_cas from the number of validation images, at most."""
     confirmed: Confirmed | None = None
     chosen: dict[str, int | float]
-    """Generation parameters of the final student, by the names of the search space: the best trial's, or the defaults."""
+    """Generation parameters of the final student, by the names of the
+    search space: the best trial's, or the defaults."""
     history: list[Trial]
     images_seen: Count
     images_unpruned: Count
@@ -252,7 +257,9 @@ class WorstCaseResult(Result):
     lira: dict[str, LiraArm]
 
     def headline(self) -> str:
-        return "canary TPR at 0.1 % FPR " + ", ".join(f"{arm} {found.canary.tpr()}" for arm, found in self.lira.items())
+        return "canary TPR at 0.1 % FPR " + ", ".join(
+            f"{arm} {found.canary.tpr()}" for arm, found in self.lira.items()
+        )
 
 
 class ReportResult(Result):

@@ -1,4 +1,5 @@
-"""How a piece of work is done in a run's directory: once per fingerprint of its inputs, resumably, with a typed result.
+"""How a piece of work is done in a run's directory: once per
+fingerprint of its inputs, resumably, with a typed result.
 
 The pipeline's stages and the parts that the worst-case audit trains again are run by the same few lines.
 """
@@ -39,15 +40,21 @@ def found(directory: RunDirectory, name: str, stamp: str, kind: type[R]) -> R | 
         return kind.model_validate(kept)
     except ValidationError as error:
         raise ArtifactError(
-            f"{directory / name / 'done.json'} does not hold a result of {name} ({error.errors()[0]['msg']}); "
-            "delete that file and run the same command again"
+            f"{directory / name / 'done.json'} does not hold a result of {name} "
+            f"({error.errors()[0]['msg']}); delete that file and run the same command again"
         ) from error
 
 
 def done_once(
-    directory: RunDirectory, name: str, stamp: str, kind: type[R], work: Callable[[Path], R], attempt: str = ""
+    directory: RunDirectory,
+    name: str,
+    stamp: str,
+    kind: type[R],
+    work: Callable[[Path], R],
+    attempt: str = "",
 ) -> tuple[R, bool]:
-    """Do `work` in the folder `name` unless it is done there on the same inputs; a killed attempt's files are still there.
+    """Do `work` in the folder `name` unless it is done there on the same
+    inputs; a killed attempt's files are still there.
 
     Args:
         attempt: names the inputs that the files of an attempt belong to, where that is not `stamp`.

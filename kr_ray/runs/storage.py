@@ -1,10 +1,13 @@
-"""Where runs and data lie: in a local folder, or in an object store (S3, Google Cloud Storage) through Arrow's filesystems.
+"""Where runs and data lie: in a local folder, or in an object store (S3,
+Google Cloud Storage) through Arrow's filesystems.
 
-`storage_path` turns a location of the configuration into a path. A local one is plain `pathlib`. A remote one is a `RemotePath`, which
-has the part of pathlib's interface that a run needs and refuses the rest, so that no file meant for the store lands beside the program.
+`storage_path` turns a location of the configuration into a path. A local one is plain `pathlib`. A remote one
+is a `RemotePath`, which has the part of pathlib's interface that a run needs and refuses the rest, so that no
+file meant for the store lands beside the program.
 
-Credentials are found by the store's own client: the usual environment variables and files, or the machine's role. They never stand in a
-location. S3-compatible servers are named by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as for Amazon's own tools.
+Credentials are found by the store's own client: the usual environment variables and files, or the machine's
+role. They never stand in a location. S3-compatible servers are named by AWS_ENDPOINT_URL_S3 or
+AWS_ENDPOINT_URL, as for Amazon's own tools.
 """
 
 from __future__ import annotations
@@ -40,9 +43,11 @@ _SCHEME_WITHOUT_SLASHES = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|(?:s3|gs|file|h
 """`s3:/bucket`: no location, and as a path a folder named `s3:`."""
 READ_ATTEMPTS = 10
 REMOVAL_ATTEMPTS, REMOVAL_PAUSE_S = 50, 0.2
-"""For so long a folder is emptied again while somebody writes in it: a worker outlives its killed driver by seconds."""
+"""For so long a folder is emptied again while somebody writes in it: a
+worker outlives its killed driver by seconds."""
 GS_RETRY_LIMIT = datetime.timedelta(minutes=1)
-"""For so long a failing store is asked again; S3's requests have a number of attempts, which take about as long."""
+"""For so long a failing store is asked again; S3's requests have a
+number of attempts, which take about as long."""
 
 
 class LocationError(ValueError):
@@ -53,35 +58,36 @@ def check_location(text: str) -> str:
     """`text`, if it is a local path, a `file:///` path or a URI of an object store.
 
     Raises:
-        LocationError: another scheme, a `file://` that names no absolute path, no bucket, credentials, options
-            after a question mark, or no name of a file system. The message repeats no credentials.
+        LocationError: another scheme, a `file://` that names no absolute path, no bucket, credentials,
+            options after a question mark, or no name of a file system. The message repeats no credentials.
     """
     scheme, separator, rest = text.partition("://")
     _check_name(text)
     if not separator:
         if _SCHEME_WITHOUT_SLASHES.match(text):
             raise LocationError(
-                f"a location must be a local path or start with s3://, gs:// or file:///, but got {masked(text)!r}; write all slashes, or "
-                f"./{masked(text)} for a folder of that name"
+                "a location must be a local path or start with s3://, gs:// or file:///, but got "
+                f"{masked(text)!r}; write all slashes, or ./{masked(text)} for a folder of that name"
             )
         return text
     if scheme == "file":
         return _check_file_location(text, rest)
     if scheme not in REMOTE_SCHEMES:
         raise LocationError(
-            f"a location must be a local path or start with s3://, gs:// or file://, but got {masked(text)!r}; use one of them, "
-            "or mount the store"
+            "a location must be a local path or start with s3://, gs:// or file://, but got "
+            f"{masked(text)!r}; use one of them, or mount the store"
         )
     parts = urlsplit(text)
     if "@" in parts.netloc:
         raise LocationError(
-            f"a location must hold no credentials, but got some before the @ of {scheme}://…@{parts.netloc.rpartition('@')[2]}; "
-            "leave them to the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS) or the machine's role"
+            "a location must hold no credentials, but got some before the @ of "
+            f"{scheme}://…@{parts.netloc.rpartition('@')[2]}; leave them to the environment "
+            "(AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS) or the machine's role"
         )
     if not parts.netloc or parts.query or parts.fragment:
         raise LocationError(
-            f"a location must be {scheme}://bucket/folder and nothing more, but got {masked(text)!r}; an S3-compatible server is named by "
-            "the environment variable AWS_ENDPOINT_URL"
+            f"a location must be {scheme}://bucket/folder and nothing more, but got {masked(text)!r}; an "
+            "S3-compatible server is named by the environment variable AWS_ENDPOINT_URL"
         )
     return text
 
@@ -91,8 +97,8 @@ def _check_file_location(text: str, rest: str) -> str:
     else in every process."""
     if not rest.startswith("/") or not rest.strip("/"):
         raise LocationError(
-            f"a file location must read file:///folder, with three slashes and an absolute path, but got {masked(text)!r}; write so, or "
-            "give the plain path"
+            "a file location must read file:///folder, with three slashes and an absolute path, but got "
+            f"{masked(text)!r}; write so, or give the plain path"
         )
     return text
 
@@ -102,13 +108,14 @@ def _check_name(text: str) -> None:
     unfit = next((c for c in text if not c.isprintable()), "")
     if unfit:
         raise LocationError(
-            f"a location must be one line of printable text, but got the character {unfit!r} in {masked(text)[:80]!r}; rename it"
+            f"a location must be one line of printable text, but got the character {unfit!r} in "
+            f"{masked(text)[:80]!r}; rename it"
         )
     longest = max((len(os.fsencode(part)) for part in text.split("/")), default=0)
     if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
         raise LocationError(
-            f"every name of a location must have <= {LONGEST_NAME} bytes, and all of it <= {LONGEST_PATH}, but got {longest} and "
-            f"{len(os.fsencode(text))} in '{masked(text)[:60]}...'; use shorter names"
+            f"every name of a location must have <= {LONGEST_NAME} bytes, and all of it <= {LONGEST_PATH}, "
+            f"but got {longest} and {len(os.fsencode(text))} in '{masked(text)[:60]}...'; use shorter names"
         )
 
 
@@ -124,8 +131,8 @@ def make_folder(path: Path) -> None:
         if error.errno == errno.ENOSPC:
             raise
         raise LocationError(
-            f"`{path}` must be a folder that can be made and written, but got: {(error.strerror or 'no folder').lower()}; correct "
-            "`storage`, or its permissions"
+            f"`{path}` must be a folder that can be made and written, but got: "
+            f"{(error.strerror or 'no folder').lower()}; correct `storage`, or its permissions"
         ) from error
 
 
@@ -146,7 +153,8 @@ def storage_path(location: str | Path) -> Path:
 class RemotePath(PosixPath):
     """A path `s3://bucket/key` or `gs://bucket/key`.
 
-    Objects appear whole or not at all, so that a write needs no temporary name beside it. Folders exist as long as something is in them.
+    Objects appear whole or not at all, so that a write needs no temporary name beside
+    it. Folders exist as long as something is in them.
     """
 
     def __str__(self) -> str:
@@ -157,7 +165,8 @@ class RemotePath(PosixPath):
 
     def __fspath__(self) -> str:
         raise TypeError(
-            f"{self} is in an object store and cannot be opened by its name; read it through `local_copy` or `open`"
+            f"{self} is in an object store and cannot be opened by its "
+            "name; read it through `local_copy` or `open`"
         )
 
     @property
@@ -190,9 +199,14 @@ class RemotePath(PosixPath):
         yield from sorted(self / Path(info.path).name for info in _below(self, recursive=False))
 
     def glob(self, pattern: str, **_: Any) -> Generator[Self, None, None]:  # type: ignore[override]
-        """Paths that match, sorted. Only folders that match are listed, which spares requests; `**` is not supported."""
+        """Paths that match, sorted. Only folders that match are listed,
+        which spares requests; `**` is not supported."""
         first, _slash, rest = pattern.partition("/")
-        found = [path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, first)] if "*" in first else [self / first]
+        found = (
+            [path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, first)]
+            if "*" in first
+            else [self / first]
+        )
         for path in found:
             if rest:
                 yield from path.glob(rest)
@@ -202,11 +216,15 @@ class RemotePath(PosixPath):
     def open(self, mode: str = "r", *_: Any, **__: Any) -> IO[Any]:  # type: ignore[override]
         """The whole object in memory, to be read: `rb`."""
         if mode != "rb":
-            raise ValueError(f"`mode == 'rb'` must hold for objects in a store, but got {mode!r}; write through `atomic_write`")
+            raise ValueError(
+                "`mode == 'rb'` must hold for objects in a store, but got "
+                f"{mode!r}; write through `atomic_write`"
+            )
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
-        """The object as one writer left it: Arrow first asks for the size, and a longer or no object may be there when it reads.
+        """The object as one writer left it: Arrow first asks for the size, and a
+        longer or no object may be there when it reads.
 
         Raises:
             FileNotFoundError: there is none.
@@ -227,7 +245,8 @@ class RemotePath(PosixPath):
         if not self.exists():
             raise FileNotFoundError(f"{self} was removed while it was read")
         raise OSError(
-            f"{self} must hold still to be read, but was written {READ_ATTEMPTS} times meanwhile; run the same command again"
+            f"{self} must hold still to be read, but was written {READ_ATTEMPTS} "
+            "times meanwhile; run the same command again"
         )
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:  # type: ignore[override]
@@ -256,7 +275,7 @@ class RemotePath(PosixPath):
         return any(self.parts[:1] == (f"{scheme}:",) for scheme in REMOTE_SCHEMES)
 
 
-# --- files and folders of either kind --------------------------------------------------------------------------------
+# --- files and folders of either kind -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -269,12 +288,15 @@ class FileEntry:
 
 
 def list_files(path: Path) -> list[FileEntry]:
-    """The file at `path`, or all files below it, by path. Of a store this is one request for a thousand files."""
+    """The file at `path`, or all files below it, by path. Of a store
+    this is one request for a thousand files."""
     if isinstance(path, RemotePath):
         info = path._info()
         found = [info] if info.is_file else _below(path, recursive=True)
         scheme = path.parts[0]
-        entries = [FileEntry(RemotePath(f"{scheme}//{i.path}"), i.size, i.mtime_ns) for i in found if i.is_file]
+        entries = [
+            FileEntry(RemotePath(f"{scheme}//{i.path}"), i.size, i.mtime_ns) for i in found if i.is_file
+        ]
         return sorted(entries, key=lambda entry: entry.path)
     entries = []
     for file in [path] if path.is_file() else sorted(_local_files(path)):
@@ -288,12 +310,14 @@ def list_files(path: Path) -> list[FileEntry]:
 
 
 def file_stamps(path: Path) -> list[list[str | int]]:
-    """Names, sizes and times of the file, or of all files below the folder, for fingerprints: an edited file is read again."""
+    """Names, sizes and times of the file, or of all files below the folder,
+    for fingerprints: an edited file is read again."""
     return [[str(file.path), file.size, file.mtime_ns] for file in list_files(path)]
 
 
 def _local_files(folder: Path) -> Iterator[Path]:
-    """All below `folder`, also behind links to folders, but for links that lead back to a folder they lie in."""
+    """All below `folder`, also behind links to folders, but for
+    links that lead back to a folder they lie in."""
     above = {str(folder): {_identity(folder)}}
     for root, folders, files in os.walk(folder, followlinks=True):
         here = above.pop(root)
@@ -315,10 +339,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it, if it is there. A link stays, and what is in the folder it leads to goes.
+    """Remove a folder with all that is in it, if it is there. A link
+    stays, and what is in the folder it leads to goes.
 
     Raises:
-        LocationError: something cannot be removed. Whoever asks for an empty folder must not go on with a full one.
+        LocationError: something cannot be removed. Whoever asks for an empty
+            folder must not go on with a full one.
     """
     if isinstance(path, RemotePath):
         if path.exists():
@@ -334,8 +360,8 @@ def remove_tree(path: Path) -> None:
         except OSError as error:
             if error.errno != errno.ENOTEMPTY or attempt == REMOVAL_ATTEMPTS - 1:
                 raise LocationError(
-                    f"`{path}` must be a folder that can be removed, but got {error}; remove it yourself, or give this user "
-                    "the right to"
+                    f"`{path}` must be a folder that can be removed, but got {error}; remove it yourself, "
+                    "or give this user the right to"
                 ) from error
         if not os.path.lexists(folder):
             break
@@ -358,7 +384,8 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """`path` itself, or for the length of the block a local copy of the remote file or folder, under its own name."""
+    """`path` itself, or for the length of the block a local copy of the
+    remote file or folder, under its own name."""
     if not isinstance(path, RemotePath):
         yield path
         return
@@ -377,7 +404,8 @@ def local_copies(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 @contextmanager
 def local_output(path: Path) -> Iterator[Path]:
-    """`path` itself, or a local file that is uploaded there when the block ends, also by an error: for logs."""
+    """`path` itself, or a local file that is uploaded there when the
+    block ends, also by an error: for logs."""
     if not isinstance(path, RemotePath):
         yield path
         return
@@ -415,10 +443,12 @@ def download(path: RemotePath, copy: Path) -> None:
 def _below(path: RemotePath, recursive: bool) -> list[FileInfo]:
     import pyarrow.fs
 
-    return path.filesystem.get_file_info(pyarrow.fs.FileSelector(path.key, allow_not_found=True, recursive=recursive))
+    return path.filesystem.get_file_info(
+        pyarrow.fs.FileSelector(path.key, allow_not_found=True, recursive=recursive)
+    )
 
 
-# --- the stores' clients ---------------------------------------------------------------------------------------------
+# --- the stores' clients ------------------------------------------------------------------------------------
 
 
 @lru_cache

@@ -17,8 +17,9 @@ REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 class PatientS3FileSystem(S3FileSystem):
     """Asks again for up to a minute when the store fails.
 
-    Ray sends filesystems to its workers; Arrow's own forgets its retry strategy on the way. Here every process makes its own, from its
-    own environment: so no credentials travel, and the endpoint (which Arrow reads from the environment only for URIs) is each node's.
+    Ray sends filesystems to its workers; Arrow's own forgets its retry strategy on the way. Here every
+    process makes its own, from its own environment: so no credentials travel, and the endpoint (which Arrow
+    reads from the environment only for URIs) is each node's.
     """
 
     def __init__(self, bucket: str) -> None:

@@ -1,16 +1,17 @@
 """Who labels a generated image, and which images are kept: the four strategies that appendix D compares.
 
-| strategy     | label                             | kept                                        | regenerated |
-|--------------|-----------------------------------|---------------------------------------------|-------------|
-| `hard`       | the class it was generated for    | all                                         | no          |
-| `filter`     | the class it was generated for    | where the teacher agrees (Dat et al. 2019)  | no          |
-| `gap_filler` | the class it was generated for    | teacher agrees with enough confidence       | yes         |
-|              |                                   | (Lampis et al. 2023)                        |             |
-| `gkd`        | the teacher's softmax (section 3.4) | all                                       | yes         |
+| strategy     | label                               | kept                                       | anew |
+|--------------|-------------------------------------|--------------------------------------------|------|
+| `hard`       | the class it was made for           | all                                        | no   |
+| `filter`     | the class it was made for           | where the teacher agrees (Dat et al. 2019) | no   |
+| `gap_filler` | the class it was made for           | teacher agrees with enough confidence      | yes  |
+|              |                                     | (Lampis et al. 2023)                       |      |
+| `gkd`        | the teacher's softmax (section 3.4) | all                                        | yes  |
 
 GKD asks the teacher about the clean generated image (the paper's way), or about exactly what the student sees
-("function matching", Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", section
-3.1): a crop or a mixture may show something else than the image it was made of, and then no label of that image fits.
+("function matching", Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent",
+section 3.1): a crop or a mixture may show something else than the image it was made of, and then no label of
+that image fits.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ FILTERED = ("filter", "gap_filler")
 
 
 def seen_labeller(teacher: nn.Module, temperature: float, device: torch.device) -> Labeller:
-    """Asks `teacher`, frozen and in evaluation mode on `device`, about the input of a student's gradient step.
+    """Asks `teacher`, frozen and in evaluation mode on `device`,
+    about the input of a student's gradient step.
 
     Its answers depend on each image alone, so a worker asks about its slice of the batch only.
     """

@@ -1,11 +1,15 @@
-"""A labelled synthetic set as Parquet: what it looks like there, and a student's training on such a set alone.
+"""A labelled synthetic set as Parquet: what it looks like there,
+and a student's training on such a set alone.
 
-Columns: `image`, Arrow's fixed-shape tensor of uint8 [C, H, W]; `soft_label`, fixed_size_list<float32>[K], target probabilities;
-`label`, int64, the class of the largest. The schema's metadata holds JSON under `kr_ray`: class names, generation parameters, seed,
-versions, and the number of images, so that a folder of which a file is missing is found out.
+Columns: `image`, Arrow's fixed-shape tensor of uint8 [C, H, W]; `soft_label`, fixed_size_list<float32>[K],
+target probabilities; `label`, int64, the class of the largest. The schema's metadata holds JSON under
+`kr_ray`: class names, generation parameters, seed, versions, and the number of images, so that a folder of
+which a file is missing is found out.
 
-pyarrow reads it as it is. Hugging Face `datasets` 5 does not know Arrow's tensor type and must be told the columns' types:
-`load_dataset("parquet", data_files=..., features=Features({"image": List(Value("uint8"), length=C * H * W), ...}))`.
+pyarrow reads it as it is. Hugging Face `datasets` 5 does not know Arrow's tensor type and must be told the
+columns' types:
+`load_dataset("parquet", data_files=..., features=Features({"image": List(Value("uint8"), C * H * W)}))`,
+and so on for the other columns.
 """
 
 from __future__ import annotations
@@ -49,7 +53,8 @@ def parquet_schema(image_shape: Sequence[int], classes: int, metadata: dict[str,
 
 
 def to_table(images: Tensor, targets: Tensor, schema: pa.Schema) -> pa.Table:
-    """Images uint8 [N, C, H, W] and target probabilities float32 [N, K], of any device and memory layout, as rows of `schema`."""
+    """Images uint8 [N, C, H, W] and target probabilities float32 [N, K], of any
+    device and memory layout, as rows of `schema`."""
     import pyarrow as pa
 
     images, targets = images.cpu(), targets.cpu()
@@ -69,11 +74,13 @@ def _fixed_size_lists(rows: Tensor) -> pa.FixedSizeListArray:
 
 
 def read_parquet_set(path: Path, splits: Splits) -> tuple[Tensor, Tensor]:
-    """Read a set, from one file or a folder of files in the order of their names. Of a folder only `.parquet` and `.pq` files are read.
+    """Read a set, from one file or a folder of files in the order of their names.
+    Of a folder only `.parquet` and `.pq` files are read.
 
-    Images are tensors [C, H, W], lists of lists of this shape, flat lists of C * H * W numbers in this order, or image files in
-    the column (what Hugging Face `datasets` calls Image). Shapes, row lengths and class names that a file holds are compared
-    with those of the real images: nothing is reshaped, transposed or reordered.
+    Images are tensors [C, H, W], lists of lists of this shape, flat lists of C * H * W numbers in this order,
+    or image files in the column (what Hugging Face `datasets` calls Image). Shapes, row lengths and class
+    names that a file holds are compared with those of the real images: nothing is reshaped, transposed or
+    reordered.
 
     Args:
         path: local or in a store.
@@ -96,8 +103,8 @@ def read_parquet_set(path: Path, splits: Splits) -> tuple[Tensor, Tensor]:
     if expected not in (set(), {len(images)}):
         said = " or ".join(map(str, sorted(expected)))
         raise DataError(
-            f"`{said} images` (says its metadata) must be in {shown(path)}, but got {len(images)}; the set is not whole: export or "
-            "copy it again"
+            f"`{said} images` (says its metadata) must be in {shown(path)}, but got {len(images)}; the set "
+            "is not whole: export or copy it again"
         )
     return images, targets
 
@@ -109,7 +116,8 @@ def _files(path: Path) -> list[Path]:
     if found != "a folder":
         said = "does not exist" if found == "nothing there" else f"is {found}"
         raise DataError(
-            f"`student.from_parquet` must name a Parquet file or a folder of such, but {shown(path)} {said}; correct it"
+            "`student.from_parquet` must name a Parquet file or a folder of "
+            f"such, but {shown(path)} {said}; correct it"
         )
     return parquet_files([entry.path for entry in list_files(path)], path, DataError)
 
@@ -118,19 +126,23 @@ def _read_rows(table: pa.Table, splits: Splits, file: Path) -> tuple[Tensor, Ten
     """One file's images and targets, checked."""
     if missing := {"image", "soft_label"} - set(table.column_names):
         raise DataError(
-            f"`columns image, soft_label` must be in {shown(file)}, but {', '.join(sorted(missing))} is not among its columns; "
-            "give a set that `kr export` wrote"
+            f"`columns image, soft_label` must be in {shown(file)}, but {', '.join(sorted(missing))} is not "
+            "among its columns; give a set that `kr export` wrote"
         )
     shape = tuple(splits.train.images.shape[1:])
     images = read_images(table["image"].combine_chunks(), shape, file)
     targets = read_lists(table["soft_label"].combine_chunks(), (splits.num_classes,), "soft_label", file)
     if images.dtype != torch.uint8 or not targets.is_floating_point():
         raise DataError(
-            f"`image` must hold uint8 and `soft_label` floats, but {shown(file)} holds {images.dtype} and {targets.dtype}; convert them"
+            f"`image` must hold uint8 and `soft_label` floats, but {shown(file)} "
+            f"holds {images.dtype} and {targets.dtype}; convert them"
         )
     targets = targets.float()
-    if not bool(((targets >= 0).all(1) & ((targets.sum(1) - 1).abs() <= SUM_TOLERANCE)).all()):  # also catches NaN
+    if not bool(
+        ((targets >= 0).all(1) & ((targets.sum(1) - 1).abs() <= SUM_TOLERANCE)).all()
+    ):  # also catches NaN
         raise DataError(
-            f"`soft_label` must be probabilities that sum to 1 in every row, but {shown(file)} holds others; correct them"
+            "`soft_label` must be probabilities that sum to 1 in every row, "
+            f"but {shown(file)} holds others; correct them"
         )
     return images, targets

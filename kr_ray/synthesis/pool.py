@@ -154,7 +154,9 @@ class PooledSet(RegeneratedSet):
         ValueError: the pool is empty, or images and targets differ in number.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor, size: int, config: SynthesisConfig, seed: int) -> None:
+    def __init__(
+        self, images: Tensor, targets: Tensor, size: int, config: SynthesisConfig, seed: int
+    ) -> None:
         super().__init__(size, config)
         if not len(images) == len(targets) >= 1:
             raise ValueError(

@@ -73,7 +73,12 @@ class GaussianSampler:
 
     def images(self, labels: Tensor, random: torch.Generator) -> Tensor:
         noise = torch.randn(len(labels), *self.mean.shape[1:], generator=random)
-        return (self.mean[labels.cpu()] + noise * self.std[labels.cpu()]).clamp(0, 255).to(torch.uint8).to(self.device)
+        return (
+            (self.mean[labels.cpu()] + noise * self.std[labels.cpu()])
+            .clamp(0, 255)
+            .to(torch.uint8)
+            .to(self.device)
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,9 @@ class GaussianPixels:
     def up_to(self, epoch: int) -> GaussianPixels:
         return self
 
-    def open(self, checkpoint: Path, sampling: SamplingSection, *, device: torch.device, **_: Any) -> GaussianSampler:
+    def open(
+        self, checkpoint: Path, sampling: SamplingSection, *, device: torch.device, **_: Any
+    ) -> GaussianSampler:
         assert isinstance(sampling, GaussianSampling)
         tensors, _metadata = load_tensors(checkpoint)
         return GaussianSampler(tensors["mean"], tensors["std"] * sampling.spread, device)

@@ -1,4 +1,5 @@
-"""A throw-away method, in one file outside the package: each image gets the class whose mean image is nearest.
+"""A throw-away method, in one file outside the package: each
+image gets the class whose mean image is nearest.
 
 Nearest class mean is a linear classifier: logits = 2 x.m - m.m, up to a constant.
 """
@@ -59,7 +60,8 @@ class NearestMean:
         head.weight.data, head.bias.data = 2 * means, -(means**2).sum(1)
         save_classifier(folder / WEIGHTS_FILE, model)
         on_test, on_validation = (
-            predict_logits(model, part.images, torch.device("cpu")) for part in (splits.test, splits.validation)
+            predict_logits(model, part.images, torch.device("cpu"))
+            for part in (splits.test, splits.validation)
         )
         return ClassifierResult(
             test_accuracy=accuracy(on_test, splits.test.labels),

@@ -21,7 +21,9 @@ class BigGan:
 
     section: BigGanConfig
 
-    def training(self, images: LabelledImages, num_classes: int, seed: int, device: torch.device) -> GanTraining:
+    def training(
+        self, images: LabelledImages, num_classes: int, seed: int, device: torch.device
+    ) -> GanTraining:
         return GanTraining(images, num_classes, self.section, seed, device)
 
     def parameters(self, num_classes: int, channels: int) -> dict[str, int]:
@@ -52,8 +54,15 @@ class BigGan:
         images: float = 0,
     ) -> BigGanSampler:
         if not isinstance(sampling, BigGanSampling):
-            raise TypeError(f"`sampling` must be that of biggan_deep, but got {type(sampling).__name__}; use BigGanSampling")
-        batches = sampling.standing_batches if calibration_images is None else max(1, calibration_images // batch_size)
+            raise TypeError(
+                "`sampling` must be that of biggan_deep, but got "
+                f"{type(sampling).__name__}; use BigGanSampling"
+            )
+        batches = (
+            sampling.standing_batches
+            if calibration_images is None
+            else max(1, calibration_images // batch_size)
+        )
         return BigGanSampler.load(
             checkpoint,
             device,

@@ -1,10 +1,10 @@
 """BigGAN-Deep for small images, with spectral norms folded once per weight update.
 
-Architecture: Brock et al. 2019 (arXiv 1809.11096), appendix B, in the variant that the public 32-px tables of the
-Knowledge Recycling paper's settings point to: 1x1 convolutions on G's shortcuts and on D's where the shape changes, latent
-and shared class embedding concatenated into the first linear layer and into every conditional batch norm, a projection head
-(Miyato and Koyama 2018) on sum-pooled features. Parameters at 10 classes and 3 channels: `studiogan32` 9.34M (G), `kr41m`
-41.01M (G) and 39.13M (D).
+Architecture: Brock et al. 2019 (arXiv 1809.11096), appendix B, in the variant that the public 32-px tables of
+the Knowledge Recycling paper's settings point to: 1x1 convolutions on G's shortcuts and on D's where the
+shape changes, latent and shared class embedding concatenated into the first linear layer and into every
+conditional batch norm, a projection head (Miyato and Koyama 2018) on sum-pooled features. Parameters at 10
+classes and 3 channels: `studiogan32` 9.34M (G), `kr41m` 41.01M (G) and 39.13M (D).
 
 Weights are initialised orthogonally (Brock et al., section 3), biases with zero.
 """
@@ -29,11 +29,12 @@ from kr_ray.generators.biggan.spectral_norm import (
     SpectralNetwork,
 )
 
-# --- blocks ----------------------------------------------------------------------------------------------------------
+# --- blocks -------------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
-    """Self-attention with a gain that starts at 0 (Zhang et al. 2019, as in BigGAN): keys and values are pooled 2x2."""
+    """Self-attention with a gain that starts at 0 (Zhang et al. 2019, as
+    in BigGAN): keys and values are pooled 2x2."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -55,7 +56,8 @@ class Attention(nn.Module):
 
 
 def _doubled(x: Tensor) -> Tensor:
-    """Nearest neighbour, in x's own type: autocast would widen it, and with it all that follows, to float32."""
+    """Nearest neighbour, in x's own type: autocast would widen it,
+    and with it all that follows, to float32."""
     with torch.autocast(x.device.type, enabled=False):
         return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
@@ -79,7 +81,8 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         hidden = self.norm2(self.conv1(self.norm1(x, condition)), condition)
-        # Nearest-neighbour doubling and a 1x1 convolution commute; this order does a quarter of the shortcut's work.
+        # Nearest-neighbour doubling and a 1x1 convolution commute; this
+        # order does a quarter of the shortcut's work.
         skip = self.shortcut(x)
         if self.upsample:
             hidden, skip = _doubled(hidden), _doubled(skip)
@@ -113,7 +116,7 @@ class DiscriminatorBlock(nn.Module):
         return merged
 
 
-# --- the two networks ------------------------------------------------------------------------------------------------
+# --- the two networks ---------------------------------------------------------------------------------------
 
 
 class Generator(SpectralNetwork):
@@ -130,14 +133,18 @@ class Generator(SpectralNetwork):
         unit, self.output = config.channels, config.output
         self.latent_dim, self.num_classes = config.latent_dim, num_classes
         condition = config.latent_dim + config.shared_dim
-        self.embedding = nn.Embedding(num_classes, config.shared_dim, _weight=torch.zeros(num_classes, config.shared_dim))
+        self.embedding = nn.Embedding(
+            num_classes, config.shared_dim, _weight=torch.zeros(num_classes, config.shared_dim)
+        )
         self.linear = Linear(condition, 16 * unit * config.g_in[0])
         self.blocks = nn.ModuleList()
         for stage, (inputs, outputs) in enumerate(zip(config.g_in, config.g_out, strict=True)):
             for depth in range(config.depth):
                 last = depth == config.depth - 1
                 width = unit * (outputs if last else inputs)
-                self.blocks.append(GeneratorBlock(unit * inputs, width, condition, config.bottleneck_ratio, upsample=last))
+                self.blocks.append(
+                    GeneratorBlock(unit * inputs, width, condition, config.bottleneck_ratio, upsample=last)
+                )
             if 8 * 2**stage == config.attention_resolution:
                 self.blocks.append(Attention(unit * outputs))
         self.norm = Norm(unit * config.g_out[-1])
@@ -145,9 +152,11 @@ class Generator(SpectralNetwork):
         self.build_spectral_norm()
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """latents float [N, latent_dim], labels int64 [N] -> float32 [N, C, S, S], in [0, 1] (sigmoid) or [-1, 1] (tanh)."""
+        """latents float [N, latent_dim], labels int64 [N] -> float32 [N, C,
+        S, S], in [0, 1] (sigmoid) or [-1, 1] (tanh)."""
         condition = torch.cat([self.embedding(labels), latents], dim=1)
-        # The first linear's outputs are read as (y, x, channel), so that the map is channels_last from the start.
+        # The first linear's outputs are read as (y, x, channel), so that
+        # the map is channels_last from the start.
         x = self.linear(condition).reshape(len(labels), 4, 4, -1).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x) if isinstance(block, Attention) else block(x, condition)
@@ -156,7 +165,8 @@ class Generator(SpectralNetwork):
 
     @torch.no_grad()
     def estimate_statistics(self, latents: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
-        """Replace the running batch-norm statistics by the mean over these batches ("standing statistics", Brock et al.)."""
+        """Replace the running batch-norm statistics by the mean over these
+        batches ("standing statistics", Brock et al.)."""
         norms = [module for module in self.modules() if isinstance(module, ConditionalNorm | Norm)]
         was_training = self.training
         self.train()
@@ -170,7 +180,8 @@ class Generator(SpectralNetwork):
 
 
 class Discriminator(SpectralNetwork):
-    """Images and labels to one realness logit each. Every stage but the last halves the side in its first block."""
+    """Images and labels to one realness logit each. Every stage but
+    the last halves the side in its first block."""
 
     def __init__(self, config: BigGanConfig, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -182,7 +193,9 @@ class Discriminator(SpectralNetwork):
             side //= 2 if halve else 1
             for depth in range(config.depth):
                 width = unit * (inputs if depth == 0 else outputs)
-                self.blocks.append(DiscriminatorBlock(width, unit * outputs, config.bottleneck_ratio, halve and depth == 0))
+                self.blocks.append(
+                    DiscriminatorBlock(width, unit * outputs, config.bottleneck_ratio, halve and depth == 0)
+                )
             if halve and side == config.attention_resolution:
                 self.blocks.append(Attention(unit * outputs))
         self.linear = Linear(unit * config.d_out[-1], 1)

@@ -21,9 +21,10 @@ COMPILING_PAYS_FROM = 1e6
 class BigGanSampler:
     """A frozen generator that draws uint8 images at one latent std.
 
-    Batch-norm statistics depend on the std of the latents. Those of the training hold at std 1 only (and were averaged over
-    changing weights), so they are estimated anew for each (checkpoint, std): "standing statistics" (Brock et al. 2019,
-    appendix B). In bf16 where that is fast, else in float32 (one precision per machine, so equal seeds give equal images).
+    Batch-norm statistics depend on the std of the latents. Those of the training hold at std 1 only (and were
+    averaged over changing weights), so they are estimated anew for each (checkpoint, std): "standing
+    statistics" (Brock et al. 2019, appendix B). In bf16 where that is fast, else in float32 (one precision
+    per machine, so equal seeds give equal images).
 
     Args:
         generator: with plain weights; is moved to `device`.
@@ -54,8 +55,8 @@ class BigGanSampler:
             raise ValueError(f"`latent_std > 0` must hold, but got latent_std={latent_std}; use 1.0 to 2.5")
         if prior.shape != (generator.num_classes,):
             raise ValueError(
-                f"`prior` must have one entry per class ({generator.num_classes}), but got shape {tuple(prior.shape)}; "
-                "use class_prior of the training labels"
+                f"`prior` must have one entry per class ({generator.num_classes}), but got shape "
+                f"{tuple(prior.shape)}; use class_prior of the training labels"
             )
         self.device = device
         self._latent_std, self._batch_size = latent_std, batch_size
@@ -103,7 +104,9 @@ class BigGanSampler:
         classes = torch.multinomial(prior.cpu().double(), batches * size, replacement=True, generator=random)
         latents = self._latents(batches * size, random)
         with autocast(self.device, "mixed"):
-            self._generator.estimate_statistics(torch.split(latents, size), torch.split(classes.to(self.device), size))
+            self._generator.estimate_statistics(
+                torch.split(latents, size), torch.split(classes.to(self.device), size)
+            )
 
     @torch.inference_mode()
     def images(self, labels: Tensor, random: torch.Generator) -> Tensor:
@@ -117,7 +120,9 @@ class BigGanSampler:
             uint8 [N, C, S, S] on the sampler's device.
         """
         latents, classes, count = self._latents(len(labels), random), labels.to(self.device), len(labels)
-        if self._draw.active:  # another shape for a last, smaller batch would be captured, and perhaps compiled, apart
+        if (
+            self._draw.active
+        ):  # another shape for a last, smaller batch would be captured, and perhaps compiled, apart
             latents, classes = (_filled_up(tensor, self._batch_size) for tensor in (latents, classes))
         batches = zip(latents.split(self._batch_size), classes.split(self._batch_size), strict=True)
         return torch.cat([self._draw(batch, part) for batch, part in batches])[:count].contiguous()

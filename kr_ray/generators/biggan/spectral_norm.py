@@ -1,4 +1,5 @@
-"""Layers with a spectrally normalised weight, and networks that compute all their norms together, once per weight update.
+"""Layers with a spectrally normalised weight, and networks that compute
+all their norms together, once per weight update.
 
 Miyato et al. 2018 (arXiv 1802.05957), section 2.1 and algorithm 1.
 """
@@ -17,13 +18,15 @@ NORM_EPS = 1e-4
 NORM_MOMENTUM = 0.1
 
 
-# --- layers ----------------------------------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------------------
 
 
 class SpectralLayer(nn.Module):
-    """Holds `weight` (trained) and `folded`, its spectrally normalised form, which alone enters the forward pass.
+    """Holds `weight` (trained) and `folded`, its spectrally
+    normalised form, which alone enters the forward pass.
 
-    The owning SpectralNetwork computes `folded`. The weight may hold several matrices that are normalised one by one.
+    The owning SpectralNetwork computes `folded`. The weight may hold
+    several matrices that are normalised one by one.
     """
 
     weight: nn.Parameter
@@ -32,7 +35,8 @@ class SpectralLayer(nn.Module):
     count: int = 1
 
     def matrices(self) -> Tensor:
-        """The weight as [count, rows, columns]. Columns run (y, x, input), so that no copy of a channels_last weight is made."""
+        """The weight as [count, rows, columns]. Columns run (y, x, input), so
+        that no copy of a channels_last weight is made."""
         weight = self.weight.permute(0, 2, 3, 1) if self.weight.ndim == 4 else self.weight
         return weight.reshape(self.count, len(weight) // self.count, -1)
 
@@ -76,7 +80,8 @@ class Embedding(SpectralLayer):
 
 
 class ConditionalNorm(SpectralLayer, JointNorm):
-    """Batch norm, then ReLU, whose gain and bias are linear in the condition: one product for both, normalised apart."""
+    """Batch norm, then ReLU, whose gain and bias are linear in the
+    condition: one product for both, normalised apart."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -96,9 +101,12 @@ class ConditionalNorm(SpectralLayer, JointNorm):
         if self.training and self.joint:
             x = batch_norm(x, self.running_mean, self.running_var, None, None, self.momentum, NORM_EPS)
         elif self.training:
-            x = functional.batch_norm(x, self.running_mean, self.running_var, None, None, True, self.momentum, NORM_EPS)
+            x = functional.batch_norm(
+                x, self.running_mean, self.running_var, None, None, True, self.momentum, NORM_EPS
+            )
         else:
-            # The statistics are constants here, so they go into gain and bias: one pass over x instead of two.
+            # The statistics are constants here, so they go into gain and
+            # bias: one pass over x instead of two.
             gain = gain * (self.running_var + NORM_EPS).rsqrt()
             bias = bias - self.running_mean * gain
         gain, bias = gain.to(x.dtype), bias.to(x.dtype)
@@ -124,19 +132,22 @@ class Norm(JointNorm):
         if self.training and self.joint:
             normal = batch_norm(x, mean, var, self.gain, self.bias, self.momentum, NORM_EPS)
         else:
-            normal = functional.batch_norm(x, mean, var, self.gain, self.bias, self.training, self.momentum, NORM_EPS)
+            normal = functional.batch_norm(
+                x, mean, var, self.gain, self.bias, self.training, self.momentum, NORM_EPS
+            )
         return functional.relu(normal)
 
 
-# --- network ---------------------------------------------------------------------------------------------------------
+# --- network ------------------------------------------------------------------------------------------------
 
 
 class SpectralNetwork(nn.Module):
     """A network all of whose spectral norms are computed together, once per weight update.
 
-    sigma = u^T W v with u, v from power iteration (Miyato et al. 2018, algorithm 1); gradients flow through sigma, not
-    through u and v, as in torch's own spectral norm. The difference is when: there an iteration runs at every forward.
-    Equal-shaped matrices go through batched products: some 20 kernel calls instead of some 1000 for the 32-px generator.
+    sigma = u^T W v with u, v from power iteration (Miyato et al. 2018, algorithm 1); gradients flow through
+    sigma, not through u and v, as in torch's own spectral norm. The difference is when: there an iteration
+    runs at every forward. Equal-shaped matrices go through batched products: some 20 kernel calls instead of
+    some 1000 for the 32-px generator.
     """
 
     _groups: list[list[SpectralLayer]]
@@ -177,10 +188,12 @@ class SpectralNetwork(nn.Module):
     def refresh_spectral_norm(self, iterate: bool = True) -> None:
         """Recompute every folded weight; call after each weight update, outside autocast.
 
-        With gradients enabled the folded weights are part of the autograd graph and serve exactly one backward pass.
+        With gradients enabled the folded weights are part of the autograd
+        graph and serve exactly one backward pass.
 
         Args:
-            iterate: do one power iteration first; False recomputes from the stored u and v (after loading a state).
+            iterate: do one power iteration first; False recomputes from the
+                stored u and v (after loading a state).
         """
         for index, layers in enumerate(self._groups):
             matrices = torch.cat([layer.matrices() for layer in layers])
@@ -190,15 +203,19 @@ class SpectralNetwork(nn.Module):
                     with torch.no_grad():
                         v.copy_(functional.normalize(u @ matrices, dim=2))
                         u.copy_(functional.normalize(v @ matrices.mT, dim=2))
-                # Cloned: the buffers change in place at the next call, perhaps before this graph's backward pass.
+                # Cloned: the buffers change in place at the next call,
+                # perhaps before this graph's backward pass.
                 matrices = matrices / (u.clone() @ matrices @ v.mT.clone())
-            for layer, folded in zip(layers, torch.split(matrices, [layer.count for layer in layers]), strict=True):
+            for layer, folded in zip(
+                layers, torch.split(matrices, [layer.count for layer in layers]), strict=True
+            ):
                 layer.folded = layer.shaped(folded)
         if self._groups[0][0].weight.is_cuda and not torch.is_grad_enabled() and not self._plain:
             self._keep_folded()
 
     def _keep_folded(self) -> None:
-        """Constant folded weights stay where they are in memory: captured graphs go on reading them there after a later refresh."""
+        """Constant folded weights stay where they are in memory: captured graphs
+        go on reading them there after a later refresh."""
         layers = [layer for group in self._groups for layer in group]
         for layer in layers:
             if layer.kept is None or layer.kept.device != layer.folded.device:
@@ -209,11 +226,14 @@ class SpectralNetwork(nn.Module):
             layer.folded = place
 
     def folded_weights(self) -> dict[str, Tensor]:
-        """Everything a forward pass needs, detached: the state without u and v, folded in place of trained weights.
+        """Everything a forward pass needs, detached: the state without u
+        and v, folded in place of trained weights.
 
         The tensors are not copies; they hold until the next refresh.
         """
-        weights = {name: value.detach() for name, value in self.state_dict().items() if not _is_power_vector(name)}
+        weights = {
+            name: value.detach() for name, value in self.state_dict().items() if not _is_power_vector(name)
+        }
         for name, module in self.named_modules():
             if isinstance(module, SpectralLayer):
                 weights[f"{name}.weight"] = module.folded.detach()
@@ -226,13 +246,18 @@ class SpectralNetwork(nn.Module):
         Raises:
             ValueError: names or shapes differ from this architecture's.
         """
-        own = {name: value for name, value in self.state_dict(keep_vars=True).items() if not _is_power_vector(name)}
+        own = {
+            name: value
+            for name, value in self.state_dict(keep_vars=True).items()
+            if not _is_power_vector(name)
+        }
         wrong = sorted(own.keys() ^ weights.keys())
         wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
         if wrong:
             raise ValueError(
-                f"generator weights must fit the architecture, but got {len(wrong)} missing, extra or differently shaped "
-                f"tensors, first {wrong[0]!r}; load them with the config they were saved with"
+                f"generator weights must fit the architecture, but got {len(wrong)} "
+                f"missing, extra or differently shaped tensors, first {wrong[0]!r}; load "
+                "them with the config they were saved with"
             )
         for name, value in weights.items():
             own[name].copy_(value)

@@ -11,7 +11,14 @@ from torch.nn import functional
 
 from kr_ray.compute.devices import autocast, gradient_scaler
 from kr_ray.compute.graphs import Captured, compiled
-from kr_ray.compute.parallel import average, average_gradients, check_batch, join_norms, own_slice, slice_weight
+from kr_ray.compute.parallel import (
+    average,
+    average_gradients,
+    check_batch,
+    join_norms,
+    own_slice,
+    slice_weight,
+)
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import BigGanConfig
 from kr_ray.data.images import LabelledImages
@@ -21,22 +28,27 @@ from kr_ray.generators.ema import ExponentialAverage, half_life_in_images
 from kr_ray.generators.interface import Checkpoint
 
 COMPILING_PAYS_FROM = 1e6
-"""Real images: compiling both networks took 57 s on an H200 and saved 24 ms of 4 D + 1 G steps of 64 at 128 channels."""
+"""Real images: compiling both networks took 57 s on an H200 and saved 24
+ms of 4 D + 1 G steps of 64 at 128 channels."""
 
 
 class GanTraining:
     """Both networks, their optimisers and the average, advanced epoch by epoch.
 
-    One epoch is one pass of D over the images (the last incomplete batch of each pass is left out); every D step takes a fresh
-    real batch, and every `config.d_steps` D steps are followed by one G step, counted across epochs.
+    One epoch is one pass of D over the images (the last incomplete batch of each pass is left out); every D
+    step takes a fresh real batch, and every `config.d_steps` D steps are followed by one G step, counted
+    across epochs.
 
     Raises:
         ValueError: the images do not have the generator's size.
 
-    Within torch.distributed every worker takes its slice of each batch; gradients and G's batch-norm statistics are the whole batch's.
+    Within torch.distributed every worker takes its slice of each batch; gradients
+    and G's batch-norm statistics are the whole batch's.
     """
 
-    def __init__(self, images: LabelledImages, num_classes: int, config: BigGanConfig, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, images: LabelledImages, num_classes: int, config: BigGanConfig, seed: int, device: torch.device
+    ) -> None:
         channels, *size = images.images.shape[1:]
         if size != [config.image_size] * 2:
             raise ValueError(
@@ -59,7 +71,10 @@ class GanTraining:
         keys: dict[str, Any] = {"betas": betas, "fused": True, "capturable": device.type == "cuda"}
         d_class = torch.optim.AdamW if config.d_optimizer == "adamw" else torch.optim.Adam
         self.optimizer_d = d_class(
-            self.discriminator.parameters(), config.learning_rate_d, weight_decay=config.d_weight_decay, **keys
+            self.discriminator.parameters(),
+            config.learning_rate_d,
+            weight_decay=config.d_weight_decay,
+            **keys,
         )
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.learning_rate_g, **keys)
         self.scaler_d = gradient_scaler(device, config.precision)
@@ -75,7 +90,8 @@ class GanTraining:
         self._images_averaged = 0
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the real images; its figures: losses, D's mean logits, images seen, seconds, images per second."""
+        """One pass over the real images; its figures: losses, D's mean
+        logits, images seen, seconds, images per second."""
         started = time.perf_counter()
         random = seeded_generator(self.seed, "generator", self.epoch, device=self.device)
         order = torch.randperm(len(self.images), generator=random, device=self.device)
@@ -108,12 +124,16 @@ class GanTraining:
         }
 
     def checkpoint(self) -> Checkpoint:
-        """The averaged generator as it is now: plain weights (spectral norms folded in) for `Generator.load_folded_weights`.
+        """The averaged generator as it is now: plain weights (spectral norms
+        folded in) for `Generator.load_folded_weights`.
 
-        Its figures: loss_d, mean D loss of the last epoch; loss_g, mean G loss of the last epoch that had a G step, 0 before the first.
+        Its figures: loss_d, mean D loss of the last epoch; loss_g, mean G loss of the
+        last epoch that had a G step, 0 before the first.
         """
         weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.average.average.items()}
-        return Checkpoint(self.epoch, weights, self.images_seen, {"loss_d": self.loss_d, "loss_g": self.loss_g})
+        return Checkpoint(
+            self.epoch, weights, self.images_seen, {"loss_d": self.loss_d, "loss_g": self.loss_g}
+        )
 
     # --- steps ---
 
@@ -124,7 +144,8 @@ class GanTraining:
         self._g_update = Captured(self._update_g, self.device, active=plain)
 
     def _d_step(self, index: Tensor, random: torch.Generator) -> Tensor:
-        """Update D on the real images `index` and as many fakes; returns [loss, mean real logit, mean fake logit]."""
+        """Update D on the real images `index` and as many fakes; returns
+        [loss, mean real logit, mean fake logit]."""
         real, labels = self.images.images[index], self.images.labels[index]
         if self.config.horizontal_flip:
             mirrored = torch.rand(len(index), 1, 1, 1, generator=random, device=self.device) < 0.5
@@ -144,13 +165,17 @@ class GanTraining:
         on_real, on_fake = logits.chunk(2)
         loss = self._weight * discriminator_loss(on_real, on_fake, self.config)
         _update(self.optimizer_d, self.scaler_d, loss)
-        return torch.stack([loss.detach(), self._weight * on_real.detach().mean(), self._weight * on_fake.detach().mean()])
+        return torch.stack(
+            [loss.detach(), self._weight * on_real.detach().mean(), self._weight * on_fake.detach().mean()]
+        )
 
     def _g_step(self, random: torch.Generator) -> Tensor:
         """Update G and its average; returns the loss."""
         latents, labels = self._draw(random)
         seen, self._images_averaged = self.images_seen - self._images_averaged, self.images_seen
-        weight = torch.full((), 1 - self.average.decay(seen, self.images_seen), dtype=torch.float64, device=self.device)
+        weight = torch.full(
+            (), 1 - self.average.decay(seen, self.images_seen), dtype=torch.float64, device=self.device
+        )
         loss: Tensor = self._g_update(latents, labels, weight)
         return loss
 
@@ -170,7 +195,8 @@ class GanTraining:
         return loss.detach()
 
     def _draw(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """This worker's slice of a batch of standard normal latents, and of labels as frequent as in the real images."""
+        """This worker's slice of a batch of standard normal latents, and of
+        labels as frequent as in the real images."""
         latents = torch.randn(self.batch_size, self.config.latent_dim, generator=random, device=self.device)
         index = torch.randint(len(self.images), (self.batch_size,), generator=random, device=self.device)
         return own_slice(latents), own_slice(self.images.labels[index])
@@ -178,9 +204,9 @@ class GanTraining:
     def _check_finite(self, loss_d: float, loss_g: float) -> None:
         if not (abs(loss_d) < float("inf") and abs(loss_g) < float("inf")):
             raise FloatingPointError(
-                f"GAN losses must stay finite, but in epoch {self.epoch} they summed to loss_d={loss_d}, loss_g={loss_g}; lower "
-                f"generator.learning_rate_g={self.config.learning_rate_g} and learning_rate_d={self.config.learning_rate_d}, "
-                "or set generator.precision=full"
+                f"GAN losses must stay finite, but in epoch {self.epoch} they summed to loss_d={loss_d}, "
+                f"loss_g={loss_g}; lower generator.learning_rate_g={self.config.learning_rate_g} and "
+                f"learning_rate_d={self.config.learning_rate_d}, or set generator.precision=full"
             )
 
     # --- state ---
@@ -224,8 +250,8 @@ class GanTraining:
 def discriminator_loss(on_real: Tensor, on_fake: Tensor, config: BigGanConfig) -> Tensor:
     """Mean D loss over float32 logits [N] each.
 
-    Logistic: cross-entropy with target 1 - `d_label_smoothing` for real and 0 for generated images (one-sided smoothing,
-    Salimans et al. 2016, section 3.4). Hinge: max(0, 1 - real) + max(0, 1 + fake).
+    Logistic: cross-entropy with target 1 - `d_label_smoothing` for real and 0 for generated images (one-sided
+    smoothing, Salimans et al. 2016, section 3.4). Hinge: max(0, 1 - real) + max(0, 1 + fake).
     """
     if config.loss == "hinge":
         return functional.relu(1 - on_real).mean() + functional.relu(1 + on_fake).mean()
@@ -235,7 +261,8 @@ def discriminator_loss(on_real: Tensor, on_fake: Tensor, config: BigGanConfig) -
 
 
 def generator_loss(on_fake: Tensor, config: BigGanConfig) -> Tensor:
-    """Mean G loss over float32 logits [N]: softplus(-logit), the non-saturating logistic loss, or -logit with hinge."""
+    """Mean G loss over float32 logits [N]: softplus(-logit), the
+    non-saturating logistic loss, or -logit with hinge."""
     return -on_fake.mean() if config.loss == "hinge" else functional.softplus(-on_fake).mean()
 
 

@@ -31,7 +31,9 @@ class MerfGenerator(nn.Module):
         ConfigError: the image size is no multiple of 4.
     """
 
-    def __init__(self, num_classes: int, shape: tuple[int, int, int], latent_dim: int, channels: tuple[int, int]) -> None:
+    def __init__(
+        self, num_classes: int, shape: tuple[int, int, int], latent_dim: int, channels: tuple[int, int]
+    ) -> None:
         super().__init__()
         image_channels, height, width = shape
         step = 2**UPSAMPLINGS
@@ -99,7 +101,9 @@ class MerfSampler:
         tensors, metadata = load_tensors(path)
         with holding(path, "a DP-MERF generator"):
             network = MerfGenerator(**_from_json(metadata))
-            weights = {name.removeprefix("network."): value for name, value in tensors.items() if name != "prior"}
+            weights = {
+                name.removeprefix("network."): value for name, value in tensors.items() if name != "prior"
+            }
             network.load_state_dict(weights)
             prior = tensors["prior"]
         return cls(network, prior, device)
@@ -115,10 +119,16 @@ class MerfSampler:
         Returns:
             uint8 [N, C, S, S] on the sampler's device.
         """
-        latents = torch.randn(len(labels), self.network.latent_dim, generator=random, device=random.device).to(self.device)
+        latents = torch.randn(
+            len(labels), self.network.latent_dim, generator=random, device=random.device
+        ).to(self.device)
         parts = zip(latents.split(AT_ONCE), labels.to(self.device).split(AT_ONCE), strict=True)
         drawn = [(255 * self.network(*part)).round().to(torch.uint8) for part in parts]
-        return torch.cat(drawn) if drawn else torch.empty(0, *self.network.shape, dtype=torch.uint8, device=self.device)
+        return (
+            torch.cat(drawn)
+            if drawn
+            else torch.empty(0, *self.network.shape, dtype=torch.uint8, device=self.device)
+        )
 
 
 def _from_json(metadata: dict[str, Any]) -> dict[str, Any]:

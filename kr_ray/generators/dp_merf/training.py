@@ -49,7 +49,9 @@ def plan_dp_merf(section: DpMerfSection, records: int) -> tuple[float, DpEvent]:
     """
     delta = own_delta(section, records)
     try:
-        noise = section.noise_multiplier or calibrate_noise(gaussian, section.target_epsilon or math.nan, delta)
+        noise = section.noise_multiplier or calibrate_noise(
+            gaussian, section.target_epsilon or math.nan, delta
+        )
     except LedgerError as error:
         raise ConfigError(f"dp_merf: {error}") from error
     return noise, gaussian(noise)
@@ -79,7 +81,9 @@ class MerfTraining:
         self._each = max(2, section.batch_size // len(self._classes))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "weights"))
-            network = MerfGenerator(len(embedding.prior), embedding.shape, section.latent_dim, section.channels)
+            network = MerfGenerator(
+                len(embedding.prior), embedding.shape, section.latent_dim, section.channels
+            )
         self.network = network.to(device).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=section.learning_rate)
         self.step = 0
@@ -124,7 +128,9 @@ class MerfTraining:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def train_dp_merf(run: Path, folder: Path, section: DpMerfSection, seed: int, state: State | None, save: Save) -> Released:
+def train_dp_merf(
+    run: Path, folder: Path, section: DpMerfSection, seed: int, state: State | None, save: Save
+) -> Released:
     """Release once, then train; leaves release.safetensors, generator.safetensors and result.json in
     `folder`.
 
@@ -146,7 +152,9 @@ def train_dp_merf(run: Path, folder: Path, section: DpMerfSection, seed: int, st
         save({"history": history, "training": training.state_dict()}, history[-1])
     training.network.save(folder / GENERATOR_FILE, embedding.prior)
     insecure = bool(section.insecure_noise_key)
-    privacy = privacy_record("dp_merf", event, len(splits.train), own_delta(section, len(splits.train)), insecure)
+    privacy = privacy_record(
+        "dp_merf", event, len(splits.train), own_delta(section, len(splits.train)), insecure
+    )
     result = {
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
         "steps": training.step,

@@ -18,8 +18,8 @@ FIGURES = ("loss", "image_size", "sigma_data")
 class EdmCheckpoint(Checkpoint):
     """The averaged network after some epochs.
 
-    `figures` holds the mean `loss` of the last epoch, the side `image_size` in pixels, and `sigma_data`, the std of the real
-    pixels on the scale of [-1, 1]: one aggregate number of the private images.
+    `figures` holds the mean `loss` of the last epoch, the side `image_size` in pixels, and `sigma_data`, the
+    std of the real pixels on the scale of [-1, 1]: one aggregate number of the private images.
 
     Attributes:
         config: of the training.

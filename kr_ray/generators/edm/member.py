@@ -21,7 +21,9 @@ class Edm:
 
     section: EdmConfig
 
-    def training(self, images: LabelledImages, num_classes: int, seed: int, device: torch.device) -> EdmTraining:
+    def training(
+        self, images: LabelledImages, num_classes: int, seed: int, device: torch.device
+    ) -> EdmTraining:
         return EdmTraining(images, num_classes, self.section, seed, device)
 
     def parameters(self, num_classes: int, channels: int) -> dict[str, int]:
@@ -48,5 +50,7 @@ class Edm:
     ) -> EdmSampler:
         """Needs no calibration: GroupNorm keeps no statistics, so that neither `prior` nor `seed` matter."""
         if not isinstance(sampling, EdmSampling):
-            raise TypeError(f"`sampling` must be that of edm, but got {type(sampling).__name__}; use EdmSampling")
+            raise TypeError(
+                f"`sampling` must be that of edm, but got {type(sampling).__name__}; use EdmSampling"
+            )
         return EdmSampler.open(checkpoint, sampling, device, images)

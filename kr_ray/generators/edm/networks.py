@@ -70,7 +70,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, features, height, width = x.shape
-        joint = self.query_key_value(self.norm(x)).view(batch, 3, self.heads, features // self.heads, height * width)
+        joint = self.query_key_value(self.norm(x)).view(
+            batch, 3, self.heads, features // self.heads, height * width
+        )
         query, key, value = joint.transpose(3, 4).unbind(1)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         outcome: Tensor = x + self.out(mixed.transpose(2, 3).reshape(batch, features, height, width))
@@ -116,14 +118,18 @@ class UNet(nn.Module):
         for level in config.channels:
             widths = [width] + [level] * config.blocks
             pairs = list(pairwise(widths))
-            self.down.append(nn.ModuleList(ResidualBlock(inputs, outputs, embedding) for inputs, outputs in pairs))
+            self.down.append(
+                nn.ModuleList(ResidualBlock(inputs, outputs, embedding) for inputs, outputs in pairs)
+            )
             width = level
         self.middle = nn.ModuleList(ResidualBlock(width, width, embedding) for _ in range(2))
         self.attention = Attention(width)
         for level in reversed(config.channels):
             # Before the doubling, where it costs a quarter.
             self.narrow.append(nn.Conv2d(width, level, 1) if width != level else nn.Identity())
-            self.up.append(nn.ModuleList(ResidualBlock(2 * level, level, embedding) for _ in range(config.blocks)))
+            self.up.append(
+                nn.ModuleList(ResidualBlock(2 * level, level, embedding) for _ in range(config.blocks))
+            )
             width = level
         self.norm, self.out = Norm(width), nn.Conv2d(width, pixels, 3, padding=1)
 

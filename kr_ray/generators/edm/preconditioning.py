@@ -54,7 +54,9 @@ def denoise(network: Network, noisy: Tensor, sigma: Tensor, classes: Tensor, sig
     return skip * noisy + out * network(into * noisy, noise.flatten(), classes).float()
 
 
-def loss(network: Network, images: Tensor, noise: Tensor, sigma: Tensor, classes: Tensor, sigma_data: float) -> Tensor:
+def loss(
+    network: Network, images: Tensor, noise: Tensor, sigma: Tensor, classes: Tensor, sigma_data: float
+) -> Tensor:
     """Mean over pixels and images of lambda(sigma) (D(image + sigma noise; sigma) - image)^2 (equation 2,
     Table 1).
 

@@ -35,7 +35,9 @@ class EdmSampler:
         ValueError: guidance is asked for, but the network never saw the "none" class.
     """
 
-    def __init__(self, checkpoint: EdmCheckpoint, sampling: EdmSampling, device: torch.device, images: float = 0) -> None:
+    def __init__(
+        self, checkpoint: EdmCheckpoint, sampling: EdmSampling, device: torch.device, images: float = 0
+    ) -> None:
         if mistake := checkpoint.config.guidance_mistake(sampling):
             raise ValueError(mistake)
         self.epoch, self.num_classes, self.device = checkpoint.epoch, checkpoint.num_classes, device
@@ -89,7 +91,9 @@ class EdmSampler:
             return self._guided(noisy, noisy.new_full((len(noisy),), sigma), classes)
 
         fresh = noise[1:] if self._sampling.churn else None
-        return to_uint8(solve(denoiser, noise[0] * self._sampling.sigma_max, self._sampling, fresh)).contiguous()
+        return to_uint8(
+            solve(denoiser, noise[0] * self._sampling.sigma_max, self._sampling, fresh)
+        ).contiguous()
 
     def _guided(self, noisy: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         """D without class + guidance (D with class - D without) (Ho and Salimans 2022, in terms of D)."""
@@ -111,8 +115,8 @@ class EdmSampler:
 def half_precision(device: torch.device) -> torch.dtype | None:
     """The half-precision type in which drawing is fast on `device`, or None.
 
-    Also on CPUs with AVX512-BF16 alone, where training is not worth it (see kr_ray.compute.devices): this network
-    drew 1.14 times as many images as in float32 (median of 9 alternating rounds).
+    Also on CPUs with AVX512-BF16 alone, where training is not worth it (see kr_ray.compute.devices): this
+    network drew 1.14 times as many images as in float32 (median of 9 alternating rounds).
     """
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # private: there is no public query
         return torch.bfloat16

@@ -27,13 +27,16 @@ BETAS = (0.9, 0.99)
 
 
 class EdmTraining:
-    """Network, optimiser and average, advanced epoch by epoch: one pass over the images (its last incomplete batch is left out).
+    """Network, optimiser and average, advanced epoch by epoch: one pass over
+    the images (its last incomplete batch is left out).
 
     Within torch.distributed every worker draws the whole batch's noise and computes on its slice;
     gradients are the batch's.
     """
 
-    def __init__(self, images: LabelledImages, num_classes: int, config: EdmConfig, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, images: LabelledImages, num_classes: int, config: EdmConfig, seed: int, device: torch.device
+    ) -> None:
         check_sides(images.images.shape, config)
         self.config, self.seed, self.device = config, seed, device
         self.images, self.num_classes = images.to(device), num_classes
@@ -145,7 +148,9 @@ class EdmTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self._rate is None else self._rate
 
-    def _update(self, images: Tensor, noise: Tensor, sigma: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+    def _update(
+        self, images: Tensor, noise: Tensor, sigma: Tensor, classes: Tensor, weight: Tensor
+    ) -> Tensor:
         """Gradient step and average on this worker's slice."""
         found = self._weight * loss(self._network, from_uint8(images), noise, sigma, classes, self.sigma_data)
         self.optimizer.zero_grad(set_to_none=True)

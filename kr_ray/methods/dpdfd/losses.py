@@ -59,7 +59,9 @@ def bounded(gradient: Tensor, norm_bound: float, bound: Bound) -> Tensor:
     return gradient * (norm_bound / norms.clamp(min=norm_bound))
 
 
-def generator_loss(logits: Tensor, features: Tensor, cross_entropy: float, alpha: float, beta: float) -> Tensor:
+def generator_loss(
+    logits: Tensor, features: Tensor, cross_entropy: float, alpha: float, beta: float
+) -> Tensor:
     """L_G, equation 5: one-hot decisions, balanced classes, high activations, all by the student.
 
     Two departures from the print. The information entropy is of the batch's *mean* prediction: the text says

@@ -29,7 +29,9 @@ class DataFreeGenerator(nn.Module):
         super().__init__()
         image_channels, size, _ = shape
         if size % 4:
-            raise ConfigError(f"`image_size` must be a multiple of 4 for dpdfd, but got {size}; use {4 * round(size / 4)}")
+            raise ConfigError(
+                f"`image_size` must be a multiple of 4 for dpdfd, but got {size}; use {4 * round(size / 4)}"
+            )
         self.latent_dim, self._start = latent_dim, (CHANNELS[0], size // 4, size // 4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "data-free generator"))

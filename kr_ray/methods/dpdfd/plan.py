@@ -56,12 +56,13 @@ def plan_dpdfd(section: DpdfdSection, records: int) -> DpdfdPlan:
     sound = section.accounting == "sound"
     if sound and section.teachers * SMALLEST_BATCH > records:
         raise ConfigError(
-            f"`images / teachers >= {SMALLEST_BATCH}` must hold, for a shard is at least one batch, but got {records} "
-            f"training images for teachers={section.teachers}; use {max(1, records // 500)}"
+            f"`images / teachers >= {SMALLEST_BATCH}` must hold, for a shard is at least one batch, but got "
+            f"{records} training images for teachers={section.teachers}; use {max(1, records // 500)}"
         )
     if sound and section.rounds > section.queries:
         raise ConfigError(
-            f"`rounds <= queries` must hold, but got rounds={section.rounds}, queries={section.queries}; use 1 to 10 rounds"
+            f"`rounds <= queries` must hold, but got rounds={section.rounds}, "
+            f"queries={section.queries}; use 1 to 10 rounds"
         )
     sensitivity = SENSITIVITY[section.answer] if sound else 2.0 * section.batch_size
     releases = section.queries if sound else section.steps
@@ -80,6 +81,8 @@ def privacy_of(plan: DpdfdPlan, section: DpdfdSection, insecure: bool) -> dict[s
     record = privacy_record("dpdfd", plan.event, plan.records, plan.delta, insecure)
     record |= {"sigma": plan.sigma, "sensitivity": plan.sensitivity, "releases": plan.releases}
     if section.accounting == "paper":
-        printed = printed_epsilon(section.norm_bound, 1, section.batch_size, section.steps, plan.sigma, plan.delta)
+        printed = printed_epsilon(
+            section.norm_bound, 1, section.batch_size, section.steps, plan.sigma, plan.delta
+        )
         record["printed"] = {"epsilon": printed, "stamp": NOT_A_GUARANTEE, "why": WHY}
     return record

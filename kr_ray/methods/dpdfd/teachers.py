@@ -36,7 +36,11 @@ def check_shards(counts: Tensor, teachers: int) -> None:
     Raises:
         ConfigError: there would be empty classes.
     """
-    gaps = float((teachers * (1 - 1 / teachers) ** counts.double()).sum()) if teachers > 1 else float((counts == 0).sum())
+    gaps = (
+        float((teachers * (1 - 1 / teachers) ** counts.double()).sum())
+        if teachers > 1
+        else float((counts == 0).sum())
+    )
     if gaps > MAX_EXPECTED_GAPS:
         least = int(counts.min())
         raise ConfigError(
@@ -55,7 +59,10 @@ def shards(images: LabelledImages, num_classes: int, teachers: int, key: NoiseKe
     """
     pixels, labels = images.images.contiguous().numpy(), images.labels.numpy()
     of = torch.tensor(
-        [key.shard(image.tobytes() + bytes(str(label), "ascii"), teachers) for image, label in zip(pixels, labels, strict=True)]
+        [
+            key.shard(image.tobytes() + bytes(str(label), "ascii"), teachers)
+            for image, label in zip(pixels, labels, strict=True)
+        ]
     )
     parts = [(of == teacher).nonzero().flatten() for teacher in range(teachers)]
     for teacher, part in enumerate(parts):
@@ -89,7 +96,9 @@ def train_teachers(
         path = teacher_file(folder, teacher)
         if not path.exists():
             schedule = Schedule.fit(recipe, len(part), epochs)
-            training = train_on_real(images.subset(part), num_classes, recipe, schedule, derive_seed(seed, "teacher", teacher))
+            training = train_on_real(
+                images.subset(part), num_classes, recipe, schedule, derive_seed(seed, "teacher", teacher)
+            )
             training.train_until(schedule.steps)
             save_classifier(path, training.model)
         tell(teacher + 1)
@@ -118,7 +127,9 @@ def noisy_answers(
     """
     total = torch.zeros(student.shape, dtype=torch.float64)
     for teacher in range(section.teachers):
-        total += _answer(load_classifier(teacher_file(folder, teacher), pick_device()), student, images, section)
+        total += _answer(
+            load_classifier(teacher_file(folder, teacher), pick_device()), student, images, section
+        )
     unit = section.norm_bound if section.answer == "gradients" else 1.0
     return total + sigma * unit * key.gaussian(total.shape, "answers", round_index)
 
@@ -127,4 +138,6 @@ def _answer(teacher: nn.Module, student: Tensor, images: Tensor, section: DpdfdS
     logits = predict_logits(teacher, images, pick_device())
     if section.answer == "votes":
         return F.one_hot(logits.argmax(1), logits.shape[1]).double()
-    return bounded(output_gradient(student, logits, section.weight_of_others), section.norm_bound, section.bound)
+    return bounded(
+        output_gradient(student, logits, section.weight_of_others), section.norm_bound, section.bound
+    )

@@ -53,10 +53,16 @@ class Distillation:
         self.num_classes = splits.num_classes
         channels, height, width = splits.train.images.shape[1:]
         self.shape = (channels, height, width)
-        self.student = new_classifier(splits.num_classes, channels, recipe, derive_seed(seed, "student")).to(device)
+        self.student = new_classifier(splits.num_classes, channels, recipe, derive_seed(seed, "student")).to(
+            device
+        )
         self.generator = DataFreeGenerator(self.shape, section.latent_dim, seed).to(device)
-        self.student_optimizer = torch.optim.SGD(self.student.parameters(), lr=section.student_learning_rate, momentum=0.9)
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=section.generator_learning_rate)
+        self.student_optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=section.student_learning_rate, momentum=0.9
+        )
+        self.generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), lr=section.generator_learning_rate
+        )
 
     def _modules(self) -> dict[str, Any]:
         return {
@@ -136,7 +142,9 @@ class SoundTraining:
             self._ask(path, images, index)
         files = [self.folder / f"answers-{past}.safetensors" for past in range(index + 1)]
         records = [read_release(file, lambda file: load_tensors(file)[0]) for file in files]
-        self._learn(torch.cat([r["images"] for r in records]), torch.cat([r["targets"] for r in records]), index)
+        self._learn(
+            torch.cat([r["images"] for r in records]), torch.cat([r["targets"] for r in records]), index
+        )
 
     def _images(self, count: int, random: torch.Generator) -> Tensor:
         if self.queries is not None:
@@ -162,8 +170,12 @@ class SoundTraining:
     def _learn(self, images: Tensor, targets: Tensor, index: int) -> None:
         section = self.core.section
         batch = min(section.batch_size, len(images))
-        for step in range(section.steps * index // section.rounds, section.steps * (index + 1) // section.rounds):
-            chosen = torch.randperm(len(images), generator=seeded_generator(self.core.seed, "order", step))[:batch]
+        for step in range(
+            section.steps * index // section.rounds, section.steps * (index + 1) // section.rounds
+        ):
+            chosen = torch.randperm(len(images), generator=seeded_generator(self.core.seed, "order", step))[
+                :batch
+            ]
             self.core.student_step(to_float(images[chosen]), targets[chosen])
 
 
@@ -217,7 +229,9 @@ def _train_paper(
 ) -> list[Row]:
     """Algorithm 1 with one teacher, asked anew at every step."""
     section, history = core.section, list(state["history"]) if state is not None else []
-    key = noise_key(folder, section.insecure_noise_key, started=state is not None and len(history) < PAPER_TICKS)
+    key = noise_key(
+        folder, section.insecure_noise_key, started=state is not None and len(history) < PAPER_TICKS
+    )
     everything = [torch.arange(len(splits.train))]
     train_teachers(
         folder,
@@ -249,7 +263,9 @@ def _paper_step(core: Distillation, teacher: nn.Module, plan: DpdfdPlan, key: No
         images = core.generator.draw(section.batch_size, random)
         core.student.eval()
         outputs, answers = core.student(images).float().cpu(), teacher(images).float().cpu()
-    total = bounded(output_gradient(outputs, answers, section.weight_of_others), section.norm_bound, section.bound).sum(0)
+    total = bounded(
+        output_gradient(outputs, answers, section.weight_of_others), section.norm_bound, section.bound
+    ).sum(0)
     noise = plan.sigma * section.norm_bound * key.gaussian(total.shape, "step", step)
     moved = outputs.double() - section.answer_rate * (total + noise) / section.batch_size
     targets = moved.softmax(1).float()
@@ -293,7 +309,9 @@ def train_dpdfd(
     if section.accounting == "sound":
         history = _train_sound(folder, splits, core, plan, recipe, queries, state, save)
     elif queries is not None:
-        raise ConfigError("`queries` must go with `accounting: sound`, but got paper; algorithm 1 asks about its own images")
+        raise ConfigError(
+            "`queries` must go with `accounting: sound`, but got paper; algorithm 1 asks about its own images"
+        )
     else:
         history = _train_paper(folder, splits, core, plan, recipe, state, save)
     found = _result(core, splits, history, privacy_of(plan, section, bool(section.insecure_noise_key)))
