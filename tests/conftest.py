@@ -16,10 +16,11 @@ from kr_ray.config.file import parse_config
 # Two spinning OpenMP threads on shared cores cost twice the wall time of one.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(1)
-# A shell's background job ignores Ctrl-C, and what it starts goes on
-# ignoring it; the commands under test must hear it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores Ctrl-C, what `nohup` starts ignores SIGHUP, and so does what they start;
+# the commands under test must hear both.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ TIDYING = """
 """
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """A test that fails must not leave a busy process behind."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def start(
     folder: Path, work: str, patience_s: float | None = PATIENCE_S, **options: object
 ) -> subprocess.Popen[str]:
@@ -79,6 +91,7 @@ def start(
     process = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     )  # type: ignore[call-overload]
+    STARTED.append(process)
     wait_for(folder / "ready")
     return process
 
