@@ -1,71 +1,24 @@
-"""Secrets of the driver's environment: in no file of the run, of Ray's session or of a job; and who is let in
-to a local Ray."""
+"""Secrets of the driver's environment, and who is let in to a local Ray; test_silence.py looks through the
+files of a whole run."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, tiny_config, tiny_settings
-from nodes import client_environment, config_file, finish
+from conftest import tiny_config, tiny_settings
+from nodes import config_file
+from planted import PLANTED
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE, _ActorClassCache
 from signals import Driver, in_stage
-from test_faults import run_without_ray
 
 from kr_ray.cluster import runtime
 from kr_ray.cluster.quiet import quiet_tune
 from kr_ray.config import ConfigError
 from kr_ray.masking import is_secret_name
 
-SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
-           "HF_TOKEN",
-           "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")  # fmt: skip
-PLANTED = {name: f"planted-{index}-of-these-tests" for index, name in enumerate(SECRETS)}
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-
-
-@pytest.fixture
-def session() -> Iterator[Path]:
-    """Where Ray keeps its sessions; short, for a Unix socket's path holds 107 characters."""
-    root = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
-    yield root
-    shutil.rmtree(root, ignore_errors=True)
-
-
-def found_in(secrets: dict[str, str], *folders: Path) -> list[tuple[str, Path]]:
-    """Name and file of every secret that stands in a file below the folders, or in its name."""
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert len(files) > 20, files  # there was something to look at
-    contents = {path: path.read_bytes() + os.fsencode(path) for path in files}
-    return [
-        (name, path)
-        for name, value in secrets.items()
-        for path, data in contents.items()
-        if value.encode() in data
-    ]
-
-
-@pytest.mark.timeout(600)
-def test_no_secret_of_the_driver_is_in_a_file_of_ray_or_of_the_run_after_tune_and_train(
-    tmp_path: Path, session: Path
-) -> None:
-    config = config_file(tmp_path, tiny_settings())
-    run_without_ray(config, "checkpoints")
-    environment = client_environment(PYTHONPATH=str(REPOSITORY), RAY_TMPDIR=str(session), **PLANTED)
-    finish(subprocess.Popen(
-        [sys.executable, "-m", "kr_ray.cli", "student", config],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ), limit_s=540)  # fmt: skip
-    assert (tmp_path / "runs" / "tiny" / "tuning" / "done.json").exists()
-    assert list(session.rglob("runtime_env_agent.log"))
-    assert found_in(PLANTED, session, tmp_path) == []
 
 
 def test_tune_itself_would_pass_the_credentials_on(monkeypatch: pytest.MonkeyPatch) -> None:

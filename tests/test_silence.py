@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,20 @@ from conftest import REPOSITORY, tiny_settings
 from nodes import config_file
 from offline import kr_offline, recording_proxy, require_no_words, run_offline
 from PIL import Image
+from planted import PLANTED, found_in
 from test_export import classifier
 from test_faults import run_without_ray
 
 from kr_ray.classifiers.export import export_student
 from kr_ray.silence import SWITCHES, stay_silent
+
+
+@pytest.fixture
+def session() -> Iterator[Path]:
+    """Where Ray keeps its sessions; short, for a Unix socket's path holds 107 characters."""
+    root = Path(tempfile.mkdtemp(prefix="kr", dir="/tmp"))
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
@@ -87,15 +99,20 @@ def test_kr_doctor_plan_runs_and_results_ask_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_on_ray_and_its_export_write_nothing_to_home_and_ask_nobody(tmp_path: Path) -> None:
-    """Tune, Train, Data and onnxruntime, and a Ray that would report its use, keep a token, and ask clouds
-    where it is."""
+def test_a_run_on_ray_and_its_export_write_nothing_to_home_ask_nobody_and_keep_no_secret(
+    tmp_path: Path, session: Path
+) -> None:
+    """Tune, Train, Data and onnxruntime, with the secrets of a driver and a Ray that would report its use,
+    keep a token, and ask clouds where it is."""
     config = config_file(tmp_path, tiny_settings())
     run_without_ray(config, "generator")
-    # Short: a Unix socket's path holds 107 characters.
-    outcome = kr_offline("export", config, home=tmp_path / "home", environment={"RAY_TMPDIR": "/tmp"})
+    environment = {"RAY_TMPDIR": str(session), **PLANTED}
+    outcome = kr_offline("export", config, home=tmp_path / "home", environment=environment)
     require_no_words(outcome)
     assert "student.onnx" in outcome.output and "Starting execution" not in outcome.output
+    assert (tmp_path / "runs" / "tiny" / "tuning" / "done.json").exists()
+    assert list(session.rglob("runtime_env_agent.log"))
+    assert found_in(PLANTED, session, tmp_path) == []
 
 
 def test_the_switches_stand_before_any_library_is_imported() -> None:
