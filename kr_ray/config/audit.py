@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kr_ray.config.base import Location, Section
+from kr_ray.config.base import Location, Section, Stamp
 
 
 class ShadowConfig(Section):
@@ -21,7 +21,7 @@ class ShadowConfig(Section):
     max_svc_rows: int = Field(20000, ge=100)
     """Support vector machines are fitted on at most so many rows."""
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """Under the key's first name."""
         stamp = super().stamp()
         return stamp | {"shadow_models": stamp.pop("models")}
@@ -84,7 +84,7 @@ class WorstCaseConfig(Section):
             raise ValueError(f"`arms` must be different, but got {list(self.arms)}; name each once")
         return self
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """What decides the figures."""
         return {key: value for key, value in super().stamp().items() if key != "keep_models"}
 

@@ -11,6 +11,10 @@ from kr_ray.config.limits import too_large
 from kr_ray.masking import holds_secret
 from kr_ray.runs.storage import check_location
 
+Raw = dict[str, Any]
+"""A mapping as a person wrote it in YAML, not checked yet."""
+Stamp = dict[str, Any]
+"""What of a section decides results, in JSON's types: read by fingerprints and by nobody else."""
 Location = Annotated[str, AfterValidator(check_location)]
 """A local path, or a URI s3://bucket/folder or gs://bucket/folder."""
 
@@ -37,7 +41,7 @@ class Section(BaseModel):
     added: ClassVar[frozenset[str]] = frozenset()
     """Keys that the section got after version 0.1."""
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """What decides results, as JSON values, for fingerprints.
 
         A key that was `added` later counts only where it differs from its default: so a program with one more

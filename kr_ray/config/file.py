@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from kr_ray.config.base import ConfigError, Section
+from kr_ray.config.base import ConfigError, Raw, Section
 from kr_ray.config.generators import GeneratorSection
 from kr_ray.config.kinds import GENERATORS, METHODS
 from kr_ray.config.methods import MethodSection
@@ -23,8 +23,6 @@ from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml
 from kr_ray.masking import HIDDEN, is_secret_name, masked
 
 S = TypeVar("S", bound=Section)
-Raw = dict[str, Any]
-"""A mapping as read from YAML."""
 Mistake = tuple[tuple[str, ...], str]
 """Key path, and what is wrong there."""
 

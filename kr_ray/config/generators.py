@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kr_ray.config.base import Section
+from kr_ray.config.base import Raw, Section
 
-TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+TRAINING_PRESETS: dict[str, Raw] = {
     # Table 3, column by column; "D basket size" is how many batches
     # StudioGAN's loader preloads and changes no result.
     "ours": {
@@ -22,7 +22,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, Raw] = {
     # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
     "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4],
                     "d_out": [4, 4, 4],
@@ -96,7 +96,7 @@ class GeneratorSection(Section):
         return []
 
     @classmethod
-    def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def expand(cls, raw: Raw) -> Raw:
         """The section as a person wrote it, with its presets filled in; keys the person wrote win."""
         return raw
 
@@ -210,7 +210,7 @@ class BigGanConfig(GeneratorSection):
         return wrong
 
     @classmethod
-    def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def expand(cls, raw: Raw) -> Raw:
         preset = TRAINING_PRESETS.get(str(raw.get("preset", "ours")), TRAINING_PRESETS["ours"])
         architecture = ARCHITECTURES.get(
             str(raw.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from kr_ray.config.base import Location, Section
+from kr_ray.config.base import Location, Section, Stamp
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.generators import BigGanSampling, SamplingSection
 
@@ -72,7 +72,7 @@ class SynthesisConfig(Section):
         only_gkd = {} if labelling == "gkd" else {"view": "clean", "temperature": 1.0}
         return self.with_values({"labelling": labelling} | only_gkd)
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """The kind's sampling keys stand among the others, as they did before there were kinds."""
         stamp = super().stamp()
         return stamp | stamp.pop("sampling")
@@ -199,7 +199,7 @@ class TuningConfig(Section):
         value = synthesis.values([name])[name]
         return self.space.get(name, (value, value))
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """Each range stands among the other keys, as it did before there was a `space`."""
         stamp = super().stamp()
         return stamp | stamp.pop("space")

@@ -60,8 +60,7 @@ class DpSgd:
         recipe, section = site.config.classifier.model_copy(update={"norm": self.section.norm}), self.section
 
         def work(folder: Path, state: State | None, save: Save) -> ClassifierResult:
-            released = train_dp_sgd(site.path, folder, section, recipe, site.seed, state, save)
-            return ClassifierResult.model_validate(released.result)
+            return train_dp_sgd(site.path, folder, section, recipe, site.seed, state, save).result
 
         return [Part(name=name, inputs=[recipe, section], result=ClassifierResult, work=work)]
 
@@ -147,7 +146,7 @@ class DpSgdTraining(ClassifierTraining):
                 "set cluster.workers to 1 for this training"
             )
         gradients = private_gradients()
-        private = recipe.model_copy(update=_of_section(section))
+        private = _private_recipe(recipe, section)
         steps_per_epoch_images = max(plan.records, section.expected_batch_size)
         schedule = Schedule.of_steps(private, steps_per_epoch_images, section.expected_batch_size, plan.steps)
         real = images.to(device)
@@ -211,13 +210,11 @@ class DpSgdTraining(ClassifierTraining):
         return self.key.gaussian(shape, self.step, parameter)
 
 
-def _of_section(section: DpSgdSection) -> dict[str, Any]:
-    """The recipe's keys that private steps want otherwise."""
+def _private_recipe(recipe: ClassifierConfig, section: DpSgdSection) -> ClassifierConfig:
+    """The recipe but for the keys that private steps want otherwise."""
     own = ("learning_rate", "momentum", "weight_decay", "trivial_augment")
-    return {key: getattr(section, key) for key in own} | {
-        "mixup_alpha": 0.0,
-        "batch_size": section.expected_batch_size,
-    }
+    changed = {key: getattr(section, key) for key in own}
+    return recipe.model_copy(update=changed | {"mixup_alpha": 0.0, "batch_size": section.expected_batch_size})
 
 
 def private_gradients() -> Any:
@@ -243,7 +240,7 @@ def train_dp_sgd(
     seed: int,
     state: State | None,
     save: Save,
-) -> Released:
+) -> Released[ClassifierResult]:
     """Train on the real training split with differential privacy; leaves weights.safetensors and result.json
     in `folder`.
 
@@ -266,11 +263,12 @@ def train_dp_sgd(
     )
     ticked = TickedTraining(training, splits.validation, DP_TICKS, state)
     ticked.finish(save)
-    privacy = privacy_record("dp_sgd", plan.event, plan.records, plan.delta, key.insecure)
-    constants = {"noise_multiplier": plan.noise_multiplier, "sampling_probability": plan.sampling_probability}
-    found = ticked.result(splits.test).model_copy(update={"privacy": privacy | constants})
-    result = found.model_dump(mode="json")
+    privacy = privacy_record(
+        "dp_sgd", plan.event, plan.records, plan.delta, key.insecure,
+        noise_multiplier=plan.noise_multiplier, sampling_probability=plan.sampling_probability,
+    )  # fmt: skip
+    result = ticked.result(splits.test).model_copy(update={"privacy": privacy})
     save_classifier(folder / WEIGHTS_FILE, training.model)
-    write_json(folder / RESULT_FILE, result)
+    write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
     forget_key(folder)
     return Released(result, plan.event)

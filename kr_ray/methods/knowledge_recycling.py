@@ -6,7 +6,7 @@ teacher -> generator -> student of teacher-labelled, regenerated images (section
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class KnowledgeRecycling:
         synthesis: generation parameters that this student has otherwise than the run's own.
     """
 
-    synthesis: dict[str, Any] = field(default_factory=dict)
+    synthesis: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     title: str = "Student"
     note: str = "Knowledge Recycling: teacher, generator and student trained anew in every run"
     takes_over: tuple[str, ...] = ()

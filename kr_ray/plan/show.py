@@ -74,7 +74,8 @@ def _beside(measured_s: float | None, estimated_s: float) -> str:
 
 
 def _measured_s(config: Config, stage: str) -> float | None:
-    return RunDirectory(storage_path(config.storage) / config.name).latest(stage).get("wall_s")
+    found = RunDirectory(storage_path(config.storage) / config.name).latest(stage)
+    return found.get("wall_s") if found else None
 
 
 def _size(count: int) -> str:
