@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from kr_ray.compute.seeding import derive_seed
+from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
 from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary
 from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key
@@ -17,7 +19,7 @@ from kr_ray.stages import Stage
 
 def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> LabelComparison:
     """Appendix D: all labelling strategies from this run's generator, at the best or at every checkpoint."""
-    from kr_ray.cluster.compare import LABELLINGS, compare_labelling
+    from kr_ray.cluster.compare import compare_labelling
 
     pipeline.run_until("checkpoints")
     c, sweep, name = pipeline.config, pipeline.results[CHECKPOINTS], "compare_labels"
@@ -25,7 +27,7 @@ def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> Lab
 
     def work(folder: Path) -> LabelComparison:
         rows = compare_labelling(
-            pipeline.run.path, folder, epochs, LABELLINGS, _seeds(pipeline, name, seeds), c
+            pipeline.run.path, folder, epochs, get_args(Labelling), _seeds(pipeline, name, seeds), c
         )
         return LabelComparison(rows=rows)
 

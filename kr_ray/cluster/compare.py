@@ -15,6 +15,7 @@ from kr_ray.cluster.tasks import run_tasks
 from kr_ray.cluster.trials import StudentWork, train_students
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError, SynthesisConfig
+from kr_ray.config.methods import Labelling
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.foreign.yaml_core import YamlError, read_value
 from kr_ray.methods.knowledge_recycling import student_training, train_student
@@ -26,15 +27,12 @@ from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import RESULT_FILE, Row, State
 from kr_ray.synthesis.student_set import StudentSpec, student_schedule
 
-LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
-"""Appendix D, from the paper's own strategy to its baseline."""
-
 
 def compare_labelling(
     run: Path,
     folder: Path,
     checkpoint_epochs: Sequence[int],
-    strategies: Sequence[str],
+    strategies: Sequence[Labelling],
     seeds: Sequence[int],
     config: Config,
 ) -> list[LabelRow]:

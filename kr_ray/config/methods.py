@@ -13,6 +13,9 @@ from kr_ray.config.base import Location, Section, Stamp
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.generators import BigGanSampling, SamplingSection
 
+Labelling = Literal["gkd", "gap_filler", "filter", "hard"]
+"""See kr_ray.synthesis.labelling; from the paper's own strategy to its baseline (appendix D)."""
+
 
 class TeacherConfig(Section):
     epochs: int = Field(500, ge=1)
@@ -23,7 +26,7 @@ class SynthesisConfig(Section):
 
     added: ClassVar[frozenset[str]] = frozenset({"view", "temperature", "student_mixup"})
 
-    labelling: Literal["gkd", "gap_filler", "filter", "hard"] = "gkd"
+    labelling: Labelling = "gkd"
     class_prior: Literal["real", "uniform"] = "real"
     sampling: SerializeAsAny[SamplingSection] = BigGanSampling()
     """How the generator draws; the keys are those of its kind."""
@@ -66,7 +69,7 @@ class SynthesisConfig(Section):
         """The recipe as students follow it: without MixUp if `student_mixup` is off."""
         return recipe if self.student_mixup else recipe.model_copy(update={"mixup_alpha": 0.0})
 
-    def labelled_by(self, labelling: str) -> SynthesisConfig:
+    def labelled_by(self, labelling: Labelling) -> SynthesisConfig:
         """The same generation under another labelling strategy; what
         only GKD knows falls back to its default."""
         only_gkd = {} if labelling == "gkd" else {"view": "clean", "temperature": 1.0}
