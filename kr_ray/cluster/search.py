@@ -263,6 +263,7 @@ def run_tuning(
     config: TuningConfig,
     kinds: Kinds,
     constants: TrialKeys,
+    *,
     seed: int,
     stage_dir: Path,
     resources: dict[str, float],

@@ -113,11 +113,11 @@ def tune_generation(
         tuning,
         {name: kinds[name] for name in tuning.space},
         {"shared": shared, "judged": judged},
-        config.seed,
-        folder,
-        trial_resources(config.cluster),
-        config.cluster.max_retries,
-        tuning.brackets_in_flight,
+        seed=config.seed,
+        stage_dir=folder,
+        resources=trial_resources(config.cluster),
+        max_retries=config.cluster.max_retries,
+        brackets_in_flight=tuning.brackets_in_flight,
     )
     best = max(
         (o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number)

@@ -21,7 +21,7 @@ from torch import Tensor
 from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining
 from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.compute.devices import Precision, autocast, mixed_dtype, pick_device
 from kr_ray.compute.parallel import worker_count
@@ -43,7 +43,6 @@ from kr_ray.runs.stages import RESULT_FILE, WEIGHTS_FILE, Save, State
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-DP_TICKS = Ticks(20)
 EXTRA = "pip install 'kr_ray[dp]'"
 
 
@@ -253,7 +252,7 @@ def train_dp_sgd(
     """
     splits = load_stored_splits(run / SPLITS_FILE)
     plan = plan_dp_sgd(section, recipe, len(splits.train))
-    done = state is not None and len(state["history"]) >= DP_TICKS.count
+    done = state is not None and len(state["history"]) >= WHOLE_TRAINING.count
     key = noise_key(folder, section.insecure_noise_key, started=state is not None and not done)
     own_seed = derive_seed(seed, "dp_sgd")
     model = new_classifier(splits.num_classes, splits.channels, recipe, own_seed)
@@ -261,7 +260,7 @@ def train_dp_sgd(
     training = DpSgdTraining(
         model, splits.train, recipe, section, plan, key, derive_seed(own_seed, "data"), device
     )
-    ticked = TickedTraining(training, splits.validation, DP_TICKS, state)
+    ticked = TickedTraining(training, splits.validation, WHOLE_TRAINING, state)
     ticked.finish(save)
     privacy = privacy_record(
         "dp_sgd", plan.event, plan.records, plan.delta, key.insecure,

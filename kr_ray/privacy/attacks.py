@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray
 from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
 from kr_ray.privacy.leave_one_out import leave_one_out
 from kr_ray.privacy.lira import compared_sides, hinge, lira_scores, logit_scaled
 from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
 from kr_ray.privacy.rmia import rmia_scores
-from kr_ray.privacy.scores import BoolArray, FloatArray, ReferenceScores, SampleScores, ScoreError
+from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, fit_class_attack
 from kr_ray.runs.figures import AttackFigures, Roc

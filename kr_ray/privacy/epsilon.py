@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
 from kr_ray.privacy.rates import CONFIDENCE, Pairs, clopper_pearson, pair_scores, split_samples
-from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray
 from kr_ray.runs.figures import Epsilon
 
 DELTA = 1e-5

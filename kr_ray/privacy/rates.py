@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray, ScoreError
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
+from kr_ray.privacy.scores import ScoreError
 
 FPRS = (0.001, 0.01)
 CONFIDENCE = 0.95

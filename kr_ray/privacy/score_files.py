@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from kr_ray.foreign.files import contents_of, decoding, shown
 from kr_ray.foreign.npz import listed, read_arrays
 from kr_ray.foreign.parquet import read_table
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
 from kr_ray.privacy.attacks import (
     HEADLINE,
     figures,
@@ -44,9 +45,6 @@ from kr_ray.privacy.metrics import CHANCE_AUC
 from kr_ray.privacy.rates import CONFIDENCE, auc_interval, pair_scores
 from kr_ray.privacy.scores import (
     MIN_MODELS,
-    BoolArray,
-    FloatArray,
-    IndexArray,
     ReferenceScores,
     SampleScores,
     ScoreError,

@@ -21,8 +21,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray, LogitArray
 from kr_ray.privacy.metrics import CHANCE_AUC, RocCurve, accuracy_over_privacy, auc, roc_curve
-from kr_ray.privacy.shadow import BoolArray, FloatArray, IndexArray, LogitArray, ShadowScores, check_logits
+from kr_ray.privacy.shadow import ShadowScores, check_answers
 from kr_ray.runs.figures import Attacked, AttackModel, Roc
 
 AttackKind = Literal["logistic_regression", "svc_rbf", "random_forest", "constant"]
@@ -221,7 +222,7 @@ class Attack:
         Raises:
             ValueError: wrong shapes or types, or a class without an attack.
         """
-        check_logits(logits, labels)
+        check_answers(logits, labels)
         present = np.unique(labels).tolist()
         if missing := [index for index in present if index not in self.classes]:
             raise ValueError(

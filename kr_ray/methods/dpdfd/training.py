@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kr_ray.classifiers.networks import load_classifier, new_classifier, save_classifier
 from kr_ray.classifiers.predict import accuracy, confusion_matrix, predict_logits
+from kr_ray.classifiers.ticks import WHOLE_TRAINING
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import ClassifierConfig, ConfigError
@@ -31,7 +32,7 @@ from kr_ray.runs.figures import ClassifierPoint, PrivacyRecord
 from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import RESULT_FILE, WEIGHTS_FILE, Row, Save, State
 
-PAPER_TICKS = 20
+PAPER_TICKS = WHOLE_TRAINING.count
 
 
 class Queries(Protocol):
