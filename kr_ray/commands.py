@@ -4,6 +4,7 @@ code. Imports torch and ray where they are needed."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import socket
@@ -344,6 +345,13 @@ def plan(parsed: argparse.Namespace) -> int:
     from kr_ray.plan.show import print_plan
 
     print_plan(config, parsed.devices)
+    return 0
+
+
+def schema(parsed: argparse.Namespace) -> int:
+    from kr_ray.config.schema import config_schema
+
+    print(json.dumps(config_schema(parsed.plugin), indent=1))
     return 0
 
 

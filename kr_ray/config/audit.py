@@ -41,6 +41,7 @@ class CopiesConfig(Section):
     encoder_size: int = Field(0, ge=0)
     """Images are resized to this side for the encoder; 0 = as they are."""
     encoder_normalisation: Literal["none", "imagenet"] = "none"
+    """Of the encoder's input: pixels in [0, 1] as they are, or by ImageNet's mean and deviation."""
 
 
 class WorstCaseConfig(Section):
@@ -58,6 +59,8 @@ class WorstCaseConfig(Section):
     """Runs; even, because every audit sample is a member in exactly half of
     them. More of them extend an audit already made."""
     canary_kind: Literal["mislabeled", "outlier", "random"] = "mislabeled"
+    """`mislabeled`: with a wrong label (the paper); `outlier`: those that models not trained on them find
+    hardest; `random`: any."""
     canaries: int = Field(0, ge=0)
     """0 = 500, or as many as `max_canary_share` allows if those are fewer."""
     population: int = Field(0, ge=0)

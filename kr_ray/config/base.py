@@ -79,7 +79,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 class Resources(Section):
     cpu: float = Field(1.0, ge=0)
+    """Cores; a training uses as many threads, at least one."""
     gpu: float = Field(0.0, ge=0)
+    """GPUs, or a share of one."""
 
     @property
     def threads(self) -> int:
