@@ -24,7 +24,7 @@ from kr_ray.config.dp import DpSgdSection
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.dp.noise import KEY_FILE, forget_key, insecure_key, noise_key
-from kr_ray.dp.plan import refuse_private_facts
+from kr_ray.dp.release import refuse_private_facts
 from kr_ray.methods.dp_sgd import DpSgdTraining, plan_dp_sgd, train_dp_sgd
 from kr_ray.privacy.accountants import epsilon_of, event_of_record
 from kr_ray.runs.artifacts import ArtifactError, load_state, load_tensors

@@ -197,10 +197,10 @@ class ClassifierTraining:
                 torch.randperm(len(images), generator=seeded_generator(self.seed, "order", epoch)),
             )
         index = self._order[1][first * size : last * size].to(self.device)
-        generator = seeded_generator(self.seed, "augment", epoch, first)
-        chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, generator)
+        random = seeded_generator(self.seed, "augment", epoch, first)
+        chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, random)
         if self.recipe.trivial_augment:
-            chunk = trivial_augment(chunk, generator)
+            chunk = trivial_augment(chunk, random)
         return list(zip(chunk.split(size), targets[index].split(size), strict=True))
 
     def _train_step(self, images: Tensor, targets: Tensor) -> None:

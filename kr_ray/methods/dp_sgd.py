@@ -32,7 +32,7 @@ from kr_ray.data.augment import crop_and_flip, to_float, trivial_augment
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import NoiseKey, forget_key, noise_key
-from kr_ray.dp.plan import Released, own_delta, privacy_record
+from kr_ray.dp.release import Released, own_delta, privacy_record
 from kr_ray.methods.interface import ClassifierPart, Part, Site
 from kr_ray.privacy.accountants import poisson_gaussian
 from kr_ray.privacy.ledger import LedgerError, calibrate_noise

@@ -16,7 +16,7 @@ from kr_ray.plan.estimate import (
     total_s,
     what_if,
 )
-from kr_ray.plan.rates import MeasuredHere, Rates, ScaledFromH200, count_costs
+from kr_ray.plan.speeds import MeasuredHere, Rates, ScaledFromH200, count_costs
 from kr_ray.plan.work import data_size, run_work
 from kr_ray.runs.artifacts import RunDirectory
 from kr_ray.runs.storage import storage_path

@@ -70,7 +70,7 @@ class Bound(OpenFigures):
 
 class PrivacyRecord(OpenFigures):
     """What a private part released, and the guarantee of this part alone; further keys are its own constants
-    (see kr_ray.dp.plan.privacy_record)."""
+    (see kr_ray.dp.release.privacy_record)."""
 
     release: Json
     """The event, for the run's ledger (see kr_ray.privacy.accountants.event_record)."""

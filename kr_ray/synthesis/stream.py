@@ -158,8 +158,8 @@ class SyntheticSet(RegeneratedSet):
 
     def _block(self, classes: Tensor, regeneration: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
         """One block: which of `classes` were kept (bool, CPU), and the kept images and targets."""
-        generator = seeded_generator(self._seed, "block", regeneration, block)
-        images = self._sampler.images(classes, generator)
+        random = seeded_generator(self._seed, "block", regeneration, block)
+        images = self._sampler.images(classes, random)
         if self._label is None:
             no_targets = images.new_empty(len(images), 0, dtype=torch.float32)
             return torch.ones_like(classes, dtype=torch.bool), images, no_targets

@@ -23,7 +23,7 @@ from kr_ray.config.dp import DpMerfSection
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import forget_key, noise_key
-from kr_ray.dp.plan import Released, own_delta, privacy_record, read_release
+from kr_ray.dp.release import Released, own_delta, privacy_record, read_release
 from kr_ray.generators.dp_merf.features import Embedding, RandomFeatures, release_embedding
 from kr_ray.generators.dp_merf.network import MerfGenerator
 from kr_ray.privacy.accountants import gaussian

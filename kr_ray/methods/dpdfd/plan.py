@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kr_ray.classifiers.training import SMALLEST_BATCH
 from kr_ray.config import ConfigError
 from kr_ray.config.dp import DpdfdSection
-from kr_ray.dp.plan import own_delta, privacy_record
+from kr_ray.dp.release import own_delta, privacy_record
 from kr_ray.methods.dpdfd.teachers import SENSITIVITY
 from kr_ray.privacy.accountants import gaussian
 from kr_ray.privacy.ledger import LedgerError, calibrate_noise

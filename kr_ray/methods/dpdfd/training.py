@@ -22,7 +22,7 @@ from kr_ray.data.augment import to_float
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import NoiseKey, forget_key, noise_key
-from kr_ray.dp.plan import Released, read_release
+from kr_ray.dp.release import Released, read_release
 from kr_ray.methods.dpdfd.losses import bounded, generator_loss, output_gradient
 from kr_ray.methods.dpdfd.networks import DataFreeGenerator, save_data_free_generator, to_bytes
 from kr_ray.methods.dpdfd.plan import DpdfdPlan, plan_dpdfd, privacy_of
