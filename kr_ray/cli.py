@@ -133,7 +133,7 @@ def _message(error: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kr", description=__doc__ and "Knowledge Recycling on Ray.")
+    parser = argparse.ArgumentParser(prog="kr", description="Knowledge Recycling on Ray.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -237,6 +237,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     _bench_options(
         add("bench", "measure the product beside the plain way of computing", commands.bench, config=False)
+    )
+    schema = add(
+        "schema",
+        "the JSON schema of a configuration, with every key's meaning: for editors",
+        commands.schema,
+        config=False,
+    )
+    schema.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="allow its kinds too, as a configuration's `plugins` does (may be repeated)",
     )
     runs = add("runs", "list the runs and their state", commands.runs, config=False)
     runs.add_argument("--storage", default="runs")

@@ -4,6 +4,7 @@ code. Imports torch and ray where they are needed."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,13 +131,13 @@ def _audit_scores(parsed: argparse.Namespace) -> int:
 
     _check_output("--json", parsed.json, {"--scores": parsed.scores})
     try:
-        result = audit_score_file(parsed.scores, seed=0)
+        found = audit_score_file(parsed.scores, seed=0)
     except ScoreError as error:
         raise ConfigError(str(error)) from error
-    score_table(result).print()
-    print(notes(result))
+    score_table(found).print()
+    print(notes(found))
     if parsed.json is not None:
-        write_json(parsed.json, result)
+        write_json(parsed.json, found.model_dump(mode="json", by_alias=True, exclude_unset=True))
         print(f"written to {parsed.json}")
     return 0
 
@@ -328,7 +330,7 @@ def bench(parsed: argparse.Namespace) -> int:
         torch.device(parsed.device),
         parsed.threads,
         tell=lambda text: print(text, flush=True),
-        keep=lambda so_far: write_json(parsed.out, so_far),
+        keep=lambda so_far: write_json(parsed.out, asdict(so_far)),
     )
     if parsed.markdown is not None:
         with atomic_write(parsed.markdown) as temporary:
@@ -346,6 +348,13 @@ def plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def schema(parsed: argparse.Namespace) -> int:
+    from kr_ray.config.schema import config_schema
+
+    print(json.dumps(config_schema(parsed.plugin), indent=1))
+    return 0
+
+
 def runs(parsed: argparse.Namespace) -> int:
     from kr_ray.runs.artifacts import list_runs
 
@@ -354,12 +363,9 @@ def runs(parsed: argparse.Namespace) -> int:
         print(f"no runs below {parsed.storage!r}")
         return 0
     table = Grid(f"runs below {parsed.storage}", ("run", "state", "stage", "done", "updated", "note"))
-    for run in runs:
-        age = "" if run["updated"] is None else f"{time.time() - run['updated']:.0f} s ago"
-        table.add(
-            run["name"], run["state"], run.get("stage", ""), f"{run.get('share', 0):.0%}", age,
-            run.get("error") or run.get("note", ""),
-        )  # fmt: skip
+    for name, run in runs.items():
+        age = "" if run.updated is None else f"{time.time() - run.updated:.0f} s ago"
+        table.add(name, run.state, run.stage, f"{run.share:.0%}", age, run.error or run.note)
     table.print()
     return 0
 

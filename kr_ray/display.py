@@ -12,6 +12,7 @@ from kr_ray.runs.results import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
     from kr_ray.runs.progress import StageProgress
 
@@ -48,7 +49,7 @@ class Display:
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1)),
             console=self.console, disable=not self.live, expand=True,
         )  # fmt: skip
-        self.tasks: dict[str, Any] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.started = self.logged = 0.0
 
     def __enter__(self) -> Display:

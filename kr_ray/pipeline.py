@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError
 from kr_ray.runs.artifacts import ArtifactError
-from kr_ray.runs.figures import SweptCheckpoint
+from kr_ray.runs.figures import AuditedKeys, Generation, SweptCheckpoint
 from kr_ray.runs.results import (
     AUDIT,
     CHECKPOINTS,
@@ -199,7 +199,7 @@ class Pipeline(StageRunner):
         missing = [name for name in self.stages["worst_case"].after if name not in self.results]
         if missing:
             raise ArtifactError(
-                f"an arm of {', '.join(self._audited()['arms'])} needs this run's {missing[0]}, which has "
+                f"an arm of {', '.join(self._audited().arms)} needs this run's {missing[0]}, which has "
                 f"not been trained; run `kr {missing[0]}` first"
             )
         if budget_hours is not None:
@@ -309,7 +309,10 @@ class Pipeline(StageRunner):
 
         spec = self.final_spec()
         result = self._train(student_part(self.site(), "student", spec), folder)
-        source = {"images_from": self.config.cluster.stream, "synthesis": spec.synthesis.stamp()}
+        source = {
+            "images_from": self.config.cluster.stream,
+            "synthesis": Generation.model_validate(spec.synthesis.stamp()),
+        }
         return result.model_copy(update=source)
 
     def _exported_student(self) -> Stage[StudentResult]:
@@ -459,30 +462,30 @@ class Pipeline(StageRunner):
     def _worst_case_after(self) -> Sequence[str]:
         from kr_ray.methods.registry import method_of
 
-        taken = [stage for arm in self._audited()["arms"] for stage in method_of(arm, self.config).takes_over]
+        taken = [stage for arm in self._audited().arms for stage in method_of(arm, self.config).takes_over]
         return ("data", *dict.fromkeys(taken))
 
-    def _audited(self) -> dict[str, Any]:
+    def _audited(self) -> AuditedKeys:
         """The keys of the worst-case audit.
 
         `kr audit --arms` is not in the file: without arms in the
         configuration, those of the audit that was made are meant.
         """
         keys, done = self.config.audit.worst_case, self.run.latest("worst_case")
-        return dict(done["audit"]) if done and not keys.arms else keys.stamp()
+        return AuditedKeys.model_validate(done["audit"] if done and not keys.arms else keys.stamp())
 
     def _worst_case_inputs(self) -> list[Any]:
         """What decides the arms' numbers beside the stages they build on."""
         from kr_ray.privacy.scores import ATTACKS_VERSION
 
         c, keys = self.config, self._audited()
-        sections: list[Any] = [c.seed, c.classifier, c.teacher, keys, ATTACKS_VERSION]
-        if set(keys["arms"]) - {"teacher"}:
+        sections: list[Any] = [c.seed, c.classifier, c.teacher, keys.model_dump(mode="json"), ATTACKS_VERSION]
+        if set(keys.arms) - {"teacher"}:
             spec = self.final_spec()
             sections += [spec.checkpoint_epoch, spec.synthesis, spec.epochs]
-        if "kr" in keys["arms"]:
+        if "kr" in keys.arms:
             sections.append(c.generator)
-        return sections + [c.students[arm] for arm in keys["arms"] if arm in c.students]
+        return sections + [c.students[arm] for arm in keys.arms if arm in c.students]
 
     def _audit_plan(self, folder: Path) -> AuditPlan:
         from kr_ray.cluster.worst_case import plan_audit

@@ -3,84 +3,23 @@ comparisons (appendix D, searches), and the export."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import ConfigError
+from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
-from kr_ray.runs.comparisons import ViewComparison, ViewSummary
-from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key, Result
+from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary
+from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.stages import Stage
 
 
-class LabelRow(Result):
-    """One student: validation CAS of a labelling strategy at a checkpoint and a seed."""
-
-    labelling: str
-    epoch: int
-    seed: int
-    val_cas: float
-
-
-class LabelSummary(Result):
-    """Of one strategy over all of its students."""
-
-    labelling: str
-    mean: float
-    sd: float
-    n: int
-
-
-class LabelComparison(Result):
-    rows: list[LabelRow]
-
-    def summary(self) -> list[LabelSummary]:
-        """In the order of the rows."""
-        cas: dict[str, list[float]] = {}
-        for row in self.rows:
-            cas.setdefault(row.labelling, []).append(row.val_cas)
-        return [
-            LabelSummary(
-                labelling=name,
-                mean=statistics.fmean(found),
-                sd=statistics.stdev(found) if len(found) > 1 else 0.0,
-                n=len(found),
-            )
-            for name, found in cas.items()
-        ]
-
-
-class SearchCost(Result):
-    """A search for the best checkpoint: whom it found, and what it took."""
-
-    epoch: int
-    val_cas: float
-    students: int
-    images_seen: float
-    seconds: float
-
-
-class SearchRow(Result):
-    seed: int
-    exhaustive: SearchCost
-    halving: SearchCost
-    lost_cas: float
-    images_share: float
-    seconds_share: float
-
-
-class SearchComparison(Result):
-    rows: list[SearchRow]
-
-
 def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> LabelComparison:
     """Appendix D: all labelling strategies from this run's generator, at the best or at every checkpoint."""
-    from kr_ray.cluster.compare import LABELLINGS, compare_labelling
+    from kr_ray.cluster.compare import compare_labelling
 
     pipeline.run_until("checkpoints")
     c, sweep, name = pipeline.config, pipeline.results[CHECKPOINTS], "compare_labels"
@@ -88,9 +27,9 @@ def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> Lab
 
     def work(folder: Path) -> LabelComparison:
         rows = compare_labelling(
-            pipeline.run.path, folder, epochs, LABELLINGS, _seeds(pipeline, name, seeds), c
+            pipeline.run.path, folder, epochs, get_args(Labelling), _seeds(pipeline, name, seeds), c
         )
-        return LabelComparison(rows=[LabelRow.model_validate(row) for row in rows])
+        return LabelComparison(rows=rows)
 
     inputs = [c.seed, c.classifier, c.synthesis, c.checkpoints, epochs, seeds]
     return pipeline.run_stage(
@@ -137,8 +76,8 @@ def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
     epochs = pipeline.results[GENERATOR].checkpoints
 
     def work(folder: Path) -> SearchComparison:
-        rows = compare_search(pipeline.run.path, folder, epochs, _seeds(pipeline, name, seeds), c)
-        return SearchComparison(rows=[SearchRow.model_validate(row) for row in rows])
+        seeded = _seeds(pipeline, name, seeds)
+        return SearchComparison(rows=compare_search(pipeline.run.path, folder, epochs, seeded, c))
 
     inputs = [c.seed, c.classifier, c.synthesis, c.checkpoints, seeds]
     return pipeline.run_stage(
@@ -159,8 +98,6 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     from kr_ray.cluster.stream import Makers, export_parquet
     from kr_ray.synthesis.parquet_set import parquet_schema
 
-    if images < 0:
-        raise ConfigError(f"`--images >= 0` must hold, but got {images}; use 0 for the student's own number")
     pipeline.run_until("student")
     pipeline.run.check_artefacts()
     run, c, data, folder = pipeline.run.path, pipeline.config, pipeline.results[DATA], pipeline.run / "export"
@@ -170,16 +107,15 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     # The labeller of view: seen, the teacher, does not travel with the images: they get its answers to them.
     spec = replace(spec, synthesis=spec.synthesis.model_copy(update={"view": "clean"}))
     images = images or spec.synthesis.cardinality_scale * data.train
-    metadata: dict[str, Any] = {
+    about = {
         "run": c.name,
         "class_names": data.class_names,
         "seed": c.seed,
         "images": images,
+        "synthesis": spec.synthesis.model_dump(mode="json"),
     }
     shape = (data.channels, data.image_size, data.image_size)
-    schema = parquet_schema(
-        shape, data.num_classes, metadata | {"synthesis": spec.synthesis.model_dump(mode="json")}
-    )
+    schema = parquet_schema(shape, data.num_classes, about)
     pipeline.connect()
     export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
     return {

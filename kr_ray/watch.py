@@ -55,9 +55,9 @@ def look(run: Path) -> Snapshot:
     if not (run / "status.json").exists():
         raise ArtifactError(f"{run} holds no run; `kr runs --storage {run.parent}` lists those there are")
     status = run_status(run, STALE_S)
-    progress = StageProgress.from_status(status)
-    if status["state"] != "running":  # counts and best CAS stay true, what is going on does not
+    progress = StageProgress.from_status(status.progress)
+    if status.state != "running":  # counts and best CAS stay true, what is going on does not
         progress = replace(progress, running=None, paused=None, images_per_second=None, eta_s=None)
     elif progress.eta_s is not None:
-        progress = replace(progress, eta_s=max(0.0, progress.eta_s - (time.time() - status["updated"])))
-    return Snapshot(status["state"], status.get("stage", ""), progress, status.get("error", ""))
+        progress = replace(progress, eta_s=max(0.0, progress.eta_s - (time.time() - (status.updated or 0.0))))
+    return Snapshot(status.state, status.stage, progress, status.error)

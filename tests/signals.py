@@ -145,7 +145,7 @@ def in_stage(stage: str, share: float = 0.0) -> Callable[[Driver], bool]:
         folder = driver.run / stage
         if not (folder / "started.json").exists() or (folder / "done.json").exists():
             return False
-        return not share or sum(unit["share"] for unit in read_progress(folder)) >= share
+        return not share or sum(unit.share for unit in read_progress(folder)) >= share
 
     return moment
 

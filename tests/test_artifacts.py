@@ -71,10 +71,10 @@ def test_one_driver_at_a_time_and_a_killed_one_is_seen(tmp_path: Path) -> None:
         run.set_status(state="running")
         with pytest.raises(ArtifactError, match="in use"), RunDirectory(tmp_path / "demo"):
             pass
-        assert [r["state"] for r in list_runs(tmp_path)] == ["running"]
-    assert [r["state"] for r in list_runs(tmp_path)] == ["finished"]
+        assert [status.state for status in list_runs(tmp_path).values()] == ["running"]
+    assert [status.state for status in list_runs(tmp_path).values()] == ["finished"]
     run.set_status(state="running")  # as a killed driver leaves it
-    assert [r["state"] for r in list_runs(tmp_path)] == ["killed"]
+    assert [status.state for status in list_runs(tmp_path).values()] == ["killed"]
 
 
 def test_stored_splits_are_the_same_bytes(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_a_changed_result_is_not_taken_for_the_one_that_was_written(run: RunDire
     work(run, "one", 1)
     path = run / "teacher" / "done.json"
     write_json(path, read_json(path) | {"result": {"value": 9}})
-    assert run.result("teacher", "one") is None and run.latest("teacher") == {}
+    assert run.result("teacher", "one") is None and run.latest("teacher") is None
 
 
 def test_a_damaged_training_state_is_begun_anew(tmp_path: Path) -> None:
@@ -348,11 +348,11 @@ def test_one_damaged_status_hides_no_run(run: RunDirectory) -> None:
             (run.path.parent / name).mkdir()
             write_json(run.path.parent / name / "status.json", {"state": "finished", "updated": 1.0})
             harm(run.path.parent / name / "status.json")
-    found = {status["name"]: status for status in list_runs(run.path.parent)}
-    assert found["demo"]["state"] == "finished"
+    found = list_runs(run.path.parent)
+    assert found["demo"].state == "finished"
     others = {name: status for name, status in found.items() if name != "demo"}
     assert set(others) == set(DAMAGE) - {"result_removed"}
-    assert all(s["state"] == "unreadable" and name in s["error"] for name, s in others.items())
+    assert all(s.state == "unreadable" and name in s.error for name, s in others.items())
 
 
 # --- files behind links -------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_a_lock_that_cannot_be_looked_at_hides_no_run(run: RunDirectory) -> None
     other = run.path.parent / "other"
     (other / ".lock").mkdir(parents=True)
     write_json(other / "status.json", {"state": "running", "updated": 1.0})
-    assert [(status["name"], status["state"]) for status in list_runs(run.path.parent)] == [
+    assert [(name, status.state) for name, status in list_runs(run.path.parent).items()] == [
         ("demo", "finished"),
         ("other", "running"),
     ]

@@ -110,11 +110,11 @@ def test_one_model_as_npz_and_as_parquet(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", member_scores=inside, non_member_scores=outside)
     found = audit_score_file(tmp_path / "a.npz", seed=0)
     member = (np.arange(2700) < 1500)[None]
-    assert (found["form"], found["models"]) == ("one model", 1)
-    assert found["attacks"] == {"global_threshold": {"all": figures(np.r_[inside, outside][None], member, 0)}}
+    assert (found.form, found.models) == ("one model", 1)
+    assert found.attacks == {"global_threshold": {"all": figures(np.r_[inside, outside][None], member, 0)}}
     parquet.write_table(long_table(np.r_[inside, outside][None], member), tmp_path / "a.parquet")
     again = audit_score_file(tmp_path / "a.parquet", seed=0)
-    assert (again["form"], again["attacks"]) == (found["form"], found["attacks"])
+    assert (again.form, again.attacks) == (found.form, found.attacks)
 
 
 def test_many_models_as_npz_and_as_parquet(tmp_path: Path) -> None:
@@ -125,19 +125,19 @@ def test_many_models_as_npz_and_as_parquet(tmp_path: Path) -> None:
         long_table(scores, member, canary=np.tile(canary, (MODELS, 1))), tmp_path / "b.parquet"
     )
     found, again = (audit_score_file(tmp_path / f"b.{kind}", seed=0) for kind in ("npz", "parquet"))
-    assert found["attacks"] == again["attacks"]
-    assert sorted(found["attacks"]) == [
+    assert found.attacks == again.attacks
+    assert sorted(found.attacks) == [
         "global_threshold", "lira_offline_fixed", "lira_offline_per_sample", "lira_online_fixed",
         "lira_online_per_sample"
     ]  # fmt: skip
-    assert found["attacks"]["global_threshold"]["canary"] == figures(scores[:, canary], member[:, canary], 0)
-    assert found["attacks"]["global_threshold"]["population"]["n_members"] == 25 * 3
+    assert found.attacks["global_threshold"]["canary"] == figures(scores[:, canary], member[:, canary], 0)
+    assert found.attacks["global_threshold"]["population"].n_members == 25 * 3
 
 
 def test_logits_get_all_attacks(tmp_path: Path) -> None:
     samples = SampleScores(**arrays())
     samples.save(tmp_path / "c.npz")  # what the audit itself writes is such a file
-    found = audit_score_file(tmp_path / "c.npz", seed=0)["attacks"]
+    found = audit_score_file(tmp_path / "c.npz", seed=0).attacks
     assert f"{HEADLINE}_true_label" in found
     assert {name: found[name] for name in found if name != f"{HEADLINE}_true_label"} == attack_groups(
         {"all": samples}, None, 0
@@ -150,7 +150,7 @@ def test_logits_get_all_attacks(tmp_path: Path) -> None:
         member=MEMBER,
         **extra,
     )
-    assert "rmia_offline" in audit_score_file(tmp_path / "d.npz", seed=0)["attacks"]
+    assert "rmia_offline" in audit_score_file(tmp_path / "d.npz", seed=0).attacks
 
 
 # --- the command --------------------------------------------------------------------------------------------
@@ -286,10 +286,10 @@ def test_finite_scores_of_any_size_give_the_same_figures(size: float, tmp_path: 
     np.savez(tmp_path / "sized.npz", scores=scores * size, member=MEMBER)
     with np.errstate(all="raise", under="ignore"):
         plain, sized = (
-            audit_score_file(tmp_path / f"{name}.npz", seed=0)["attacks"] for name in ("plain", "sized")
+            audit_score_file(tmp_path / f"{name}.npz", seed=0).attacks for name in ("plain", "sized")
         )
     for name, groups in plain.items():
-        assert sized[name]["all"]["auc"] == pytest.approx(groups["all"]["auc"], abs=2e-3), name
+        assert sized[name]["all"].auc == pytest.approx(groups["all"].auc, abs=2e-3), name
 
 
 def test_one_model_s_scores_may_be_of_any_finite_size(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_one_model_s_scores_may_be_of_any_finite_size(tmp_path: Path) -> None:
     np.savez(tmp_path / "huge.npz", member_scores=inside, non_member_scores=outside)
     with np.errstate(all="raise"):
         found = audit_score_file(tmp_path / "huge.npz", seed=0)
-    assert found["attacks"]["global_threshold"]["all"]["auc"] == 1.0
+    assert found.attacks["global_threshold"]["all"].auc == 1.0
 
 
 def test_scores_of_the_wrong_sign_are_told_with_the_turned_figure(
@@ -312,11 +312,11 @@ def test_scores_of_the_wrong_sign_are_told_with_the_turned_figure(
     np.savez(tmp_path / "losses.npz", **losses)
     np.savez(tmp_path / "scores.npz", **{name: -values for name, values in losses.items()})
     right = audit_score_file(tmp_path / "scores.npz", seed=0)
-    figure = right["attacks"]["global_threshold"]["all"]
-    assert right["remarks"] == [] and figure["auc"] > 0.9
-    (remark,) = audit_score_file(tmp_path / "losses.npz", seed=0)["remarks"]
-    assert f"AUC {1 - figure['auc']:.4f} lies below 0.5" in remark
-    assert f"AUC {figure['auc']:.4f}, epsilon >= {figure['epsilon']['clopper_pearson']:.2f}" in remark
+    figure = right.attacks["global_threshold"]["all"]
+    assert right.remarks == [] and figure.auc > 0.9
+    (remark,) = audit_score_file(tmp_path / "losses.npz", seed=0).remarks
+    assert f"AUC {1 - figure.auc:.4f} lies below 0.5" in remark
+    assert f"AUC {figure.auc:.4f}, epsilon >= {figure.epsilon.clopper_pearson:.2f}" in remark
     assert main(["audit", "--scores", str(tmp_path / "losses.npz")]) == 0
     assert remark in capsys.readouterr().out
 
@@ -327,18 +327,18 @@ def test_many_models_losses_are_told_where_levels_hide_them_from_the_threshold(t
     np.savez(tmp_path / "x.npz", scores=losses, member=MEMBER)
     np.savez(tmp_path / "y.npz", scores=-losses, member=MEMBER)
     told, quiet = (audit_score_file(tmp_path / name, seed=0) for name in ("x.npz", "y.npz"))
-    (remark,) = [remark for remark in told["remarks"] if "offline" in remark]
-    turned = quiet["attacks"]["lira_offline_fixed"]["all"]["auc"]
+    (remark,) = [remark for remark in told.remarks if "offline" in remark]
+    turned = quiet.attacks["lira_offline_fixed"]["all"].auc
     assert remark.startswith("lira_offline_fixed, all: AUC 0.") and f"give AUC {turned:.4f}" in remark
-    assert quiet["remarks"] == []
+    assert quiet.remarks == []
 
 
 def test_equal_scores_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", member_scores=np.ones(40), non_member_scores=np.ones(50))
     found = audit_score_file(tmp_path / "x.npz", seed=0)
-    assert "all 90 scores are equal" in found["remarks"][0]
-    figure = found["attacks"]["global_threshold"]["all"]
-    assert figure["auc_low"] < 0.5 == figure["auc"] < figure["auc_high"]
+    assert "all 90 scores are equal" in found.remarks[0]
+    figure = found.attacks["global_threshold"]["all"]
+    assert figure.auc_low < 0.5 == figure.auc < figure.auc_high
 
 
 def test_pairs_that_membership_settles_are_left_out_and_told(tmp_path: Path) -> None:
@@ -347,8 +347,8 @@ def test_pairs_that_membership_settles_are_left_out_and_told(tmp_path: Path) -> 
     np.savez(tmp_path / "x.npz", scores=rng.normal(size=(6, 200)), member=member)
     found = audit_score_file(tmp_path / "x.npz", seed=0)
     judged = judged_pairs(member)
-    assert f"{(~judged).sum()} of 1200 pairs" in found["remarks"][0]
-    assert found["attacks"]["lira_online_fixed"]["all"]["n_members"] == (judged & member).sum()
+    assert f"{(~judged).sum()} of 1200 pairs" in found.remarks[0]
+    assert found.attacks["lira_online_fixed"]["all"].n_members == (judged & member).sum()
 
 
 def test_what_is_proven_is_said_for_one_attack_and_for_all_together(
@@ -383,7 +383,7 @@ def test_other_formats_are_named_as_such(
 
 def test_a_parquet_file_s_name_may_end_in_capitals(tmp_path: Path) -> None:
     parquet.write_table(long_table(LOGITS[:, :, 0, 0].astype(np.float64), MEMBER), tmp_path / "x.PARQUET")
-    assert audit_score_file(tmp_path / "x.PARQUET", seed=0)["form"] == "many models"
+    assert audit_score_file(tmp_path / "x.PARQUET", seed=0).form == "many models"
 
 
 def test_configuration_and_scores_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from kr_ray import cli
 from kr_ray.bench import run as bench_run
 from kr_ray.bench.captured import graphs_and_compilation
+from kr_ray.bench.document import TimingRow
 from kr_ray.bench.harness import DeviceRates, Figure, Meter, Variant, device_rates, measure, ratio, throughput
 from kr_ray.bench.materials import CHANNELS, NUM_CLASSES, PLAIN, Bench, gan_config, random_images, recipe
 from kr_ray.bench.plain_gan import PlainConditionalNorm, PlainDiscriminator, PlainGanSteps, PlainGenerator
@@ -138,10 +140,10 @@ def test_shares_of_the_devices_rates() -> None:
         [Variant("mm", multiply, 10, bytes_moved=6)], 2, Meter(DEVICE, lambda: time.now)
     ).values()
     assert timing.flops == 2 * 8 * 4 * 2
-    described = DeviceRates("float32", matrix_flops=1024.0, copy_bytes=24.0).describe(timing)
-    assert described["matrix_share"] == pytest.approx(0.25)
-    assert described["copy_share"] == pytest.approx(0.5)
-    assert described["images_per_s"] == pytest.approx(20)
+    row = TimingRow.of(timing, DeviceRates("float32", matrix_flops=1024.0, copy_bytes=24.0))
+    assert row.matrix_share == pytest.approx(0.25)
+    assert row.copy_share == pytest.approx(0.5)
+    assert row.images_per_s == pytest.approx(20)
 
 
 # --- both sides compute the same ----------------------------------------------------------------------------
@@ -264,25 +266,25 @@ def check_document(document: dict[str, Any], names: list[str]) -> None:
 
 def test_every_suite_of_this_process_gives_its_document() -> None:
     document = bench_run.run_bench(IN_PROCESS, 2, DEVICE, 1, TINY)
-    check_document(document, IN_PROCESS)
+    check_document(asdict(document), IN_PROCESS)
     table = markdown_table(document)
-    for suite in document["suites"].values():
-        for figure in suite["figures"]:
-            assert f"| {figure['name']} |" in table
+    for suite in document.suites.values():
+        for figure in suite.figures:
+            assert f"| {figure.name} |" in table
 
 
 @pytest.mark.slow
 def test_students_side_by_side_through_ray() -> None:
     document = bench_run.run_bench(["sweep"], 1, DEVICE, 1, TINY)
-    check_document(document, ["sweep"])
-    assert len(document["suites"]["sweep"]["timings"]) == 6
+    check_document(asdict(document), ["sweep"])
+    assert len(document.suites["sweep"].timings) == 6
 
 
 def test_what_cannot_run_here_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_run.importlib.util, "find_spec", lambda name: None)
-    suites = bench_run.run_bench(["sweep", "graphs"], 1, DEVICE, 1, TINY)["suites"]
-    assert suites["sweep"]["skipped"] == "skipped: Ray is not installed"
-    assert suites["graphs"]["skipped"].startswith("skipped: for GPUs only")
+    suites = bench_run.run_bench(["sweep", "graphs"], 1, DEVICE, 1, TINY).suites
+    assert suites["sweep"].skipped == "skipped: Ray is not installed"
+    assert suites["graphs"].skipped.startswith("skipped: for GPUs only")
 
 
 def test_a_failing_suite_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,16 +293,10 @@ def test_a_failing_suite_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch
 
     suites = (bench_run.Suite("broken", fail), bench_run.SUITES[0])
     monkeypatch.setattr(bench_run, "SUITES", suites)
-    found = bench_run.run_bench([], 1, DEVICE, 1, TINY)["suites"]
-    assert found["broken"]["skipped"] == "failed: OutOfMemoryError: no memory left"
-    assert found["augmentation"]["skipped"] is None
-    assert "| broken | failed: OutOfMemoryError: no memory left |" in markdown_table(
-        {"date": "2026-01-01", "seconds": 1.0, "rounds": 1, "suites": found}
-        | {
-            "environment": bench_run.environment(DEVICE, 1),
-            "rates": {"dtype": "x", "matrix_flops_per_s": 1, "copy_bytes_per_s": 1},
-        }
-    )
+    document = bench_run.run_bench([], 1, DEVICE, 1, TINY)
+    assert document.suites["broken"].skipped == "failed: OutOfMemoryError: no memory left"
+    assert document.suites["augmentation"].skipped is None
+    assert "| broken | failed: OutOfMemoryError: no memory left |" in markdown_table(document)
 
 
 def test_a_gpu_gets_larger_work_of_the_same_kind() -> None:

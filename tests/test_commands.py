@@ -168,5 +168,5 @@ def test_damaged_progress_shows_nothing_and_stops_nothing(tmp_path: Path) -> Non
         path = tmp_path / "progress" / f"{name}.json"
         path.mkdir() if text is None else path.write_text(text)
     (tmp_path / "trials.json").write_text("junk")
-    assert [report["note"] for report in read_progress(tmp_path)] == ["half"]
+    assert [report.note for report in read_progress(tmp_path)] == ["half"]
     assert look_at_stage(tmp_path, 1, 1.0).share == 0.5

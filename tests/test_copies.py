@@ -50,9 +50,9 @@ def test_planted_copies_are_counted_exactly() -> None:
     copies = train[:50] + 1e-3 * normal(3, 50)
     found = copy_figures(torch.cat([copies, fresh]), train, test, quantile=0.01)
     without = copy_figures(fresh, train, test, quantile=0.01)
-    assert found["near_copies"] == 50 + without["near_copies"]
-    assert found["memorised_share"] * 500 == pytest.approx(50 + without["memorised_share"] * 450)
-    assert found["ci_low"] <= found["near_copy_share"] <= found["ci_high"]
+    assert found.near_copies == 50 + without.near_copies
+    assert found.memorised_share * 500 == pytest.approx(50 + without.memorised_share * 450)
+    assert found.ci_low <= found.near_copy_share <= found.ci_high
 
 
 def test_without_copying_z_is_standard_normal_and_near_copies_are_the_quantile() -> None:
@@ -60,16 +60,16 @@ def test_without_copying_z_is_standard_normal_and_near_copies_are_the_quantile()
         copy_figures(normal(3 * k, 400), normal(3 * k + 1, 400), normal(3 * k + 2, 400), quantile=0.05)
         for k in range(60)
     ]
-    z = np.array([figures["data_copying"] for figures in found])
+    z = np.array([figures.data_copying for figures in found])
     # Neighbours are shared, so distances of one set are not quite independent; the level is what matters.
     assert abs(z.mean()) < 0.4 and 0.7 < z.std() < 1.5
-    assert np.mean([figures["near_copy_share"] for figures in found]) == pytest.approx(0.05, abs=0.012)
+    assert np.mean([figures.near_copy_share for figures in found]) == pytest.approx(0.05, abs=0.012)
 
 
 def test_z_is_below_zero_for_copies_and_above_for_strangers() -> None:
     train, test = normal(0, 1000), normal(1, 500)
-    assert copy_figures(train[:500] + 0.1 * normal(2, 500), train, test, quantile=0.01)["data_copying"] < -10
-    assert copy_figures(3 * normal(3, 500), train, test, quantile=0.01)["data_copying"] > 10
+    assert copy_figures(train[:500] + 0.1 * normal(2, 500), train, test, quantile=0.01).data_copying < -10
+    assert copy_figures(3 * normal(3, 500), train, test, quantile=0.01).data_copying > 10
 
 
 def test_mann_whitney_z_has_scipys_p_value() -> None:
@@ -79,9 +79,9 @@ def test_mann_whitney_z_has_scipys_p_value() -> None:
 
 
 def test_histograms_are_shares() -> None:
-    histogram = copy_figures(normal(0, 300), normal(1, 300), normal(2, 300), quantile=0.01)["histogram"]
-    assert len(histogram["edges"]) == len(histogram["test"]) + 1
-    assert sum(histogram["generated"]) == pytest.approx(1) and sum(histogram["test"]) == pytest.approx(1)
+    histogram = copy_figures(normal(0, 300), normal(1, 300), normal(2, 300), quantile=0.01).histogram
+    assert len(histogram.edges) == len(histogram.test) + 1
+    assert sum(histogram.generated) == pytest.approx(1) and sum(histogram.test) == pytest.approx(1)
 
 
 def test_fid_is_the_frechet_distance_of_the_fitted_gaussians() -> None:
@@ -91,22 +91,22 @@ def test_fid_is_the_frechet_distance_of_the_fitted_gaussians() -> None:
         (np.cov(x.double().numpy().T) for x in (real, fake)),
     )
     expected = ((a - b) ** 2).sum() + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
-    assert fidelity(real, fake, seed=0)["fid"] == pytest.approx(expected, rel=1e-3)
+    assert fidelity(real, fake, seed=0).fid == pytest.approx(expected, rel=1e-3)
 
 
 def test_fidelity_tells_the_same_from_another_distribution_and_repeats() -> None:
     real, same, other = normal(0, 600), normal(1, 600), normal(2, 600) + 2
     good, bad = fidelity(real, same, seed=0), fidelity(real, other, seed=0)
-    assert abs(good["kid"]) < 3 * good["kid_sd"] and bad["kid"] > 10 * bad["kid_sd"]
-    assert good["precision"] > 0.6 > bad["precision"] and good["coverage"] > 0.8 > bad["coverage"]
+    assert abs(good.kid) < 3 * good.kid_sd and bad.kid > 10 * bad.kid_sd
+    assert good.precision > 0.6 > bad.precision and good.coverage > 0.8 > bad.coverage
     assert fidelity(real, same, seed=0) == good
 
 
 def test_too_few_images_are_refused_with_the_reason() -> None:
     few = fidelity(normal(0, FEWEST_IMAGES - 1), normal(1, 500), seed=0)
-    assert few["kid"] is None and few["fid"] is None and str(FEWEST_IMAGES) in few["refused"]
+    assert few.kid is None and few.fid is None and str(FEWEST_IMAGES) in few.refused
     wide = fidelity(normal(0, 150, 100), normal(1, 150, 100), seed=0)
-    assert wide["fid"] is None and "200" in wide["fid_refused"] and wide["kid"] is not None
+    assert wide.fid is None and "200" in wide.fid_refused and wide.kid is not None
 
 
 def test_duplicates_of_pneumoniamnist(shared_data: Path) -> None:

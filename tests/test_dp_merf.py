@@ -190,7 +190,7 @@ def test_a_killed_training_releases_once_and_ends_with_the_same_weights(tmp_path
     one, other = (load_tensors(tmp_path / name / "generator.safetensors")[0] for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert whole.event == again.event == gaussian(2.0)
-    assert whole.result["privacy"] == again.result["privacy"]
+    assert whole.result.privacy == again.result.privacy
 
 
 def test_the_result_says_what_was_released_and_not_how_many_images_a_class_has(tmp_path: Path) -> None:

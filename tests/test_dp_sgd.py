@@ -24,7 +24,7 @@ from kr_ray.config.dp import DpSgdSection
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.dp.noise import KEY_FILE, forget_key, insecure_key, noise_key
-from kr_ray.dp.plan import refuse_private_facts
+from kr_ray.dp.release import refuse_private_facts
 from kr_ray.methods.dp_sgd import DpSgdTraining, plan_dp_sgd, train_dp_sgd
 from kr_ray.privacy.accountants import epsilon_of, event_of_record
 from kr_ray.runs.artifacts import ArtifactError, load_state, load_tensors
@@ -252,7 +252,7 @@ def test_a_killed_training_goes_on_with_the_same_noise_to_the_same_weights(tmp_p
     assert not (killed / KEY_FILE).exists()
     one, other = (load_tensors(folder / "weights.safetensors")[0] for folder in (whole, killed))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert first.event == second.event and first.result["privacy"] == second.result["privacy"]
+    assert first.event == second.event and first.result.privacy == second.result.privacy
 
 
 def test_a_resumed_training_without_its_key_is_refused(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_the_result_carries_event_and_guarantee_and_never_the_key(tmp_path: Path
     assert privacy["guarantee"]["epsilon"] == pytest.approx(
         epsilon_of([released.event], 80**-1.1 if 80**-1.1 < 1e-5 else 1e-5)[0]
     )
-    assert privacy["sampling_probability"] == 16 / 80 and released.result["steps"] == 10
+    assert privacy["sampling_probability"] == 16 / 80 and released.result.steps == 10
     model = load_classifier(tmp_path / "part" / "weights.safetensors", torch.device("cpu"))
     assert model.norm_kind == "group"
 
@@ -296,8 +296,8 @@ def test_a_known_key_is_marked_as_no_guarantee(tmp_path: Path) -> None:
     released = train_dp_sgd(
         stored(tmp_path / "run"), tmp_path / "part", section, RECIPE, 0, None, lambda state, row: None
     )
-    assert released.result["privacy"]["guarantee"]["guarantee"] is False
-    assert released.result["privacy"]["words"].startswith("not a guarantee")
+    assert released.result.privacy.guarantee.guarantee is False
+    assert released.result.privacy.words.startswith("not a guarantee")
 
 
 def test_it_learns_what_is_easy_to_see(tmp_path: Path) -> None:
@@ -316,8 +316,8 @@ def test_it_learns_what_is_easy_to_see(tmp_path: Path) -> None:
         target_epsilon=8, epochs=8, expected_batch_size=100, learning_rate=1.0, insecure_noise_key="t"
     )
     released = train_dp_sgd(tmp_path, tmp_path / "part", section, RECIPE, 0, None, lambda state, row: None)
-    assert released.result["test_accuracy"] > 0.8
-    assert released.result["privacy"]["guarantee"]["epsilon"] <= 8
+    assert released.result.test_accuracy > 0.8
+    assert released.result.privacy.guarantee.epsilon <= 8
 
 
 # --- bad input

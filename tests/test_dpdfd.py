@@ -168,9 +168,9 @@ def test_the_papers_accounting_shows_the_honest_figure(batch: int, steps: int, h
         update={"batch_size": batch, "steps": steps, "norm_bound": 1e-3, "delta": 1e-5}
     )
     privacy = privacy_of(plan_dpdfd(section, 60_000), section, insecure=False)
-    assert privacy["guarantee"]["epsilon"] == pytest.approx(honest, rel=1e-3)
-    assert privacy["printed"]["stamp"] == "not a guarantee" and privacy["printed"]["epsilon"] < 0.04
-    assert privacy["guarantee"]["guarantee"] is (honest < 50)
+    assert privacy.guarantee.epsilon == pytest.approx(honest, rel=1e-3)
+    assert privacy.printed["stamp"] == "not a guarantee" and privacy.printed["epsilon"] < 0.04
+    assert privacy.guarantee.guarantee is (honest < 50)
 
 
 def test_the_printed_epsilon_is_the_theorems_and_shrinks_with_the_bound_while_the_honest_one_does_not() -> (
@@ -185,8 +185,8 @@ def test_the_printed_epsilon_is_the_theorems_and_shrinks_with_the_bound_while_th
     for norm_bound in (1.0, 0.1, 0.01):
         section = PAPER.model_copy(update={"norm_bound": norm_bound})
         privacy = privacy_of(plan_dpdfd(section, 60_000), section, insecure=False)
-        printed.append(privacy["printed"]["epsilon"])
-        honest.append(privacy["guarantee"]["epsilon"])
+        printed.append(privacy.printed["epsilon"])
+        honest.append(privacy.guarantee.epsilon)
     assert printed[0] > 5 * printed[1] > 5 * printed[2] and len(set(honest)) == 1 and honest[0] > printed[0]
 
 
@@ -287,7 +287,7 @@ def test_a_killed_sound_training_asks_once_and_ends_with_the_same_weights(
     for file in ("weights.safetensors", "generator.safetensors", "answers-2.safetensors"):
         one, other = (load_tensors(tmp_path / name / file)[0] for name in ("whole", "killed"))
         assert all(torch.equal(one[name], other[name]) for name in one), file
-    assert whole.event == again.event and whole.result["privacy"] == again.result["privacy"]
+    assert whole.event == again.event and whole.result.privacy == again.result.privacy
     assert (
         sum(len(load_tensors(folder / f"answers-{i}.safetensors")[0]["answers"]) for i in range(3))
         == section.queries
@@ -328,7 +328,7 @@ def test_a_killed_paper_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
     result = json.loads((folder / "result.json").read_text())
     assert (
         result["privacy"]["printed"]["stamp"] == "not a guarantee"
-        and released.result["privacy"] == result["privacy"]
+        and released.result.privacy.model_dump(mode="json") == result["privacy"]
     )
 
 
@@ -359,7 +359,7 @@ def test_a_student_learns_from_little_noise_and_not_from_much(
     for sigma in (0.1, 1e6):
         section = SECTION.model_copy(update=keys | {"noise_multiplier": sigma, "insecure_noise_key": "k"})
         released = train_dpdfd(run, tmp_path / f"{sigma}", section, RECIPE, 0, None, nothing, RealLooking())
-        reached[sigma] = released.result["test_accuracy"]
+        reached[sigma] = released.result.test_accuracy
     assert reached[0.1] > 0.9 and reached[1e6] < 0.67, reached
 
 

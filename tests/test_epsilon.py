@@ -78,10 +78,10 @@ def test_bounds_exceed_the_epsilon_of_randomised_response_in_at_most_5_percent(
             *randomised_response(rng, models, 400 // models, epsilon), seed=audit, delta=0.0
         )
         for name in exceeded:
-            if found[name] is None:  # too far from half members, by chance
+            if getattr(found, name) is None:  # too far from half members, by chance
                 continue
-            exceeded[name] += found[name] > epsilon
-            best[name] = max(best[name], found[name])
+            exceeded[name] += getattr(found, name) > epsilon
+            best[name] = max(best[name], getattr(found, name))
     # 5 % of 1,000 and three standard deviations of the count.
     assert max(exceeded.values()) <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
     assert epsilon == 0 or min(best.values()) > 0.5 * epsilon, (
@@ -102,14 +102,14 @@ def test_gaussian_mechanism_is_bounded_by_its_privacy_curve() -> None:
         low, high = (middle, high) if curve > delta else (low, middle)
     member = rng.random((8, 2000)) < 0.5
     found = epsilon_bounds(rng.normal(size=(8, 2000)) + shift * member, member, seed=0, delta=delta)
-    assert 2.0 < found["clopper_pearson"] < low and 1.5 < found["one_run"] < low
+    assert 2.0 < found.clopper_pearson < low and 1.5 < found.one_run < low
 
 
 def test_bounds_that_cannot_be_computed_are_null() -> None:
     few = epsilon_bounds(np.arange(4.0)[None], np.array([[True, False, False, False]]), seed=0)
-    assert few["one_run"] is None and few["clopper_pearson"] is None
+    assert few.one_run is None and few.clopper_pearson is None
     uneven = epsilon_bounds(np.random.default_rng(0).random((1, 1000)), (np.arange(1000) < 100)[None], seed=0)
-    assert uneven["one_run"] is None and uneven["clopper_pearson"] == 0.0
+    assert uneven.one_run is None and uneven.clopper_pearson == 0.0
 
 
 def test_the_largest_bound_of_many_attacks_is_corrected_for_their_number() -> None:
@@ -117,10 +117,10 @@ def test_the_largest_bound_of_many_attacks_is_corrected_for_their_number() -> No
     scores, member = randomised_response(rng, 1, 4000, 3.0)
     noise = [(rng.random((1, 4000)), member, np.ones_like(member)) for _ in range(9)]
     found = simultaneous_epsilon([*noise, (scores, member, np.ones_like(member))], seed=0)
-    assert (found["attack"], found["rows"]) == (9, 10)
+    assert found.attack == 9
     each = epsilon_bounds(scores, member, seed=0, confidence=1 - 0.05 / 20)
-    assert found["epsilon"] == max(each["clopper_pearson"], each["one_run"])
-    assert 2.0 < found["epsilon"] < 3.0
+    assert found.epsilon == max(each.clopper_pearson, each.one_run)
+    assert 2.0 < found.epsilon < 3.0
 
 
 def test_of_many_attacks_that_know_nothing_one_has_a_bound_too_often_and_the_corrected_one_not() -> None:
@@ -130,10 +130,8 @@ def test_of_many_attacks_that_know_nothing_one_has_a_bound_too_often_and_the_cor
         member = rng.random((1, 200)) < 0.5
         attacks = [(rng.normal(size=(1, 200)), member, np.ones_like(member)) for _ in range(20)]
         found = [epsilon_bounds(scores, member, audit) for scores, _, _ in attacks]
-        single += any(
-            (bounds["clopper_pearson"] or 0) > 0 or (bounds["one_run"] or 0) > 0 for bounds in found
-        )
-        corrected += (simultaneous_epsilon(attacks, audit)["epsilon"] or 0) > 0
+        single += any((bounds.clopper_pearson or 0) > 0 or (bounds.one_run or 0) > 0 for bounds in found)
+        corrected += (simultaneous_epsilon(attacks, audit).epsilon or 0) > 0
     assert single >= 6 and corrected <= 3 + 3 * math.sqrt(60 * 0.05 * 0.95)
 
 
@@ -143,6 +141,6 @@ def test_pairs_that_are_not_judged_do_not_count() -> None:
     judged = np.arange(800) % 2 == np.zeros((4, 1), dtype=int)
     misled = np.where(judged, scores, 1 - member)
     bounds = epsilon_bounds(misled, member, seed=0, judged=judged)
-    assert bounds["clopper_pearson"] > 1.0 and bounds["one_run"] > 1.0
+    assert bounds.clopper_pearson > 1.0 and bounds.one_run > 1.0
     unjudged = epsilon_bounds(misled, member, seed=0)
-    assert unjudged["clopper_pearson"] < bounds["clopper_pearson"] and unjudged["one_run"] == 0.0
+    assert unjudged.clopper_pearson < bounds.clopper_pearson and unjudged.one_run == 0.0

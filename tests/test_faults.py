@@ -119,7 +119,7 @@ def ticks(config: str, stage: str) -> int:
 
 
 def share_done(config: str, stage: str) -> float:
-    return max((unit["share"] for unit in read_progress(run_of(config) / stage)), default=0.0)
+    return max((unit.share for unit in read_progress(run_of(config) / stage)), default=0.0)
 
 
 # --- workers and nodes --------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ def test_scores_are_read_by_what_the_file_holds(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "scores.PARQUET")
     shutil.copy(tmp_path / "scores.PARQUET", tmp_path / "scores")
     for name in ("scores.PARQUET", "scores"):
-        assert audit_score_file(tmp_path / name, 0)["form"] == "one model"
+        assert audit_score_file(tmp_path / name, 0).form == "one model"
     for content, said in (
         (
             b"model,sample,score,member\n0,0,1.5,1\n",

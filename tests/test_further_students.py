@@ -19,7 +19,7 @@ from kr_ray.report.schema import Report, validate_report
 def bound(epsilon: float = 2.0, **keys: Any) -> dict[str, Any]:
     """As a private part's result.json holds it."""
     parts = {"accountant": "PLD", "covers": ("dp_sgd",), "uncovered": (), "records": 11959}
-    return Guarantee(epsilon=epsilon, delta=1e-5, **(parts | keys)).record()
+    return Guarantee(epsilon=epsilon, delta=1e-5, **(parts | keys)).record().model_dump()
 
 
 def further(**keys: Any) -> dict[str, Any]:

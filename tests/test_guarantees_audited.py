@@ -45,8 +45,8 @@ def test_audits_of_a_thousand_gaussian_mechanisms_keep_below_the_guarantee(noise
     for audit in range(AUDITS):
         found = epsilon_bounds(*attacked(random, noise_multiplier), seed=audit, delta=DELTA)
         for name in above:
-            above[name] += promised.contradicted_by(found[name])
-        best = max(best, found["clopper_pearson"])
+            above[name] += promised.contradicted_by(getattr(found, name))
+        best = max(best, found.clopper_pearson)
     assert max(above.values()) <= ALLOWED
     assert best > 0.2 * promised.epsilon, "audits that never find anything prove nothing"
 
@@ -56,9 +56,7 @@ def test_a_gaussian_mechanism_without_its_noise_contradicts_its_guarantee_every_
     promised = guarantee({"release": gaussian(3.0)}, 5000, DELTA)
     for audit in range(20):
         found = epsilon_bounds(*attacked(random, 3.0, noise=False), seed=audit, delta=DELTA)
-        assert promised.contradicted_by(found["clopper_pearson"]) and promised.contradicted_by(
-            found["one_run"]
-        )
+        assert promised.contradicted_by(found.clopper_pearson) and promised.contradicted_by(found.one_run)
 
 
 class NoNoise(NoiseKey):
@@ -116,14 +114,14 @@ def step_scores(noise: bool, runs: int) -> tuple[np.ndarray, np.ndarray, float]:
 def test_a_private_step_keeps_its_guarantee_and_one_without_noise_is_caught() -> None:
     scores, member, promised = step_scores(noise=True, runs=240)
     found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
-    assert found["clopper_pearson"] <= promised and found["one_run"] <= promised
+    assert found.clopper_pearson <= promised and found.one_run <= promised
     # The noise along what an image adds is 3 times what it adds: the multiplier that is accounted for.
     assert scores[member].std() == pytest.approx(3, rel=0.25) and scores[~member].std() == pytest.approx(
         3, rel=0.25
     )
     scores, member, promised = step_scores(noise=False, runs=120)
     found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
-    assert found["clopper_pearson"] > promised and promised == pytest.approx(1.27, abs=0.05)
+    assert found.clopper_pearson > promised and promised == pytest.approx(1.27, abs=0.05)
 
 
 def test_subsampled_steps_are_more_private_than_whole_ones_and_audits_agree() -> None:
@@ -136,6 +134,6 @@ def test_subsampled_steps_are_more_private_than_whole_ones_and_audits_agree() ->
         member = random.random((1, 400)) < 0.5
         sampled = random.binomial(10, 0.1, size=member.shape)
         scores = member * sampled + math.sqrt(10) * random.normal(size=member.shape)
-        found = epsilon_bounds(scores, member, seed=audit, delta=DELTA)["clopper_pearson"]
+        found = epsilon_bounds(scores, member, seed=audit, delta=DELTA).clopper_pearson
         above += found > promised
     assert above <= 15 + 3 * math.sqrt(300 * 0.05 * 0.95)

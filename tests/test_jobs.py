@@ -180,7 +180,7 @@ def test_a_stopped_job_says_so_and_the_next_submission_goes_on(
     run = tmp_path / "runs" / "tiny"
     job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
     head.job("submit", "--submission-id", "stopped", "--no-wait", *job, check=True)
-    wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0]["share"] >= 0.15)
+    wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0].share >= 0.15)
     head.job("stop", "stopped", check=True)
     assert details(head, "stopped")["status"] == "STOPPED"
     assert (
@@ -206,7 +206,7 @@ def test_a_job_whose_head_died_goes_on_under_the_next_head(checkout: Path, tmp_p
     job = ["--working-dir", str(checkout), "--", "python", "jobs/teacher.py", config]
     with local_head() as first:
         first.job("submit", "--no-wait", *job, check=True)
-        wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0]["share"] >= 0.3)
+        wait_for(lambda: (progress := read_progress(run / "teacher")) and progress[0].share >= 0.3)
         first.kill()
     assert not (run / "teacher" / "done.json").exists()
     kept = max(len(state["history"]) for path in run.rglob("state.pt") if (state := load_state(path)))

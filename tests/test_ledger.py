@@ -123,7 +123,7 @@ def test_composition_costs_less_than_adding_up_and_more_than_either() -> None:
 def test_a_part_without_an_event_makes_epsilon_infinite() -> None:
     found = guarantee({"generator": gaussian(3.8), "teacher": None}, N)
     assert math.isinf(found.epsilon) and not found.holds and found.uncovered == ("teacher",)
-    assert "inf" in found.words() and "teacher" in found.words() and found.record()["epsilon"] is None
+    assert "inf" in found.words() and "teacher" in found.words() and found.record().epsilon is None
     non_private = library("dp_accounting.dp_event").NonPrivateDpEvent()
     assert math.isinf(guarantee({"a": gaussian(3.8), "b": non_private}, N).epsilon)
 

@@ -134,8 +134,8 @@ def test_online_lira_reaches_the_likelihood_ratio_of_the_true_gaussians() -> Non
         found = figures(
             lira_scores(statistic, member, online=True, per_sample_variance=per_sample), member, seed=0
         )
-        assert found["auc_low"] < stats.norm.cdf(1.5 / np.sqrt(2)) < found["auc_high"]
-        assert found["ci_low"] < stats.norm.sf(stats.norm.isf(0.001) - 1.5) < found["ci_high"]
+        assert found.auc_low < stats.norm.cdf(1.5 / np.sqrt(2)) < found.auc_high
+        assert found.ci_low < stats.norm.sf(stats.norm.isf(0.001) - 1.5) < found.ci_high
     # The same levels defeat the global threshold.
     assert auc(statistic[member][:, 0], statistic[~member][:, 0]) < 0.65
 
@@ -245,18 +245,18 @@ def test_audit_of_an_arm_shows_canaries_beside_the_population() -> None:
     population = SampleScores(population.logits, population.labels, population.labels, population.member)
     result = audit_arm(canary, population, references(8, 50), seed=3)
     assert result == audit_arm(canary, population, references(8, 50), seed=3)
-    assert (result["models"], result["queries"], result["headline"]) == (8, 2, HEADLINE)
-    assert result["canary"] == result["attacks"][HEADLINE]["canary"]
-    assert result["canary"]["n_members"] == result["canary"]["n_non_members"] == 1200
-    assert result["canary"]["tpr_at_fpr_0.01"] > 0.5 > 0.1 > result["population"]["tpr_at_fpr_0.01"]
+    assert (result.models, result.queries, result.headline) == (8, 2, HEADLINE)
+    assert result.canary == result.attacks[HEADLINE]["canary"]
+    assert result.canary.n_members == result.canary.n_non_members == 1200
+    assert result.canary.tpr_at_1 > 0.5 > 0.1 > result.population.tpr_at_1
     # Membership raised the given label's logit, so the true label's confidence falls: scored on it, the
     # direction is still seen by a likelihood ratio, but less of it.
-    assert result["canary_true_label"]["auc"] < result["canary"]["auc"]
-    assert result["given_label_share"]["in"] > result["given_label_share"]["out"]
-    assert {name for name in result["attacks"] if not name.startswith("lira")} == {
+    assert result.canary_true_label.auc < result.canary.auc
+    assert result.given_label_share["in"] > result.given_label_share["out"]
+    assert {name for name in result.attacks if not name.startswith("lira")} == {
         "global_threshold", "rmia_online", "rmia_offline", "shokri_matched"
     }  # fmt: skip
-    assert sum(name.startswith("lira") for name in result["attacks"]) == 8
+    assert sum(name.startswith("lira") for name in result.attacks) == 8
     with pytest.raises(ScoreError, match="same runs"):
         audit_arm(canary, made_up(6, 300, 2, 0.2), None, seed=3)
-    assert "canary_true_label" not in audit_arm(population, population, None, seed=3)
+    assert audit_arm(population, population, None, seed=3).canary_true_label is None

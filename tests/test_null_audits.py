@@ -81,13 +81,11 @@ def check_nothing_found(models: int, design: str, number: int) -> None:
             area, low, high = auc_interval(pair_scores(values, member, judged))
             bounds = epsilon_bounds(values, member, seed, judged=judged)
             found.setdefault(name, []).append(
-                (area, low <= 0.5 <= high, bounds["clopper_pearson"] or 0.0, bounds["one_run"] or 0.0)
+                (area, low <= 0.5 <= high, bounds.clopper_pearson or 0.0, bounds.one_run or 0.0)
             )
         if seed < 100:  # takes as long as everything else together
             of_all.append(
-                simultaneous_epsilon([(values, member, judged) for values in scores.values()], seed)[
-                    "epsilon"
-                ]
+                simultaneous_epsilon([(values, member, judged) for values in scores.values()], seed).epsilon
                 > 0
             )
     for name, rows in found.items():
@@ -182,7 +180,7 @@ def test_matched_shadows_prove_nothing_from_scores_that_know_nothing(models: int
         scores = matched_shadow_scores({"all": samples}, seed)["all"]
         areas.append(auc_interval(pair_scores(scores, samples.member))[0])
         bounds = epsilon_bounds(scores, samples.member, seed)
-        pooled, one_run = pooled + (bounds["clopper_pearson"] > 0), one_run + ((bounds["one_run"] or 0) > 0)
+        pooled, one_run = pooled + (bounds.clopper_pearson > 0), one_run + ((bounds.one_run or 0) > 0)
     error = np.std(areas, ddof=1) / np.sqrt(len(areas))
     print(
         f"half {models} models  shokri_matched AUC {np.mean(areas):.4f} +- "

@@ -19,7 +19,7 @@ from kr_ray.plan.estimate import (
     total_s,
     what_if,
 )
-from kr_ray.plan.rates import Costs, MeasuredHere, ScaledFromH200, count_costs
+from kr_ray.plan.speeds import Costs, MeasuredHere, ScaledFromH200, count_costs
 from kr_ray.plan.work import DataSize, StageWork, data_size, run_work
 
 SIZE = DataSize(train=160, validation=40, test=40, classes=10, channels=1)

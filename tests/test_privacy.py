@@ -320,9 +320,9 @@ def test_degenerate_classes_fall_back_to_a_constant_score() -> None:
     attack = Attack({index: fit_class_attack(absent, index, seed=0) for index in range(4)})
     result = _result(attack, _shadow(99, 2.0, 1000, 4))
     assert result.per_class[3] == 0.5 and result.auc > 0.75
-    report = result.describe(accuracy=0.9)
-    assert report["auc"] == result.auc_clamped and report["aop"] == pytest.approx(0.9 / (2 * result.auc) ** 2)
-    assert attack.classes[3].describe()["val_auc"] == 0.5
+    report = result.figures(accuracy=0.9)
+    assert report.auc == result.auc_clamped and report.aop == pytest.approx(0.9 / (2 * result.auc) ** 2)
+    assert attack.classes[3].figures().val_auc == 0.5
 
 
 def test_result_without_non_members_of_a_class_says_none() -> None:

@@ -21,6 +21,7 @@ from kr_ray.privacy.scores import SampleScores
 from kr_ray.report import figures, verdict, words, worst_case
 from kr_ray.report.build import ReportData, render_page, render_summary, result_rows, write_report
 from kr_ray.report.schema import Report, ReportError, validate_report
+from kr_ray.runs.figures import Generation, LiraArm
 
 CLASS_NAMES = [
     "basophil",
@@ -439,7 +440,7 @@ def test_every_row_names_its_work_and_the_students_labels_are_described() -> Non
     report["teacher"]["equal_compute"] |= {"work": teacher | {"cpu_seconds": 7384.0}}
     report["student"] |= {
         "work": teacher | {"gpu_seconds": 90.0, "images_generated": 597_950, "teacher_queries": 59_795_000},
-        "labels": words.labels({"labelling": "gkd", "view": "seen", "temperature": 2.0}),
+        "labels": words.labels(Generation(labelling="gkd", view="seen", temperature=2.0)),
     }
     page = _page(report)
     for said in (
@@ -454,10 +455,10 @@ def test_every_row_names_its_work_and_the_students_labels_are_described() -> Non
 
 def test_labels_in_words() -> None:
     assert (
-        words.labels({"labelling": "gkd"})
+        words.labels(Generation(labelling="gkd"))
         == "labelled by the teacher's answers to the clean generated images"
     )
-    assert words.labels({"labelling": "hard", "view": "clean"}) == "labelled by the strategy hard"
+    assert words.labels(Generation(labelling="hard", view="clean")) == "labelled by the strategy hard"
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -718,7 +719,8 @@ def constructed_arm(shift: float, samples: int = 200, models: int = 16) -> dict[
         "population_samples": samples,
         "reference_images": 0,
     }
-    return found | facts | {"test_accuracy": 0.9, "test_accuracy_sd": 0.01, "seconds": 60.0}
+    facts |= {"test_accuracy": 0.9, "test_accuracy_sd": 0.01, "seconds": 60.0}
+    return LiraArm.model_validate(vars(found) | facts).model_dump(mode="json", by_alias=True)
 
 
 def test_the_worst_case_is_shown_with_counts_and_words() -> None:

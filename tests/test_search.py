@@ -286,8 +286,9 @@ class Toy(tune.Trainable):
 
 def _run(config, stage_dir, cpu=1, max_retries=0, **constants):
     return run_tuning(
-        Toy, config, KINDS, {"dir": str(stage_dir), **constants}, 1, stage_dir, {"cpu": cpu}, max_retries
-    )
+        Toy, config, KINDS, {"dir": str(stage_dir), **constants},
+        seed=1, stage_dir=stage_dir, resources={"cpu": cpu}, max_retries=max_retries,
+    )  # fmt: skip
 
 
 def _computed_units(stage_dir):

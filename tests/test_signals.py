@@ -74,7 +74,7 @@ def strike_at(moment: str, blow: Blow, config: str) -> bool:
         driver.strike(blow)
         # Before its first heartbeat a run has no status of its own to change.
         if driver.status().get("pid") == driver.process.pid:
-            assert run_status(run)["state"] == "interrupted" and run_status(run)["error"] == ""
+            assert run_status(run).state == "interrupted" and run_status(run).error == ""
     finally:
         driver.end()
     return True
@@ -115,4 +115,4 @@ def test_signals_at_every_moment_end_the_run_as_promised_and_the_same_command_go
     driver = Driver(["run", config], Path(config).parent / "runs" / SETTINGS["name"])
     output, _ = driver.process.communicate(timeout=600)
     assert driver.process.returncode == 0, output
-    assert run_status(driver.run)["state"] == "finished"
+    assert run_status(driver.run).state == "finished"

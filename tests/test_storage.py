@@ -219,7 +219,7 @@ def test_artefacts_come_back_as_they_were(remote: RemotePath) -> None:
 def test_progress_is_read_latest_first(remote: RemotePath) -> None:
     for unit, share in (("a", 0.5), ("b", 1.0)):
         report_progress(remote, unit, share)
-    assert {unit["share"] for unit in read_progress(remote)} == {0.5, 1.0}
+    assert {unit.share for unit in read_progress(remote)} == {0.5, 1.0}
     assert read_progress(remote / "not begun") == []
 
 
@@ -288,9 +288,9 @@ def test_a_held_run_is_refused_and_a_left_one_is_free(remote: RemotePath, quick_
         assert is_locked(remote / "run/.lock")
         with pytest.raises(ArtifactError, match="in use"), RunDirectory(remote / "run"):
             pass
-        assert run_status(remote / "run")["state"] == "running"
+        assert run_status(remote / "run").state == "running"
     assert not is_locked(remote / "run/.lock")
-    assert [row["state"] for row in list_runs(remote)] == ["finished"]
+    assert [row.state for row in list_runs(remote).values()] == ["finished"]
     with RunDirectory(remote / "run"):
         pass
 

@@ -79,13 +79,13 @@ def test_what_halving_costs_and_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StudentWork, "history", history)
     config = tiny_config(checkpoints={"epochs": whole})
     rows = compare_search(Path("run"), Path("folder"), checkpoints, [7, 8], config)
-    assert [row["seed"] for row in rows] == [7, 8]
+    assert [row.seed for row in rows] == [7, 8]
     for row in rows:
-        assert (row["exhaustive"]["epoch"], row["halving"]["epoch"]) == (9, 2)
-        assert row["lost_cas"] == pytest.approx(0.07)
-        assert row["exhaustive"]["images_seen"] == 20 * 9 * 9
-        assert row["halving"]["students"] == 9 + 2
-        assert row["images_share"] == row["seconds_share"] == pytest.approx((9 * 1 + 2 * 9) / 81)
+        assert (row.exhaustive.epoch, row.halving.epoch) == (9, 2)
+        assert row.lost_cas == pytest.approx(0.07)
+        assert row.exhaustive.images_seen == 20 * 9 * 9
+        assert row.halving.students == 9 + 2
+        assert row.images_share == row.seconds_share == pytest.approx((9 * 1 + 2 * 9) / 81)
 
 
 def test_a_round_lasts_one_epoch_or_more(monkeypatch: pytest.MonkeyPatch) -> None:

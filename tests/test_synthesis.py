@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kr_ray.config import CollapseConfig, SynthesisConfig
 from kr_ray.generators.collapse import measure_collapse
-from kr_ray.synthesis.labelling import keep_and_label
+from kr_ray.synthesis.labelling import strategy_of
 from kr_ray.synthesis.stream import CollapsedGenerator, SyntheticSet
 
 CLASSES = 4
@@ -63,7 +63,7 @@ def classes_of(images: Tensor) -> Tensor:
 
 def test_gkd_keeps_all_and_labels_with_the_teachers_probabilities() -> None:
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
-    keep, targets = keep_and_label(torch.tensor([1, 2]), probabilities, SynthesisConfig(labelling="gkd"), 0.1)
+    keep, targets = strategy_of("gkd").label(torch.tensor([1, 2]), probabilities, SynthesisConfig(), 0.1)
     assert keep.all()
     assert torch.equal(targets, probabilities)  # no label smoothing on soft labels
 
@@ -74,7 +74,7 @@ def test_gkd_keeps_all_and_labels_with_the_teachers_probabilities() -> None:
 def test_hard_strategies_by_hand(labelling: Any, kept: list[int]) -> None:
     probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.02, 0.03, 0.95]])
     config = SynthesisConfig(labelling=labelling, confidence_threshold=0.9)
-    keep, targets = keep_and_label(torch.tensor([1, 1, 2]), probabilities, config, 0.3)
+    keep, targets = strategy_of(labelling).label(torch.tensor([1, 1, 2]), probabilities, config, 0.3)
     assert keep.int().tolist() == kept
     assert torch.allclose(targets[2], torch.tensor([0.1, 0.1, 0.8]))
 

@@ -18,7 +18,7 @@ from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import CopiesConfig
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
-from kr_ray.data.images import class_prior
+from kr_ray.data.images import all_but, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.generators.interface import Sampler, checkpoint_file
 from kr_ray.generators.registry import generator_of
@@ -46,9 +46,9 @@ def measure_copies(
         DataError: no test image is left as a yardstick, or the encoder file cannot be used.
     """
     splits, device = load_stored_splits(run / SPLITS_FILE), pick_device()
-    train = _without(splits.train.images, duplicate_indices(splits.train.images))
+    train = splits.train.without(duplicate_indices(splits.train.images)).images
     test = splits.test.images
-    test = _without(test, torch.cat([duplicate_indices(test), duplicate_indices(test, train)]))
+    test = test[all_but(len(test), torch.cat([duplicate_indices(test), duplicate_indices(test, train)]))]
     test = test[torch.randperm(len(test), generator=seeded_generator(seed, "copies test"))[: config.images]]
     if not len(test):
         raise DataError(
@@ -81,12 +81,6 @@ def measure_copies(
             "test": fidelity(real, unseen, derive_seed(seed, "fidelity")),
         },
     )
-
-
-def _without(images: Tensor, index: Tensor) -> Tensor:
-    kept = torch.ones(len(images), dtype=torch.bool)
-    kept[index] = False
-    return images[kept]
 
 
 def _generate(run: Path, spec: StudentSpec, prior: Tensor, count: int, seed: int) -> Tensor:

@@ -22,9 +22,7 @@ from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.pools import stratified_index
-
-IndexArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from kr_ray.privacy.arrays import BoolArray, IndexArray
 
 DEFAULT_SAMPLES = 500
 """Audit samples of the paper."""

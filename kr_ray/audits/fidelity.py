@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kr_ray.runs.figures import Fidelity
 
 NEIGHBOURS = 5
 """k of precision, recall, density and coverage, the default of Naeem et al. 2020."""
@@ -35,7 +36,7 @@ class _GivenFeatures(nn.Module):
         return features
 
 
-def fidelity(real: Tensor, generated: Tensor, seed: int) -> dict[str, Any]:
+def fidelity(real: Tensor, generated: Tensor, seed: int) -> Fidelity:
     """FID and KID (torchmetrics), precision, recall, density and
     coverage (prdc, by the authors of the last two).
 
@@ -53,23 +54,23 @@ def fidelity(real: Tensor, generated: Tensor, seed: int) -> dict[str, Any]:
     counts, least = {"n_real": len(real), "n_generated": len(generated)}, min(len(real), len(generated))
     if least < FEWEST_IMAGES:
         names = ("fid", "kid", "kid_sd", "precision", "recall", "density", "coverage")
+        none: dict[str, None] = dict.fromkeys(names)
         reason = (
             f"needs >= {FEWEST_IMAGES} images on either side, but got {least}; "
             "generate more, or use a larger real split"
         )
-        return counts | dict.fromkeys(names) | {"refused": reason, "fid_refused": reason}
+        return Fidelity(**counts, **none, refused=reason, fid_refused=reason)
     enough = least >= 2 * real.shape[1]
     reason = (
         f"needs >= {2 * real.shape[1]} images on either side, twice the feature dimension, but got {least}"
     )
-    return {
+    return Fidelity(
         **counts,
-        "fid": _fid(real, generated) if enough else None,
-        "fid_refused": "" if enough else reason,
-        "refused": "",
+        fid=_fid(real, generated) if enough else None,
+        fid_refused="" if enough else reason,
         **_kid(real, generated, seed),
         **_prdc(real, generated),
-    }
+    )
 
 
 def _some(features: Tensor, seed: int) -> Tensor:

@@ -9,7 +9,6 @@ meaningful Euclidean distance.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from kr_ray.privacy.rates import clopper_pearson
+from kr_ray.runs.figures import CopySpace, Histogram
 
 CHUNK = 1024
 """Rows and columns of a distance block: 4 MB in float32, whatever the size of the sets."""
@@ -60,7 +60,7 @@ def nearest(queries: Tensor, among: Tensor, own: Tensor | None = None) -> Neares
     return Nearest(best, index)
 
 
-def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: float) -> dict[str, Any]:
+def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: float) -> CopySpace:
     """What the nearest training neighbours say, in one space; all three
     float32 [N, D] and free of exact copies of each other.
 
@@ -83,19 +83,19 @@ def copy_figures(generated: Tensor, train: Tensor, test: Tensor, *, quantile: fl
     threshold = float(np.quantile(real, quantile))
     near = int((fake <= threshold).sum())
     low, high = clopper_pearson(near, len(fake))
-    return {
-        "threshold": threshold,
-        "near_copies": near,
-        "near_copy_share": near / len(fake),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "data_copying": mann_whitney_z(fake, real),
-        "memorised_share": _memorised_share(of_generated, train),
-        "memorised_share_test": _memorised_share(of_test, train),
-        "median_generated": float(np.median(fake)),
-        "median_test": float(np.median(real)),
-        "histogram": _histogram(fake, real),
-    }
+    return CopySpace(
+        threshold=threshold,
+        near_copies=near,
+        near_copy_share=near / len(fake),
+        ci_low=float(low),
+        ci_high=float(high),
+        data_copying=mann_whitney_z(fake, real),
+        memorised_share=_memorised_share(of_generated, train),
+        memorised_share_test=_memorised_share(of_test, train),
+        median_generated=float(np.median(fake)),
+        median_test=float(np.median(real)),
+        histogram=_histogram(fake, real),
+    )
 
 
 def mann_whitney_z(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
@@ -111,7 +111,7 @@ def _memorised_share(found: Nearest, train: Tensor) -> float:
     return (found.distance < room).double().mean().item()
 
 
-def _histogram(fake: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str, list[float]]:
+def _histogram(fake: NDArray[np.float64], real: NDArray[np.float64]) -> Histogram:
     top = float(np.quantile(np.concatenate([fake, real]), 0.995)) or 1.0
     edges = np.linspace(0, top, BINS + 1)
     # What lies beyond the last edge is counted in the last bin, so that both sum to 1.
@@ -119,4 +119,4 @@ def _histogram(fake: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str
         name: np.histogram(np.minimum(d, top), edges)[0] / len(d)
         for name, d in (("generated", fake), ("test", real))
     }
-    return {"edges": edges.tolist()} | {name: share.tolist() for name, share in shares.items()}
+    return Histogram(edges=edges.tolist(), **{name: share.tolist() for name, share in shares.items()})

@@ -14,6 +14,7 @@ from kr_ray.classifiers.predict import predict_logits
 from kr_ray.classifiers.training import Schedule
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config
+from kr_ray.data.images import all_but
 from kr_ray.data.pools import stratified_index
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.methods.teacher import train_on_real
@@ -22,9 +23,7 @@ from kr_ray.methods.teacher import train_on_real
 def held_out_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Two stratified halves of the training split: int64, ascending, together all of it."""
     first = stratified_index(labels, len(labels) // 2, [derive_seed(seed, "half")])
-    rest = torch.ones(len(labels), dtype=torch.bool)
-    rest[first] = False
-    return first, rest.nonzero().flatten()
+    return first, all_but(len(labels), first).nonzero().flatten()
 
 
 def held_out_losses(run: Path, config: Config, repeat: int) -> NDArray[np.float64]:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from kr_ray.bench.harness import Figure, Timing, Variant, measure, ratio, throughput
 from kr_ray.bench.materials import NUM_CLASSES, PLAIN, Bench, Found, gan_config, random_images, recipe
@@ -15,11 +14,12 @@ from kr_ray.bench.training import ProductSteps
 from kr_ray.compute import graphs
 from kr_ray.generators.biggan.training import GanTraining
 
-WAYS: dict[str, dict[str, Any]] = {
-    "plain": {"capture": False, "compile": "never"},
-    "captured": {"capture": True, "compile": "never"},
-    "compiled and captured": {"capture": True, "compile": "always"},
+WAYS: dict[str, tuple[bool, str]] = {
+    "plain": (False, "never"),
+    "captured": (True, "never"),
+    "compiled and captured": (True, "always"),
 }
+"""Whether steps are captured in graphs, and when they are compiled."""
 WARM_UPS = 5
 
 
@@ -42,8 +42,8 @@ def _compare(
     bench: Bench, found: Found, what: str, images: int, make: Callable[[], ProductSteps | GanTraining]
 ) -> None:
     variants = []
-    for way, keys in WAYS.items():
-        with graphs.policy(**keys):
+    for way, (capture, compile_when) in WAYS.items():
+        with graphs.policy(capture=capture, compile=compile_when):
             training = make()
         run = training.run if isinstance(training, ProductSteps) else training.train_epoch
         started = time.perf_counter()

@@ -207,23 +207,6 @@ class DeviceRates:
     matrix_flops: float
     copy_bytes: float
 
-    def describe(self, timing: Timing) -> dict[str, Any]:
-        """A timing as plain JSON values, with the shares of both rates that it
-        achieves (None where they were not counted)."""
-        seconds = timing.median_s
-        return {
-            "name": timing.name,
-            "median_s": seconds,
-            "low_s": min(timing.seconds),
-            "high_s": max(timing.seconds),
-            "rounds": len(timing.seconds),
-            "images_per_s": timing.images / seconds if timing.images else None,
-            "flops": timing.flops or None,
-            "matrix_share": timing.flops / seconds / self.matrix_flops if timing.flops else None,
-            "copy_share": timing.bytes_moved / seconds / self.copy_bytes if timing.bytes_moved else None,
-            "peak_bytes": timing.peak_bytes,
-        }
-
 
 def device_rates(
     meter: Meter, dtype: torch.dtype, matrix_side: int, copied_bytes: int, tries: int = 5

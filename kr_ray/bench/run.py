@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from kr_ray.bench import attacks, captured, diffusion, generation, orchestration, startup, training
-from kr_ray.bench.harness import DeviceRates, Figure, Meter, device_rates
+from kr_ray.bench.document import Document, Environment, FigureRow, RateRow, SuiteFound, TimingRow
+from kr_ray.bench.harness import DeviceRates, Meter, device_rates
 from kr_ray.bench.materials import Bench, Found
 from kr_ray.bench.sizes import CPU, GPU, Sizes
 from kr_ray.compute.devices import mixed_dtype
@@ -58,8 +58,8 @@ def run_bench(
     threads: int,
     sizes: Sizes | None = None,
     tell: Callable[[str], None] = lambda text: None,
-    keep: Callable[[dict[str, Any]], None] = lambda document: None,
-) -> dict[str, Any]:
+    keep: Callable[[Document], None] = lambda document: None,
+) -> Document:
     """Run the suites of `names` (all, if there are none) one after another.
 
     Args:
@@ -70,40 +70,32 @@ def run_bench(
         keep: is given the document after every suite.
 
     Returns:
-        The document that README.md in this folder shows as a table: date, seconds, rounds, environment, rates
-        and suites, all plain JSON values. A suite holds seconds, skipped (why it was, else None), figures,
-        timings and notes; a figure name, value (the median), low, high, unit, rule, target and passed (None
-        without a target); a timing what `DeviceRates.describe` says.
+        The document that README.md in this folder shows as a table.
     """
     started = time.perf_counter()
     sizes = sizes or (GPU if device.type == "cuda" else CPU)
     torch.set_num_threads(threads)
     meter = Meter(device)
     rates = device_rates(meter, mixed_dtype(device) or torch.float32, sizes.matrix_side, sizes.copied_bytes)
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": 0.0,
-        "rounds": rounds,
-        "environment": environment(device, threads),
-        "rates": {
-            "dtype": rates.dtype,
-            "matrix_flops_per_s": rates.matrix_flops,
-            "copy_bytes_per_s": rates.copy_bytes,
-        },
-        "suites": {},
-    }
+    document = Document(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=0.0,
+        rounds=rounds,
+        environment=environment(device, threads),
+        rates=RateRow(rates.dtype, rates.matrix_flops, rates.copy_bytes),
+    )
     with tempfile.TemporaryDirectory(prefix="kr_bench_") as folder:
         for suite in (suite for suite in SUITES if not names or suite.name in names):
             tell(f"{suite.name}: started")
             bench = Bench(meter, sizes, rounds, rates, Path(folder) / suite.name, threads)
-            found = document["suites"][suite.name] = _run_suite(suite, bench)
-            document["seconds"] = time.perf_counter() - started
+            found = document.suites[suite.name] = _run_suite(suite, bench)
+            document.seconds = time.perf_counter() - started
             keep(document)
-            tell(f"{suite.name}: {found['skipped'] or format(found['seconds'], '.0f') + ' s'}")
+            tell(f"{suite.name}: {found.skipped or format(found.seconds, '.0f') + ' s'}")
     return document
 
 
-def _run_suite(suite: Suite, bench: Bench) -> dict[str, Any]:
+def _run_suite(suite: Suite, bench: Bench) -> SuiteFound:
     started = time.perf_counter()
     nothing = Found([], [])
     if suite.needs_ray and importlib.util.find_spec("ray") is None:
@@ -118,44 +110,29 @@ def _run_suite(suite: Suite, bench: Bench) -> dict[str, Any]:
     return _describe(found, bench.rates, time.perf_counter() - started, skipped)
 
 
-def _describe(found: Found, rates: DeviceRates, seconds: float, skipped: str | None) -> dict[str, Any]:
-    return {
-        "seconds": seconds,
-        "skipped": skipped,
-        "figures": [describe_figure(figure) for figure in found.figures],
-        "timings": [rates.describe(timing) for timing in found.timings],
-        "notes": list(found.notes),
-    }
+def _describe(found: Found, rates: DeviceRates, seconds: float, skipped: str | None) -> SuiteFound:
+    return SuiteFound(
+        seconds=seconds,
+        skipped=skipped,
+        figures=[FigureRow.of(figure) for figure in found.figures],
+        timings=[TimingRow.of(timing, rates) for timing in found.timings],
+        notes=list(found.notes),
+    )
 
 
-def describe_figure(figure: Figure) -> dict[str, Any]:
-    """One figure as plain JSON values."""
-    return {
-        "name": figure.name,
-        "value": figure.value,
-        "low": min(figure.values),
-        "high": max(figure.values),
-        "rounds": len(figure.values),
-        "unit": figure.unit,
-        "rule": figure.rule,
-        "target": figure.target,
-        "passed": figure.passed,
-    }
-
-
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, threads: int) -> Environment:
     """Where the figures come from: processor, device, threads, versions."""
-    return {
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "amx": bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": threads,
-        "mixed_precision": str(mixed_dtype(device) or torch.float32).removeprefix("torch."),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
-    }
+    return Environment(
+        processor=processor_name(),
+        cores=os.cpu_count(),
+        amx=bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=threads,
+        mixed_precision=str(mixed_dtype(device) or torch.float32).removeprefix("torch."),
+        python=platform.python_version(),
+        system=platform.platform(),
+        versions={name: version for name in PACKAGES if (version := _version(name))},
+    )
 
 
 def processor_name() -> str:

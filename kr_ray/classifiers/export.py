@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ PREDICTED_AT_ONCE = 64
 class PredictError(DataError):
     """`kr predict` was given a model or an image that it cannot use.
     The message gives rule, values and remedy."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an exported file says of its inputs and outputs, as JSON in its metadata.
+
+    Attributes:
+        class_names: in the order of the logits.
+        image_size: side in pixels.
+        channels: 1 or 3.
+    """
+
+    class_names: list[str]
+    image_size: int
+    channels: int
 
 
 # --- the student --------------------------------------------------------------------------------------------
@@ -83,7 +99,7 @@ def export_student(weights: Path, path: Path, class_names: Sequence[str], image_
             f"`len(class_names) == {classifier.num_classes}` (the student's classes) must hold, but got "
             f"{len(class_names)} names; give one per class"
         )
-    described = {"class_names": list(class_names), "image_size": image_size, "channels": classifier.channels}
+    described = Description(list(class_names), image_size, classifier.channels)
     model = _to_onnx(_Deployed(to_float, classifier).eval(), described)
     with atomic_write(path) as temporary:
         temporary.write_bytes(model)
@@ -97,11 +113,11 @@ def export_student(weights: Path, path: Path, class_names: Sequence[str], image_
     return difference
 
 
-def _to_onnx(model: nn.Module, described: dict[str, Any]) -> bytes:
+def _to_onnx(model: nn.Module, described: Description) -> bytes:
     """The model as a serialised ONNX graph, with `described` in its metadata."""
     import onnx
 
-    channels, size = described["channels"], described["image_size"]
+    channels, size = described.channels, described.image_size
     example = torch.zeros(
         2, channels, size, size, dtype=torch.uint8
     )  # of 2: a batch of 1 would be taken for a constant
@@ -119,7 +135,7 @@ def _to_onnx(model: nn.Module, described: dict[str, Any]) -> bytes:
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(graph_file, {METADATA_KEY: json.dumps(described)})
+    onnx.helper.set_model_props(graph_file, {METADATA_KEY: json.dumps(asdict(described))})
     serialised: bytes = graph_file.SerializeToString()
     return serialised
 
@@ -139,7 +155,7 @@ def _difference(path: Path, classifier: nn.Module, image_size: int) -> float:
 
     session, described = _open_model(path)
     random = torch.Generator().manual_seed(0)
-    shape = (32, described["channels"], image_size, image_size)
+    shape = (32, described.channels, image_size, image_size)
     contrast = torch.linspace(0, 1, shape[0]).view(-1, 1, 1, 1)
     images = (torch.randint(256, shape, generator=random) * contrast).to(torch.uint8)
     found = [session.run(["logits"], {"images": batch.numpy()})[0] for batch in (images[:1], images[1:])]
@@ -172,7 +188,7 @@ def predict_files(model: Path, images: Sequence[Path]) -> Iterator[tuple[Path, s
 
 
 def _predictions(
-    session: OnnxModel, described: dict[str, Any], images: Sequence[Path]
+    session: OnnxModel, described: Description, images: Sequence[Path]
 ) -> Iterator[tuple[Path, str, float]]:
     unread: list[str] = []
     for start in range(0, len(images), PREDICTED_AT_ONCE):
@@ -184,12 +200,11 @@ def _predictions(
                 unread.append(str(error))
         if not pixels:
             continue
-        probabilities = _probabilities(
-            session, np.concatenate(list(pixels.values())), len(described["class_names"])
-        )
+        names = described.class_names
+        probabilities = _probabilities(session, np.concatenate(list(pixels.values())), len(names))
         for number, row in zip(pixels, probabilities, strict=True):
             best = int(row.argmax())
-            yield images[number], described["class_names"][best], float(row[best])
+            yield images[number], names[best], float(row[best])
     if unread:
         raise PredictError("\n".join(unread))
 
@@ -210,7 +225,7 @@ def _probabilities(session: OnnxModel, pixels: NDArray[np.uint8], classes: int) 
     return found
 
 
-def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
+def _read_for(described: Description, file: Path) -> NDArray[np.uint8]:
     """One file as the model's input: uint8 [1, C, H, W]."""
     from PIL import Image
 
@@ -223,20 +238,20 @@ def _read_for(described: dict[str, Any], file: Path) -> NDArray[np.uint8]:
         pixels = read_image(file)
     except DataError as error:
         raise PredictError(str(error)) from None  # the message holds all that the cause says
-    image = Image.fromarray(pixels).convert("L" if described["channels"] == 1 else "RGB")
+    image = Image.fromarray(pixels).convert("L" if described.channels == 1 else "RGB")
     # np.array, not asarray: Pillow's buffer is read-only, which torch warns of.
     tensor = (
         torch.from_numpy(np.array(image))
-        .view(1, image.height, image.width, described["channels"])
+        .view(1, image.height, image.width, described.channels)
         .permute(0, 3, 1, 2)
     )
-    return resize(tensor, described["image_size"]).numpy()
+    return resize(tensor, described.image_size).numpy()
 
 
 MODEL_MUST = "must be an ONNX file written by `kr export`"
 
 
-def _open_model(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
+def _open_model(path: Path) -> tuple[OnnxModel, Description]:
     """The model, and what `export_student` wrote beside its weights."""
     remedy = "correct --model, or run `kr export`"
     check_file(path, "must be a model written by `kr export`", PredictError, remedy)
@@ -248,10 +263,10 @@ def _open_model(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
             "metadata; use the student.onnx of a run's export folder"
         )
     try:
-        described = json.loads(text)
+        described = _description(json.loads(text), model)
     except (ValueError, RecursionError):
         described = None
-    if not _describes(described, model):
+    if described is None:
         raise PredictError(
             f"`{shown(path)}` {MODEL_MUST}, but its `{METADATA_KEY}` metadata does not describe its inputs "
             "and outputs; use the student.onnx of a run's export folder"
@@ -259,16 +274,14 @@ def _open_model(path: Path) -> tuple[OnnxModel, dict[str, Any]]:
     return model, described
 
 
-def _describes(described: Any, model: OnnxModel) -> bool:
-    """Whether the metadata are those of `export_student`, and inputs and outputs are those it speaks of."""
-    if not isinstance(described, dict):
-        return False
-    names, size, channels = (described.get(key) for key in ("class_names", "image_size", "channels"))
+def _description(found: Any, model: OnnxModel) -> Description | None:
+    """The metadata if they are those of `export_student`, and inputs and outputs are those it speaks of."""
+    if not isinstance(found, dict):
+        return None
+    names, size, channels = (found.get(key) for key in ("class_names", "image_size", "channels"))
     if not (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)):
-        return False
+        return None
     wanted = ("images", "tensor(uint8)", (None, channels, size, size))
-    return (
-        type(size) is type(channels) is int
-        and model.inputs == [wanted]
-        and model.outputs == ["logits", "probabilities"]
-    )
+    if type(size) is not int or type(channels) is not int or model.inputs != [wanted]:
+        return None
+    return Description(names, size, channels) if model.outputs == ["logits", "probabilities"] else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -30,6 +30,6 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer: float [N, D]."""
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, int | str]:
         """What beside `num_classes` and `channels` the network was built with, as JSON."""
         return {}

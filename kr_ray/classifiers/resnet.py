@@ -61,7 +61,7 @@ class ResNet14(Classifier):
         num_classes: size of the logits.
         channels: 1 or 3.
         width: channels of the first stage; the others have twice and four times as many.
-        generator: source of the initial weights; None = torch's global one.
+        random: source of the initial weights; None = torch's global one.
         norm: `batch` (the paper), or `group` for training with differential privacy.
     """
 
@@ -72,7 +72,7 @@ class ResNet14(Classifier):
         num_classes: int,
         channels: int,
         width: int = 64,
-        generator: torch.Generator | None = None,
+        random: torch.Generator | None = None,
         norm: Norm = "batch",
     ) -> None:
         super().__init__(num_classes, channels)
@@ -84,7 +84,7 @@ class ResNet14(Classifier):
             self.stages = nn.Sequential(*(self._stage(width, stage, norm) for stage in range(3)))
             self.head = nn.Linear(4 * width, num_classes)
         self.to_empty(device="cpu")
-        self.initialise(generator)
+        self.initialise(random)
 
     @staticmethod
     def _stage(width: int, stage: int, norm: Norm) -> nn.Sequential:
@@ -96,18 +96,16 @@ class ResNet14(Classifier):
         )
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator | None) -> None:
+    def initialise(self, random: torch.Generator | None) -> None:
         """Fresh weights: He normal (fan out) for convolutions,
         uniform(+-1/sqrt(fan in)) for the head, reset norms."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, mode="fan_out", nonlinearity="relu", generator=generator
-                )
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=random)
             elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 module.reset_parameters()
         bound = 1 / math.sqrt(self.head.in_features)
-        nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(self.head.weight, -bound, bound, generator=random)
         nn.init.zeros_(self.head.bias)
 
     def sizes(self) -> dict[str, int | str]:

@@ -39,6 +39,10 @@ class Ticks:
         return self.validated is None or tick + 1 in self.validated
 
 
+WHOLE_TRAINING = Ticks(20)
+"""Of a classifier that is handed on: teacher, student, private ones."""
+
+
 class TickedTraining:
     """A training that advances tick by tick and goes on from the state of any tick.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from kr_ray.compute.parallel import (
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import ClassifierConfig
 from kr_ray.data.augment import crop_and_flip, mixup, to_float, trivial_augment
+from kr_ray.runs.stages import State
 
 SMALLEST_BATCH = 16
 """Batch-norm statistics and the linear rate rule stop being trustworthy below this."""
@@ -197,10 +197,10 @@ class ClassifierTraining:
                 torch.randperm(len(images), generator=seeded_generator(self.seed, "order", epoch)),
             )
         index = self._order[1][first * size : last * size].to(self.device)
-        generator = seeded_generator(self.seed, "augment", epoch, first)
-        chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, generator)
+        random = seeded_generator(self.seed, "augment", epoch, first)
+        chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, random)
         if self.recipe.trivial_augment:
-            chunk = trivial_augment(chunk, generator)
+            chunk = trivial_augment(chunk, random)
         return list(zip(chunk.split(size), targets[index].split(size), strict=True))
 
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
@@ -243,7 +243,7 @@ class ClassifierTraining:
             for parameter in self.model.parameters():
                 nn.utils.clip_grad_norm_([parameter], self.recipe.clip_norm)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Everything that a later `load_state_dict` needs to go on
         exactly; valid right after `train_until`."""
         optimizer = self.optimizer.state_dict()
@@ -256,7 +256,7 @@ class ClassifierTraining:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

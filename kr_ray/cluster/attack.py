@@ -15,7 +15,7 @@ from kr_ray.config import Config, ShadowConfig
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, AttackResult, ClassAttack, attack_model, fit_class_attack
 from kr_ray.runs.artifacts import READ_ERRORS, is_damage
-from kr_ray.runs.figures import Attacked, AttackModel, KrAudit
+from kr_ray.runs.figures import KrAudit
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.stages import WEIGHTS_FILE
 
@@ -61,13 +61,12 @@ def attack_models(run: Path, accuracies: Mapping[str, float], num_classes: int, 
     models = [(attack, run, run / name / WEIGHTS_FILE) for name in accuracies]
     attacked = run_tasks("attack", _attack_one_model, models, cluster.trial, cluster.max_retries)
     found = {
-        name: Attacked.model_validate(result.describe(accuracies[name]))
-        for name, result in zip(accuracies, attacked, strict=True)
+        name: result.figures(accuracies[name]) for name, result in zip(accuracies, attacked, strict=True)
     }
     return KrAudit(
         teacher=found.get("teacher"),
         student=found.get("student"),
-        attack_models=[AttackModel.model_validate(model.describe()) for model in fitted],
+        attack_models=[model.figures() for model in fitted],
         shadow_models=keys.models,
         members=attacked[0].members,
         non_members=attacked[0].non_members,

@@ -10,37 +10,35 @@ from typing import Any
 from pydantic import ValidationError
 
 from kr_ray.classifiers.training import Schedule
-from kr_ray.cluster.sweep import SWEEP_TICKS, best_checkpoint, sweep_checkpoints, sweep_cost
+from kr_ray.cluster.sweep import SWEEP_TICKS, sweep_checkpoints, sweep_cost
 from kr_ray.cluster.tasks import run_tasks
 from kr_ray.cluster.trials import StudentWork, train_students
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError, SynthesisConfig
+from kr_ray.config.methods import Labelling
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.foreign.yaml_core import YamlError, read_value
 from kr_ray.methods.knowledge_recycling import student_training, train_student
 from kr_ray.methods.teacher import train_teacher
 from kr_ray.runs.artifacts import read_json, write_json
-from kr_ray.runs.comparisons import ViewRow
+from kr_ray.runs.comparisons import LabelRow, SearchCost, SearchRow, ViewRow
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import RESULT_FILE, Row, State
 from kr_ray.synthesis.student_set import StudentSpec, student_schedule
-
-LABELLINGS = ("gkd", "gap_filler", "filter", "hard")
-"""Appendix D, from the paper's own strategy to its baseline."""
 
 
 def compare_labelling(
     run: Path,
     folder: Path,
     checkpoint_epochs: Sequence[int],
-    strategies: Sequence[str],
+    strategies: Sequence[Labelling],
     seeds: Sequence[int],
     config: Config,
-) -> list[dict[str, Any]]:
+) -> list[LabelRow]:
     """Appendix D: validation CAS of each labelling strategy, from one and
     the same generator, per checkpoint and seed."""
-    rows, works = [], []
+    made, works = [], []
     for strategy in strategies:
         synthesis = config.synthesis.labelled_by(strategy)
         for checkpoint in checkpoint_epochs:
@@ -52,9 +50,13 @@ def compare_labelling(
                         run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster
                     )
                 )
-                rows.append({"labelling": strategy, "epoch": checkpoint, "seed": seed})
-    cas = train_students(works, folder, config.cluster)
-    return [row | {"val_cas": value} for row, value in zip(rows, cas, strict=True)]
+                made.append((strategy, checkpoint, seed))
+    return [
+        LabelRow(labelling=strategy, epoch=checkpoint, seed=seed, val_cas=cas)
+        for (strategy, checkpoint, seed), cas in zip(
+            made, train_students(works, folder, config.cluster), strict=True
+        )
+    ]
 
 
 VIEWS = (
@@ -155,35 +157,28 @@ def _equal_teacher(run: Path, folder: Path, seed: int, config: Config) -> Classi
 
 def compare_search(
     run: Path, folder: Path, checkpoint_epochs: Sequence[int], seeds: Sequence[int], config: Config
-) -> list[dict[str, Any]]:
+) -> list[SearchRow]:
     """What `halving` costs and loses against the `exhaustive` sweep, a row per seed of the students.
 
     A student of a whole schedule that both searches train is one and the same,
     so it is trained once and counts in both costs.
-
-    Returns:
-        Rows: seed; exhaustive and halving, each with epoch, val_cas, students, images_seen and seconds;
-        lost_cas, the exhaustive winner's CAS minus that of halving's winner; images_share and seconds_share
-        of halving's cost in the exhaustive one's.
     """
-    rows = []
-    for seed in seeds:
-        found = {}
-        for search in ("exhaustive", "halving"):
-            keys = config.checkpoints.model_copy(update={"search": search})
-            own = config.model_copy(update={"seed": seed, "checkpoints": keys})
-            swept = sweep_checkpoints(run, folder / f"seed{seed}", checkpoint_epochs, own)
-            best = best_checkpoint(swept)
-            cost = sweep_cost(run, folder / f"seed{seed}", swept, own)
-            found[search] = {"epoch": best.epoch, "val_cas": best.val_cas} | cost
-        whole, short = found["exhaustive"], found["halving"]
-        rows.append(
-            {"seed": seed}
-            | found
-            | {
-                "lost_cas": whole["val_cas"] - short["val_cas"],
-                "images_share": short["images_seen"] / whole["images_seen"],
-                "seconds_share": short["seconds"] / whole["seconds"],
-            }
-        )
-    return rows
+
+    def found_by(search: str, seed: int) -> SearchCost:
+        keys = config.checkpoints.model_copy(update={"search": search})
+        own = config.model_copy(update={"seed": seed, "checkpoints": keys})
+        swept = sweep_checkpoints(run, folder / f"seed{seed}", checkpoint_epochs, own)
+        return sweep_cost(run, folder / f"seed{seed}", swept, own)
+
+    return [_search_row(seed, found_by("exhaustive", seed), found_by("halving", seed)) for seed in seeds]
+
+
+def _search_row(seed: int, whole: SearchCost, short: SearchCost) -> SearchRow:
+    return SearchRow(
+        seed=seed,
+        exhaustive=whole,
+        halving=short,
+        lost_cas=whole.val_cas - short.val_cas,
+        images_share=short.images_seen / whole.images_seen,
+        seconds_share=short.seconds / whole.seconds,
+    )

@@ -19,6 +19,11 @@ RESOURCE = "resource"
 TRIAL = "trial"
 """Config key: the trial's number, from 0, the same in every run of one configuration."""
 
+Reported = dict[str, Any]
+"""What a trial reports to Ray Tune, which adds keys of its own."""
+TrialKeys = dict[str, Any]
+"""A trial's config as Ray Tune hands it on, or the space that it is drawn from."""
+
 
 @dataclass(frozen=True)
 class Bracket:
@@ -104,7 +109,7 @@ class SynchronousHyperBand(FIFOScheduler):
         self._trials[trial.config[TRIAL]] = trial
         self._history.setdefault(trial.config[TRIAL], {})
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: Reported) -> str:
         if METRIC not in result:  # between two rungs: nothing to decide
             return TrialScheduler.CONTINUE
         number, resource = trial.config[TRIAL], result[RESOURCE]
@@ -117,7 +122,7 @@ class SynchronousHyperBand(FIFOScheduler):
             action = TrialScheduler.PAUSE
         return action
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Reported) -> None:
         self._leave(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:

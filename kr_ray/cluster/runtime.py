@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import ray
 from ray._private import ray_constants, services
@@ -21,6 +21,9 @@ from kr_ray.masking import holds_secret, masked
 from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.storage import RemotePath
 from kr_ray.silence import SWITCHES
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 WORKER_ENVIRONMENT = {
     # Two spinning OpenMP threads on shared cores cost 2x the wall time of
@@ -185,8 +188,15 @@ def _storage_environment() -> dict[str, str]:
     return found
 
 
-def ray_storage(folder: Path) -> dict[str, Any]:
-    """Where Tune and Train keep their own files, as arguments of a RunConfig."""
+class RayStorage(TypedDict):
+    """Arguments of a RunConfig; without a file system the path is this machine's or a shared one's."""
+
+    storage_path: str
+    storage_filesystem: NotRequired[FileSystem]
+
+
+def ray_storage(folder: Path) -> RayStorage:
+    """Where Tune and Train keep their own files."""
     if isinstance(folder, RemotePath):
         return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
     return {"storage_path": str(folder.resolve())}

@@ -27,7 +27,16 @@ from ray.tune.search import Searcher
 from ray.tune.search.hyperopt import HyperOptSearch
 from ray.tune.search.optuna import OptunaSearch
 
-from kr_ray.cluster.hyperband import METRIC, RESOURCE, TRIAL, Bracket, build_scheduler, hyperband_brackets
+from kr_ray.cluster.hyperband import (
+    METRIC,
+    RESOURCE,
+    TRIAL,
+    Bracket,
+    Reported,
+    TrialKeys,
+    build_scheduler,
+    hyperband_brackets,
+)
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.watched import TrialCounts, with_resources
@@ -76,9 +85,7 @@ class PruningOptunaSearch(OptunaSearch):
         super().__init__(**options)
         self._max_resource = max_resource
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: Reported | None = None, error: bool = False) -> None:
         final = result if result and not error and result[RESOURCE] >= self._max_resource else None
         super().on_trial_complete(trial_id, final, error)
 
@@ -109,7 +116,7 @@ class BracketBarrier(Searcher):
         self._told = 0
         self._trial_ids: list[str] = []
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> TrialKeys | str | None:
         number = len(self.outcomes)
         failed = any(outcome.state == "error" for outcome in self.outcomes)
         if failed or number not in range(self._brackets[-1].trials.stop):
@@ -122,13 +129,11 @@ class BracketBarrier(Searcher):
         self.outcomes.append(TrialOutcome(number, params))
         return {**params, TRIAL: number}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Reported) -> None:
         if METRIC in result:
             self._outcome(trial_id).history[result[RESOURCE]] = result[METRIC]
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: Reported | None = None, error: bool = False) -> None:
         if result:  # Tune passes the result that made Hyperband stop the trial only to this function
             self.on_trial_result(trial_id, result)
         outcome = self._outcome(trial_id)
@@ -157,7 +162,7 @@ class BracketBarrier(Searcher):
         return True
 
     def _tell_trial(self, trial_id: str, outcome: TrialOutcome) -> None:
-        result: dict[str, Any] | None = None
+        result: Reported | None = None
         for resource, cas in outcome.history.items():
             result = {
                 METRIC: cas,
@@ -242,8 +247,8 @@ def _optuna_search(config: TuningConfig, kinds: Kinds, seed: int, study_path: Pa
         optuna.logging.set_verbosity(verbosity)
 
 
-def _hyperopt_space(config: TuningConfig, kinds: Kinds) -> dict[str, Any]:
-    space: dict[str, Any] = {}
+def _hyperopt_space(config: TuningConfig, kinds: Kinds) -> TrialKeys:
+    space: TrialKeys = {}
     for name, (low, high) in config.space.items():
         if kinds[name] is float:
             space[name] = hp.uniform(name, low, high) if low < high else low
@@ -257,7 +262,8 @@ def run_tuning(
     trainable: type[tune.Trainable],
     config: TuningConfig,
     kinds: Kinds,
-    constants: dict[str, Any],
+    constants: TrialKeys,
+    *,
     seed: int,
     stage_dir: Path,
     resources: dict[str, float],
@@ -311,7 +317,7 @@ def run_tuning(
 def _fit(
     trainable: Any,
     config: TuningConfig,
-    constants: dict[str, Any],
+    constants: TrialKeys,
     search: BracketBarrier,
     stage_dir: Path,
     max_retries: int,

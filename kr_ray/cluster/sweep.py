@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kr_ray.classifiers.ticks import Ticks
 from kr_ray.cluster.confirm import DEFAULTS, confirm, difference_error
@@ -20,6 +19,7 @@ from kr_ray.cluster.trials import (
     trial_resources,
 )
 from kr_ray.config import CheckpointsConfig, Config
+from kr_ray.runs.comparisons import SearchCost
 from kr_ray.runs.figures import Best, SweptCheckpoint, Trial
 from kr_ray.runs.results import SweepResult, TuningResult
 from kr_ray.synthesis.student_set import StudentSpec
@@ -76,9 +76,8 @@ def best_checkpoint(swept: Sequence[SweptCheckpoint]) -> SweptCheckpoint:
     return max(swept, key=lambda row: (row.epochs, row.val_cas, -row.epoch))
 
 
-def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config: Config) -> dict[str, float]:
-    """Images that a sweep's students were trained on, and the seconds of
-    their trainings, summed over all of its rounds."""
+def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config: Config) -> SearchCost:
+    """Whom a sweep found, and what it took."""
     lengths = [epochs for epochs, _ in sweep_rounds(config.checkpoints, len(swept))]
     students = [
         _sweep_student(run, folder, row.epoch, epochs, config)
@@ -86,12 +85,14 @@ def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config
         for epochs in lengths
         if epochs <= row.epochs
     ]
-    histories = [student.history() for student in students]
-    return {
-        "students": len(students),
-        "images_seen": sum(rows[-1]["images_seen"] for rows in histories),
-        "seconds": sum(row["seconds"] for rows in histories for row in rows),
-    }
+    histories, best = [student.history() for student in students], best_checkpoint(swept)
+    return SearchCost(
+        epoch=best.epoch,
+        val_cas=best.val_cas,
+        students=len(students),
+        images_seen=sum(rows[-1]["images_seen"] for rows in histories),
+        seconds=sum(row["seconds"] for rows in histories for row in rows),
+    )
 
 
 def tune_generation(
@@ -112,11 +113,11 @@ def tune_generation(
         tuning,
         {name: kinds[name] for name in tuning.space},
         {"shared": shared, "judged": judged},
-        config.seed,
-        folder,
-        trial_resources(config.cluster),
-        config.cluster.max_retries,
-        tuning.brackets_in_flight,
+        seed=config.seed,
+        stage_dir=folder,
+        resources=trial_resources(config.cluster),
+        max_retries=config.cluster.max_retries,
+        brackets_in_flight=tuning.brackets_in_flight,
     )
     best = max(
         (o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number)
@@ -128,6 +129,7 @@ def tune_generation(
     if tuning.confirm:
         confirmed = confirm(outcomes, shared, tuning.finalists, tuning.confirm, validation_images)
         chosen = defaults if confirmed.winner == DEFAULTS else outcomes[confirmed.winner].params
+    seen, unpruned = _images_seen(folder, outcomes, tuning.rungs)
     return TuningResult(
         searcher=tuning.searcher,
         trials=len(outcomes),
@@ -138,7 +140,9 @@ def tune_generation(
         confirmed=confirmed,
         chosen=chosen,
         history=[_trial(outcome) for outcome in outcomes],
-        **_images_saved(folder, outcomes, tuning.rungs),
+        images_seen=round(seen),
+        images_unpruned=round(unpruned),
+        saved_share=1 - seen / max(unpruned, 1),
     )
 
 
@@ -151,16 +155,11 @@ def _trial(outcome: TrialOutcome) -> Trial:
     return Trial.model_validate(outcome.params | figures | {"resource": outcome.resource})
 
 
-def _images_saved(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) -> dict[str, Any]:
+def _images_seen(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) -> tuple[float, float]:
     """Images that the trials were trained on, and what they would have been without pruning."""
     histories = [read_history(trial_folder(folder, outcome.number)) for outcome in outcomes]
     seen = sum(rows[-1]["images_seen"] for rows in histories)
-    unpruned = sum(rows[-1]["images_seen"] * rungs / len(rows) for rows in histories)
-    return {
-        "images_seen": round(seen),
-        "images_unpruned": round(unpruned),
-        "saved_share": 1 - seen / max(unpruned, 1),
-    }
+    return seen, sum(rows[-1]["images_seen"] * rungs / len(rows) for rows in histories)
 
 
 def _default_cas(run: Path, folder: Path, sweep: SweepResult, config: Config) -> float:

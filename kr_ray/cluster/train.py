@@ -230,7 +230,7 @@ def drop_damaged(folder: Path) -> None:
         remove_tree(folder)
 
 
-def _report(folder: Path, state: dict[str, Any], row: Row, publisher: Publisher | None) -> None:
+def _report(folder: Path, state: State, row: Row, publisher: Publisher | None) -> None:
     """Every worker reports, as Train wants it; the states are equal, so that the
     first one's (which alone has a publisher) is kept."""
     if publisher is None:

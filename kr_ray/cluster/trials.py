@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -20,6 +19,7 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.cluster.hyperband import Reported, TrialKeys
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
@@ -136,7 +136,7 @@ def read_history(folder: Path) -> list[Row]:
 class StudentTrial(tune.Trainable):
     """One `step` is one tick of a student's training."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config: TrialKeys) -> None:
         self.work: StudentWork = self.student_work(config)
         self.history = self.work.history()
         self.tick = 0
@@ -147,15 +147,15 @@ class StudentTrial(tune.Trainable):
         """On the dashboard, which asks once: an actor trains one trial after another."""
         return f"{self.work.run.name}_{stage_name(self.work.folder.parent.parent)}"
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: TrialKeys) -> bool:
         self.cleanup()
         self.setup(new_config)
         return True
 
-    def student_work(self, config: dict[str, Any]) -> StudentWork:
+    def student_work(self, config: TrialKeys) -> StudentWork:
         return config["work"]
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Reported:
         if self.tick == len(self.history):
             if self.work.cluster.trial_workers > 1:
                 self._train_on_workers()
@@ -198,10 +198,10 @@ class StudentTrial(tune.Trainable):
         if self.publisher is not None:
             self.publisher.close()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
         return {"tick": self.tick}
 
-    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+    def load_checkpoint(self, checkpoint: dict[str, int] | None) -> None:
         self.tick = checkpoint["tick"] if checkpoint else 0
 
 
@@ -211,7 +211,7 @@ class TuningTrial(StudentTrial):
     It is judged at the rungs of its bracket (`judged`, by trial number) and nowhere else.
     """
 
-    def student_work(self, config: dict[str, Any]) -> StudentWork:
+    def student_work(self, config: TrialKeys) -> StudentWork:
         shared: StudentWork = config["shared"]
         tuned = {name: config[name] for name in config["names"]}
         spec = replace(shared.spec, synthesis=shared.spec.synthesis.with_values(tuned))

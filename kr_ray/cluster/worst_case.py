@@ -20,10 +20,10 @@ from kr_ray.config import Config, ConfigError
 from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits
 from kr_ray.methods.registry import method_of
-from kr_ray.privacy.attacks import audit_arm
+from kr_ray.privacy.attacks import ByAttack, audit_arm
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
-from kr_ray.runs.figures import Exposed, LiraArm
+from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
@@ -150,7 +150,9 @@ def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], 
         "worst-case attack", _attack, [(plan, arm) for arm in keys.arms], cluster.trial, cluster.max_retries
     )
     lira = dict(zip(keys.arms, attacked, strict=True))
-    return WorstCaseResult(audit=keys.stamp(), excluded_copies=plan.design.excluded, lira=lira)
+    return WorstCaseResult(
+        audit=AuditedKeys.model_validate(keys.stamp()), excluded_copies=plan.design.excluded, lira=lira
+    )
 
 
 def _attack(plan: AuditPlan, arm: str) -> LiraArm:
@@ -160,26 +162,29 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
     canary, population, reference = collect_scores(plan, runs)
     accuracies, method = [run.test_accuracy for run in runs], method_of(arm, config)
     found = audit_arm(canary, population, reference, derive_seed(config.seed, "worst case") % 2**32)
-    # A curve is drawn of the headline attack alone: twelve attacks'
-    # curves would make report.json ten times as long.
-    attacks = {
-        name: {group: {k: v for k, v in figures.items() if k != "roc"} for group, figures in groups.items()}
-        for name, groups in found["attacks"].items()
+    return LiraArm(
+        **vars(found) | {"attacks": _without_curves(found.attacks)},
+        title=method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
+        note=method.note,
+        kind=arm if arm in OWN_ARMS else config.students[arm].kind,
+        canary_kind=config.audit.worst_case.canary_kind,
+        canaries=len(design.canaries),
+        population_samples=len(design.population),
+        reference_images=len(design.reference),
+        test_accuracy=float(np.mean(accuracies)),
+        test_accuracy_sd=float(np.std(accuracies, ddof=1)),
+        seconds=float(sum(run.seconds for run in runs)),
+        exposed=_list_exposed(plan, arm, {"canary": canary, "population": population}),
+    )
+
+
+def _without_curves(attacks: ByAttack) -> ByAttack:
+    """A curve is drawn of the headline attack alone: twelve attacks' curves
+    would make report.json ten times as long."""
+    return {
+        name: {group: found.model_copy(update={"roc": None}) for group, found in groups.items()}
+        for name, groups in attacks.items()
     }
-    about = {
-        "title": method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
-        "note": method.note,
-        "kind": arm if arm in OWN_ARMS else config.students[arm].kind,
-        "canary_kind": config.audit.worst_case.canary_kind,
-        "canaries": len(design.canaries),
-        "population_samples": len(design.population),
-        "reference_images": len(design.reference),
-        "test_accuracy": float(np.mean(accuracies)),
-        "test_accuracy_sd": float(np.std(accuracies, ddof=1)),
-        "seconds": float(sum(run.seconds for run in runs)),
-        "exposed": _list_exposed(plan, arm, {"canary": canary, "population": population}),
-    }
-    return LiraArm.model_validate(found | {"attacks": attacks} | about)
 
 
 def _list_exposed(plan: AuditPlan, arm: str, groups: dict[str, SampleScores]) -> Exposed:

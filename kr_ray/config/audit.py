@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kr_ray.config.base import Location, Section
+from kr_ray.config.base import Location, Section, Stamp
 
 
 class ShadowConfig(Section):
@@ -21,7 +21,7 @@ class ShadowConfig(Section):
     max_svc_rows: int = Field(20000, ge=100)
     """Support vector machines are fitted on at most so many rows."""
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """Under the key's first name."""
         stamp = super().stamp()
         return stamp | {"shadow_models": stamp.pop("models")}
@@ -41,6 +41,7 @@ class CopiesConfig(Section):
     encoder_size: int = Field(0, ge=0)
     """Images are resized to this side for the encoder; 0 = as they are."""
     encoder_normalisation: Literal["none", "imagenet"] = "none"
+    """Of the encoder's input: pixels in [0, 1] as they are, or by ImageNet's mean and deviation."""
 
 
 class WorstCaseConfig(Section):
@@ -58,6 +59,8 @@ class WorstCaseConfig(Section):
     """Runs; even, because every audit sample is a member in exactly half of
     them. More of them extend an audit already made."""
     canary_kind: Literal["mislabeled", "outlier", "random"] = "mislabeled"
+    """`mislabeled`: with a wrong label (the paper); `outlier`: those that models not trained on them find
+    hardest; `random`: any."""
     canaries: int = Field(0, ge=0)
     """0 = 500, or as many as `max_canary_share` allows if those are fewer."""
     population: int = Field(0, ge=0)
@@ -84,7 +87,7 @@ class WorstCaseConfig(Section):
             raise ValueError(f"`arms` must be different, but got {list(self.arms)}; name each once")
         return self
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """What decides the figures."""
         return {key: value for key, value in super().stamp().items() if key != "keep_models"}
 

@@ -11,6 +11,10 @@ from kr_ray.config.limits import too_large
 from kr_ray.masking import holds_secret
 from kr_ray.runs.storage import check_location
 
+Raw = dict[str, Any]
+"""A mapping as a person wrote it in YAML, not checked yet."""
+Stamp = dict[str, Any]
+"""What of a section decides results, in JSON's types: read by fingerprints and by nobody else."""
 Location = Annotated[str, AfterValidator(check_location)]
 """A local path, or a URI s3://bucket/folder or gs://bucket/folder."""
 
@@ -37,7 +41,7 @@ class Section(BaseModel):
     added: ClassVar[frozenset[str]] = frozenset()
     """Keys that the section got after version 0.1."""
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """What decides results, as JSON values, for fingerprints.
 
         A key that was `added` later counts only where it differs from its default: so a program with one more
@@ -75,7 +79,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 class Resources(Section):
     cpu: float = Field(1.0, ge=0)
+    """Cores; a training uses as many threads, at least one."""
     gpu: float = Field(0.0, ge=0)
+    """GPUs, or a share of one."""
 
     @property
     def threads(self) -> int:

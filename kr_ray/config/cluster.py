@@ -37,7 +37,9 @@ class ClusterConfig(Section):
     """Of one maker. A CPU that is asked for here must be left by the
     students (`train`, `trial`), or both wait for ever."""
     max_retries: int = Field(3, ge=0)
+    """How often a training, trial or task is tried again when a worker is lost or fails."""
     dashboard: bool = False
+    """Start Ray's dashboard with a local Ray."""
     listen: Literal["loopback", "all"] = "loopback"
     """Who reaches the ports of a local Ray, its metrics among them: this machine alone, or all interfaces. A
     cluster's own start decides."""

@@ -50,6 +50,7 @@ class DpSgdSection(PrivacySection, MethodSection):
     """Every image enters a batch with probability expected_batch_size / N, independently (Poisson); the sum
     is divided by this."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Largest norm of an image's gradient; longer ones are cut to it."""
     max_physical_batch_size: int = Field(256, ge=1)
     """Images (with their augmented copies) whose gradients are in memory at once; changes no number but
     rounding."""
@@ -61,8 +62,11 @@ class DpSgdSection(PrivacySection, MethodSection):
     trivial_augment: bool = False
     """Few private steps learn better from plain crops and flips (of the classifier's section)."""
     learning_rate: float = Field(2.0, gt=0)
+    """Highest rate, of the schedule of `classifier`."""
     momentum: float = Field(0.0, ge=0, lt=1)
+    """Of SGD, on the noisy gradients."""
     weight_decay: float = Field(0.0, ge=0)
+    """L2; it reads no image and costs no privacy."""
 
     @model_validator(mode="after")
     def _copies_fit_the_mode(self) -> DpSgdSection:
@@ -80,6 +84,7 @@ class DpMerfSection(PrivacySection):
     noise."""
 
     random_features: int = Field(2_000, ge=2, multiple_of=2)
+    """Numbers by which the kernel is approximated: cosines and sines together."""
     kernel_variance: float | None = Field(None, gt=0)
     """Of the Gaussian kernel on pixels in [0, 1]. Null: 127 per 784 values (the authors' for Fashion-MNIST),
     in proportion."""
@@ -89,9 +94,13 @@ class DpMerfSection(PrivacySection):
     steps: int = Field(600, ge=1)
     """Of the generator's training, which sees the released numbers alone."""
     batch_size: int = Field(100, ge=1)
+    """Generated images of one step."""
     learning_rate: float = Field(1e-2, gt=0)
+    """First rate of the generator's Adam."""
     latent_dim: int = Field(5, ge=1)
+    """Numbers of a latent vector."""
     channels: tuple[int, int] = (16, 8)
+    """Of the generator's two feature maps."""
 
 
 class DpdfdSection(PrivacySection, MethodSection):
@@ -102,17 +111,22 @@ class DpdfdSection(PrivacySection, MethodSection):
     """`sound`: teachers on disjoint shards, every answer recorded once. `paper`: one teacher asked anew at
     every step; the printed epsilon is no guarantee and is said to be none."""
     answer: Literal["gradients", "votes"] = "gradients"
+    """What a teacher says of an image: the gradient of its loss by the student's output, or a vote for a
+    class."""
     bound: Literal["normalise", "clip"] = "normalise"
+    """How a gradient is kept to `norm_bound`: made just so long, or cut where it is longer."""
     norm_bound: float = Field(1.0, gt=0)
     """C. Under `sound` it changes no epsilon, for the noise grows with it."""
     teachers: int = Field(50, ge=1)
     """K, of `sound`: disjoint shards, each with a teacher of its own."""
     teacher_epochs: int = Field(10, ge=1)
+    """Passes of a teacher over its shard."""
     queries: int = Field(1000, ge=1)
     """Q, of `sound`: generated images that are answered, over all rounds."""
     rounds: int = Field(4, ge=1)
     """Of `sound` with `gradients`: the student learns from the answers so far before it asks again."""
     batch_size: int = Field(64, ge=1)
+    """Generated images of one step."""
     steps: int = Field(1000, ge=1)
     """Steps of the student: of algorithm 1 (`paper`), or over the recorded answers (`sound`)."""
     generator_steps: int = Field(200, ge=0)
@@ -127,8 +141,11 @@ class DpdfdSection(PrivacySection, MethodSection):
     it named the teacher's class in 0 of 2,000 draws (10 classes, from equal outputs; with 1 in 78 %, with 0
     in all)."""
     student_learning_rate: float = Field(0.05, gt=0)
+    """Of the student's SGD."""
     generator_learning_rate: float = Field(1e-3, gt=0)
+    """Of the generator's Adam."""
     latent_dim: int = Field(100, ge=1)
+    """Numbers of a latent vector."""
     cross_entropy: float = Field(1.0, ge=0)
     """Weight of the generator's one-hot term (equation 5, first term; the paper has 1)."""
     alpha: float = Field(1.0, ge=0)

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from kr_ray.config.base import Raw
 from kr_ray.config.generators import GeneratorSection, SamplingSection
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Raw] = {
     # Parameters at 10 classes: 0.50 M, 1.98 M, 12.5 M, 12.5 M.
     "edm16": {"unshuffle": 2, "channels": (32, 64), "blocks": 1, "embedding": 128},
     "edm32": {"unshuffle": 2, "channels": (64, 128), "blocks": 1, "embedding": 256},

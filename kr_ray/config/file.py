@@ -11,20 +11,18 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from kr_ray.config.base import ConfigError, Section
+from kr_ray.config.base import ConfigError, Raw, Section
 from kr_ray.config.generators import GeneratorSection
 from kr_ray.config.kinds import GENERATORS, METHODS
 from kr_ray.config.methods import MethodSection
 from kr_ray.config.plugins import plugin_sections
 from kr_ray.config.renamed import RENAMED
-from kr_ray.config.run import Config, RunKeys, cross_section_mistakes
+from kr_ray.config.run import DEFAULT_KIND, STUDENT_NAME, Config, RunKeys, cross_section_mistakes
 from kr_ray.foreign.files import read_text, shown
 from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml
 from kr_ray.masking import HIDDEN, is_secret_name, masked
 
 S = TypeVar("S", bound=Section)
-Raw = dict[str, Any]
-"""A mapping as read from YAML."""
 Mistake = tuple[tuple[str, ...], str]
 """Key path, and what is wrong there."""
 
@@ -111,7 +109,7 @@ class _Sections:
         self.found |= {name: getattr(keys, name) for name in RunKeys.model_fields} if keys else {}
         plugins = plugin_sections(keys.plugins if isinstance(keys, RunKeys) else ())
         generator = self._kind(
-            "generator", self.raw.pop("generator", {}), GENERATORS | plugins.generators, "biggan_deep"
+            "generator", self.raw.pop("generator", {}), GENERATORS | plugins.generators, DEFAULT_KIND
         )
         students = self.raw.pop("students", None) or {}
         self._students(students, METHODS | plugins.methods)
@@ -170,7 +168,7 @@ class _Sections:
         sound = {}
         for name, value in students.items():
             path = ("students", str(name))
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", str(name)):
+            if not re.fullmatch(STUDENT_NAME, str(name)):
                 self.mistakes.append(
                     (path, "a student's name must be at most 100 letters, digits, - and _; rename it")
                 )

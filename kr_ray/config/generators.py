@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from kr_ray.config.base import Section
+from kr_ray.config.base import Raw, Section
 
-TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+TRAINING_PRESETS: dict[str, Raw] = {
     # Table 3, column by column; "D basket size" is how many batches
     # StudioGAN's loader preloads and changes no result.
     "ours": {
@@ -22,7 +22,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[str, Raw] = {
     # 9.34M / 3.18M parameters at 10 classes: the public 32-px table at 128 channels.
     "studiogan32": {"channels": 128, "g_in": [4, 4, 4], "g_out": [4, 4, 4], "d_in": [1, 4, 4],
                     "d_out": [4, 4, 4],
@@ -47,6 +47,7 @@ class CollapseConfig(Section):
     """Alarm on one small generated set per checkpoint: what the teacher thinks of it and how varied it is."""
 
     images: int = Field(256, ge=16)
+    """Generated at every checkpoint for the alarm."""
     min_agreement: float = Field(0.0, ge=0, le=1)
     """Alarm when (agreement - chance) / (1 - chance) is at or below this: 0 =
     no better than chance, 1 = never good enough."""
@@ -54,6 +55,7 @@ class CollapseConfig(Section):
     """Alarm when the within-class spread of teacher features is
     below this share of the real images' spread."""
     action: Literal["record", "stop"] = "record"
+    """`record` only tells; `stop` ends the training."""
     patience: int = Field(3, ge=1)
     """`stop` ends the training after this many alarmed checkpoints in a row."""
 
@@ -96,7 +98,7 @@ class GeneratorSection(Section):
         return []
 
     @classmethod
-    def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def expand(cls, raw: Raw) -> Raw:
         """The section as a person wrote it, with its presets filled in; keys the person wrote win."""
         return raw
 
@@ -119,31 +121,52 @@ class BigGanConfig(GeneratorSection):
 
     kind: Literal["biggan_deep"] = "biggan_deep"
     preset: Literal["ours", "vanilla"] = "ours"
+    """Fills the training keys, a column of Table 3: `ours` is that of Knowledge Recycling."""
     architecture: Literal["studiogan32", "kr41m", "small32", "small16", "tiny16"] = "studiogan32"
+    """Fills the channel tables: `studiogan32` has 9.34M / 3.18M parameters in G / D, `kr41m` 41.0M /
+    39.1M (Table 3); the others are for CPUs, named by the side of their images."""
     latent_dim: int = Field(128, ge=2)
+    """Numbers of a latent vector."""
     shared_dim: int = Field(128, ge=2)
+    """Numbers of the class embedding that all stages of G share."""
     channels: int = Field(ge=4)
     """The unit of the four channel tables."""
     g_in: tuple[int, ...]
+    """Input multiples of G's stages, one per doubling of the image."""
     g_out: tuple[int, ...]
+    """Output multiples of the same stages."""
     d_in: tuple[int, ...]
     """Input multiples of D's stages; a leading 1 is the stem's width."""
     d_out: tuple[int, ...]
+    """Output multiples of D's stages."""
     depth: int = Field(2, ge=1)
+    """Residual blocks of a stage."""
     bottleneck_ratio: int = Field(ge=1)
+    """Channels of a block over those of its inner convolutions."""
     attention_resolution: int = Field(16, ge=0)
     """Self-attention where the feature map has this side; 0 = none."""
     loss: Literal["logistic", "hinge"]
+    """`logistic`: cross-entropy of real and generated; `hinge`: as in BigGAN."""
     output: Literal["sigmoid", "tanh"]
+    """Last activation of G."""
     precision: Literal["mixed", "full"]
+    """`mixed`: half precision where the device is fast in it."""
     d_optimizer: Literal["adamw", "adam"]
+    """`adamw` decays weights apart from the gradients."""
     d_weight_decay: float = Field(ge=0)
+    """Of D's optimizer."""
     d_label_smoothing: float = Field(ge=0, lt=0.5)
+    """Real images count as 1 minus this (`logistic` only)."""
     d_steps: int = Field(ge=1)
+    """Steps of D for each of G."""
     learning_rate_g: float = Field(2e-4, gt=0)
+    """Of G's Adam."""
     learning_rate_d: float = Field(2e-4, gt=0)
+    """Of D's optimizer."""
     beta1: float = Field(0.5, ge=0, lt=1)
+    """Of both optimizers: mean of the gradients."""
     beta2: float = Field(0.999, ge=0, lt=1)
+    """Of both optimizers: mean of their squares."""
     horizontal_flip: bool = False
     """Mirror real images at random before D sees them."""
     ema_decay: float = Field(0.9999, gt=0, lt=1)
@@ -210,7 +233,7 @@ class BigGanConfig(GeneratorSection):
         return wrong
 
     @classmethod
-    def expand(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def expand(cls, raw: Raw) -> Raw:
         preset = TRAINING_PRESETS.get(str(raw.get("preset", "ours")), TRAINING_PRESETS["ours"])
         architecture = ARCHITECTURES.get(
             str(raw.get("architecture", "studiogan32")), ARCHITECTURES["studiogan32"]

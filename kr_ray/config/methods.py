@@ -9,13 +9,19 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from kr_ray.config.base import Location, Section
+from kr_ray.config.base import Location, Section, Stamp
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.generators import BigGanSampling, SamplingSection
 
+Labelling = Literal["gkd", "gap_filler", "filter", "hard"]
+"""See kr_ray.synthesis.labelling; from the paper's own strategy to its baseline (appendix D)."""
+
 
 class TeacherConfig(Section):
+    """The classifier on the real images (section 3.1), with the recipe of `classifier`."""
+
     epochs: int = Field(500, ge=1)
+    """Passes over the real training images."""
 
 
 class SynthesisConfig(Section):
@@ -23,8 +29,11 @@ class SynthesisConfig(Section):
 
     added: ClassVar[frozenset[str]] = frozenset({"view", "temperature", "student_mixup"})
 
-    labelling: Literal["gkd", "gap_filler", "filter", "hard"] = "gkd"
+    labelling: Labelling = "gkd"
+    """`gkd` (the paper): the teacher labels all images. Else they keep the class they were made for, and are
+    kept: all (`hard`), where the teacher agrees (`filter`), or agrees with confidence (`gap_filler`)."""
     class_prior: Literal["real", "uniform"] = "real"
+    """How often each class is drawn: as among the real images, or all equally."""
     sampling: SerializeAsAny[SamplingSection] = BigGanSampling()
     """How the generator draws; the keys are those of its kind."""
     regeneration_rate: int = Field(10, ge=1)
@@ -49,6 +58,7 @@ class SynthesisConfig(Section):
     student_mixup: bool = True
     """Whether students mix images as `classifier.mixup_alpha` says; the teacher does in any case."""
     batch_size: int = Field(128, ge=2)
+    """Images that are drawn and labelled together; another number gives other images."""
     max_draws: int = Field(20, ge=1)
     """Filtering strategies give up after drawing this many times the wanted number of images."""
 
@@ -66,13 +76,13 @@ class SynthesisConfig(Section):
         """The recipe as students follow it: without MixUp if `student_mixup` is off."""
         return recipe if self.student_mixup else recipe.model_copy(update={"mixup_alpha": 0.0})
 
-    def labelled_by(self, labelling: str) -> SynthesisConfig:
+    def labelled_by(self, labelling: Labelling) -> SynthesisConfig:
         """The same generation under another labelling strategy; what
         only GKD knows falls back to its default."""
         only_gkd = {} if labelling == "gkd" else {"view": "clean", "temperature": 1.0}
         return self.with_values({"labelling": labelling} | only_gkd)
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """The kind's sampling keys stand among the others, as they did before there were kinds."""
         stamp = super().stamp()
         return stamp | stamp.pop("sampling")
@@ -108,8 +118,14 @@ class SynthesisConfig(Section):
 
 
 class CheckpointsConfig(Section):
+    """The search for the generator's best checkpoint: a student of each, judged on validation images
+    (section 3.4)."""
+
     search: Literal["exhaustive", "halving"] = "exhaustive"
+    """`exhaustive` (the paper): every student is trained for the whole schedule. `halving`: all on a
+    short one, then the best."""
     epochs: int = Field(100, ge=1)
+    """Of a student of the search, in the unit of `synthesis.epoch_unit`."""
     shortening: int = Field(9, ge=2)
     """`halving`: all checkpoints are first tried on complete schedules that are this many times shorter."""
     budget: float = Field(0.35, gt=0, lt=1)
@@ -123,8 +139,11 @@ class TuningConfig(Section):
     added: ClassVar[frozenset[str]] = frozenset({"confirm", "finalists"})
 
     trials: int = Field(50, ge=1)
+    """Students, each with other generation parameters."""
     epochs: int = Field(100, ge=1)
+    """Of a trial that is not stopped: passes of real size."""
     searcher: Literal["optuna", "hyperopt", "random"] = "optuna"
+    """`optuna`: TPE; `hyperopt`: TPE as well, knowing no pruned trials; `random`."""
     space: dict[str, tuple[int, int] | tuple[float, float]] = {
         "latent_std": (1.0, 2.5),
         "regeneration_rate": (1, 10),
@@ -133,6 +152,7 @@ class TuningConfig(Section):
     """What is varied, and between which bounds: numeric keys of `synthesis`,
     or of `synthesis.sampling`, by their own names."""
     reduction_factor: int = Field(3, ge=2)
+    """Hyperband's eta: at a rung about one trial in so many goes on."""
     rungs: int = Field(9, ge=1)
     """Hyperband's resource R. The resource is images seen, in units of 1/R of a trial's budget, which is
     `epochs` passes of real size for every trial, whatever its cardinality scale; the first rung must lie past
@@ -199,7 +219,7 @@ class TuningConfig(Section):
         value = synthesis.values([name])[name]
         return self.space.get(name, (value, value))
 
-    def stamp(self) -> dict[str, Any]:
+    def stamp(self) -> Stamp:
         """Each range stands among the other keys, as it did before there was a `space`."""
         stamp = super().stamp()
         return stamp | stamp.pop("space")
@@ -217,6 +237,7 @@ class TeacherSection(MethodSection):
 
     kind: Literal["teacher"] = "teacher"
     epochs: int = Field(500, ge=1)
+    """Passes over the real training images."""
 
 
 class KnowledgeRecyclingSection(MethodSection):
@@ -246,7 +267,10 @@ class ParquetSection(MethodSection):
 
 
 class StudentConfig(Section):
+    """The student that is handed on: of the best checkpoint and the tuned parameters."""
+
     epochs: int = Field(500, ge=1)
+    """Of its schedule, in the unit of `synthesis.epoch_unit`."""
     from_parquet: Location = ""
     """A labelled synthetic set that `kr export` wrote, a file or folder: train on it alone. Then a run has
     neither teacher nor generator, nor what is made with them; of the real images only validation and test

@@ -25,6 +25,10 @@ from kr_ray.config.methods import (
 if TYPE_CHECKING:
     from typing import Any
 
+DEFAULT_KIND = "biggan_deep"
+"""Of generator, where a file names none."""
+STUDENT_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+"""Of a student in `students`: it is part of file names."""
 OWN_ARMS = ("teacher", "kr", "fixed_generator")
 """Arms of the worst-case audit that every run has."""
 

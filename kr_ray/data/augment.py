@@ -34,7 +34,7 @@ OPERATIONS = (
 NUM_BINS = 31
 
 
-def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def trivial_augment(images: Tensor, random: torch.Generator) -> Tensor:
     """TrivialAugment Wide: one random operation at one random strength per
     image (Müller & Hutter 2021, section 3, Table 1).
 
@@ -44,19 +44,19 @@ def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: uint8, [N, C, H, W], C in {1, 3}, any device; not modified.
-        generator: on the CPU; advanced by 3 N draws (operation, bin, sign).
+        random: on the CPU; advanced by 3 N draws (operation, bin, sign).
 
     Returns:
         uint8, [N, C, H, W], same device.
 
     Raises:
-        ValueError: `images` or `generator` is not as described.
+        ValueError: `images` or `random` is not as described.
     """
     _check_images(images)
-    _check_generator(generator)
-    operations = torch.randint(len(OPERATIONS), (len(images),), generator=generator)
-    magnitude_bins = torch.randint(NUM_BINS, (len(images),), generator=generator)
-    signs = 1 - 2 * torch.randint(2, (len(images),), generator=generator)
+    _check_random(random)
+    operations = torch.randint(len(OPERATIONS), (len(images),), generator=random)
+    magnitude_bins = torch.randint(NUM_BINS, (len(images),), generator=random)
+    signs = 1 - 2 * torch.randint(2, (len(images),), generator=random)
     return apply_operations(images, operations, magnitude_bins, signs)
 
 
@@ -109,23 +109,23 @@ def apply_operations(images: Tensor, operations: Tensor, magnitude_bins: Tensor,
     return batch.index_select(0, inverse.to(images.device, non_blocking=True))
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+def random_crop(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
     """Pad with `padding` black pixels on every side, then cut a random H x W window per image.
 
     Arguments, result and errors as in `crop_and_flip`, of which this is the first half.
     """
-    return crop_and_flip(images, padding, False, generator)
+    return crop_and_flip(images, padding, False, random)
 
 
-def random_horizontal_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def random_horizontal_flip(images: Tensor, random: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2.
 
     Arguments, result and errors as in `crop_and_flip`, of which this is the second half.
     """
-    return crop_and_flip(images, 0, True, generator)
+    return crop_and_flip(images, 0, True, random)
 
 
-def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+def crop_and_flip(images: Tensor, padding: int, flip: bool, random: torch.Generator) -> Tensor:
     """`random_crop`, then `random_horizontal_flip` if `flip`: the same
     numbers from the same generator, in one pass.
 
@@ -133,7 +133,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
         images: uint8, [N, C, H, W], C in {1, 3}, any device; not modified.
         padding: pixels, >= 0; 0 crops nothing.
         flip: whether to mirror half of the images.
-        generator: on the CPU; draws N rows and N columns in [0, 2 padding]
+        random: on the CPU; draws N rows and N columns in [0, 2 padding]
             if padding > 0, then N bits if `flip`.
 
     Returns:
@@ -143,7 +143,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
         ValueError: an argument is not as described.
     """
     _check_images(images)
-    _check_generator(generator)
+    _check_random(random)
     if padding < 0:
         raise ValueError(
             f"`padding >= 0` must hold, but got padding={padding}; use 2 "
@@ -154,8 +154,8 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     (count, channels, height, width), device = images.shape, images.device
     left = torch.zeros((count, 1), dtype=torch.int64)
     if padding > 0:
-        top = torch.randint(2 * padding + 1, (count, 1), generator=generator).to(device, non_blocking=True)
-        left = torch.randint(2 * padding + 1, (count, 1), generator=generator)
+        top = torch.randint(2 * padding + 1, (count, 1), generator=random).to(device, non_blocking=True)
+        left = torch.randint(2 * padding + 1, (count, 1), generator=random)
         # Rows first: they are contiguous, so picking them is a plain copy.
         rows = torch.nn.functional.pad(images, (padding,) * 4).flatten(
             0, 2
@@ -167,13 +167,13 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
         images = rows.index_select(0, picked.flatten()).view(count, channels, height, width + 2 * padding)
     columns = torch.arange(width, device=device).expand(count, width)
     if flip:
-        mirrored = torch.randint(2, (count, 1), generator=generator).to(device, non_blocking=True)
+        mirrored = torch.randint(2, (count, 1), generator=random).to(device, non_blocking=True)
         columns = torch.where(mirrored == 1, columns.flip(1), columns)
     index = (left.to(device, non_blocking=True) + columns)[:, None, None, :]
     return images.gather(3, index.expand(count, channels, height, width))
 
 
-def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, targets: Tensor, alpha: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """MixUp: images and soft labels become convex combinations of pairs (Zhang et al. 2018, section 2).
 
     One weight for the batch, lambda ~ Beta(alpha, alpha); each image
@@ -183,7 +183,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
         images: floating point, [N, C, H, W], any device; not modified.
         targets: floating point, [N, K], one distribution over classes per image, same device; not modified.
         alpha: >= 0; 0 mixes nothing, returns its arguments and draws nothing.
-        generator: on the CPU; gives a seed for lambda and the permutation.
+        random: on the CPU; gives a seed for lambda and the permutation.
 
     Returns:
         lambda x + (1 - lambda) x[permutation] for images and for targets.
@@ -191,7 +191,7 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     Raises:
         ValueError: an argument is not as described.
     """
-    _check_generator(generator)
+    _check_random(random)
     if not alpha >= 0:
         raise ValueError(f"`alpha >= 0` must hold, but got alpha={alpha}; use 0.2, or 0 for no MixUp")
     if not (
@@ -208,9 +208,9 @@ def mixup(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     if alpha == 0:
         return images, targets
     # torch.distributions.Beta would draw from the global generator.
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    seed = int(torch.randint(2**63 - 1, (), generator=random))
     weight = float(np.random.default_rng(seed).beta(alpha, alpha))
-    partner = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
+    partner = torch.randperm(len(images), generator=random).to(images.device, non_blocking=True)
     return torch.lerp(images[partner], images, weight), torch.lerp(targets[partner], targets, weight)
 
 
@@ -379,10 +379,10 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _check_generator(generator: torch.Generator) -> None:
-    if generator.device.type != "cpu":
+def _check_random(random: torch.Generator) -> None:
+    if random.device.type != "cpu":
         raise ValueError(
-            f"`generator` must be on the CPU, but got one on {generator.device}; use torch.Generator()"
+            f"`random` must be on the CPU, but got one on {random.device}; use torch.Generator()"
         )
 
 

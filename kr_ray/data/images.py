@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def all_but(count: int, index: Tensor) -> Tensor:
+    """Of `count` images those that are not at `index` (int64 [M]): bool [count]."""
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[index] = False
+    return kept
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images and their classes.
@@ -39,6 +46,10 @@ class LabelledImages:
     def subset(self, index: Tensor) -> LabelledImages:
         """The images at `index` (int64 or bool, [M])."""
         return LabelledImages(self.images[index], self.labels[index])
+
+    def without(self, index: Tensor) -> LabelledImages:
+        """All but those at `index` (int64 [M]), in their order."""
+        return self.subset(all_but(len(self), index))
 
     def to(self, device: torch.device | str) -> LabelledImages:
         return LabelledImages(self.images.to(device), self.labels.to(device))

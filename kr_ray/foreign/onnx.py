@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from kr_ray.foreign.files import decoding, reason
 from kr_ray.silence import stay_silent
 
@@ -42,7 +44,7 @@ class OnnxModel:
             self.outputs = [item.name for item in self._session.get_outputs()]
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
-    def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+    def run(self, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[Any]:
         """Arrays of the named outputs.
 
         Raises:

@@ -23,6 +23,8 @@ PATTERNS = (
     ("merge", r"<<"),
 )
 LONGEST_NUMBER = 100
+Values = dict[str, Any]
+"""A mapping as plain values."""
 MOST_NODES = 20_000
 """With every alias counted as often as it is used: few lines of aliases of aliases could fill any memory."""
 
@@ -157,10 +159,10 @@ class _Plain:
         _check_tag(node, "seq")
         return [self.value(item) for item in node.value]
 
-    def _mapping(self, node: yaml.Node) -> dict[str, Any]:
+    def _mapping(self, node: yaml.Node) -> Values:
         _check_tag(node, "map")
-        own: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+        own: Values = {}
+        merged: Values = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 _refuse(key, "a key is a list or mapping", "use text for keys")
@@ -172,9 +174,9 @@ class _Plain:
                 own[_text(key)] = self.value(value)
         return merged | own
 
-    def _merged(self, node: yaml.Node) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node) -> Values:
         """What `<<` adds: a mapping, or several, of which the earlier win."""
-        merged: dict[str, Any] = {}
+        merged: Values = {}
         for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(part, yaml.MappingNode):
                 _refuse(part, "`<<` must be given a mapping, or a list of them", "write <<: *name")

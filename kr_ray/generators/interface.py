@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from kr_ray.config import GeneratorSection, SamplingSection
 from kr_ray.data.images import LabelledImages
 from kr_ray.runs.artifacts import save_tensors
+from kr_ray.runs.stages import State
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class GeneratorTraining(Protocol):
 
     def checkpoint(self) -> Checkpoint: ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """CPU tensors, numbers, strings and nested dicts only."""
         ...
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: State) -> None: ...
 
 
 class Sampler(Protocol):

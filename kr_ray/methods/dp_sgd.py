@@ -21,7 +21,7 @@ from torch import Tensor
 from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining
 from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.compute.devices import Precision, autocast, mixed_dtype, pick_device
 from kr_ray.compute.parallel import worker_count
@@ -32,7 +32,7 @@ from kr_ray.data.augment import crop_and_flip, to_float, trivial_augment
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import NoiseKey, forget_key, noise_key
-from kr_ray.dp.plan import Released, own_delta, privacy_record
+from kr_ray.dp.release import Released, own_delta, privacy_record
 from kr_ray.methods.interface import ClassifierPart, Part, Site
 from kr_ray.privacy.accountants import poisson_gaussian
 from kr_ray.privacy.ledger import LedgerError, calibrate_noise
@@ -43,7 +43,6 @@ from kr_ray.runs.stages import RESULT_FILE, WEIGHTS_FILE, Save, State
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-DP_TICKS = Ticks(20)
 EXTRA = "pip install 'kr_ray[dp]'"
 
 
@@ -60,8 +59,7 @@ class DpSgd:
         recipe, section = site.config.classifier.model_copy(update={"norm": self.section.norm}), self.section
 
         def work(folder: Path, state: State | None, save: Save) -> ClassifierResult:
-            released = train_dp_sgd(site.path, folder, section, recipe, site.seed, state, save)
-            return ClassifierResult.model_validate(released.result)
+            return train_dp_sgd(site.path, folder, section, recipe, site.seed, state, save).result
 
         return [Part(name=name, inputs=[recipe, section], result=ClassifierResult, work=work)]
 
@@ -147,7 +145,7 @@ class DpSgdTraining(ClassifierTraining):
                 "set cluster.workers to 1 for this training"
             )
         gradients = private_gradients()
-        private = recipe.model_copy(update=_of_section(section))
+        private = _private_recipe(recipe, section)
         steps_per_epoch_images = max(plan.records, section.expected_batch_size)
         schedule = Schedule.of_steps(private, steps_per_epoch_images, section.expected_batch_size, plan.steps)
         real = images.to(device)
@@ -211,13 +209,11 @@ class DpSgdTraining(ClassifierTraining):
         return self.key.gaussian(shape, self.step, parameter)
 
 
-def _of_section(section: DpSgdSection) -> dict[str, Any]:
-    """The recipe's keys that private steps want otherwise."""
+def _private_recipe(recipe: ClassifierConfig, section: DpSgdSection) -> ClassifierConfig:
+    """The recipe but for the keys that private steps want otherwise."""
     own = ("learning_rate", "momentum", "weight_decay", "trivial_augment")
-    return {key: getattr(section, key) for key in own} | {
-        "mixup_alpha": 0.0,
-        "batch_size": section.expected_batch_size,
-    }
+    changed = {key: getattr(section, key) for key in own}
+    return recipe.model_copy(update=changed | {"mixup_alpha": 0.0, "batch_size": section.expected_batch_size})
 
 
 def private_gradients() -> Any:
@@ -243,7 +239,7 @@ def train_dp_sgd(
     seed: int,
     state: State | None,
     save: Save,
-) -> Released:
+) -> Released[ClassifierResult]:
     """Train on the real training split with differential privacy; leaves weights.safetensors and result.json
     in `folder`.
 
@@ -256,7 +252,7 @@ def train_dp_sgd(
     """
     splits = load_stored_splits(run / SPLITS_FILE)
     plan = plan_dp_sgd(section, recipe, len(splits.train))
-    done = state is not None and len(state["history"]) >= DP_TICKS.count
+    done = state is not None and len(state["history"]) >= WHOLE_TRAINING.count
     key = noise_key(folder, section.insecure_noise_key, started=state is not None and not done)
     own_seed = derive_seed(seed, "dp_sgd")
     model = new_classifier(splits.num_classes, splits.channels, recipe, own_seed)
@@ -264,13 +260,14 @@ def train_dp_sgd(
     training = DpSgdTraining(
         model, splits.train, recipe, section, plan, key, derive_seed(own_seed, "data"), device
     )
-    ticked = TickedTraining(training, splits.validation, DP_TICKS, state)
+    ticked = TickedTraining(training, splits.validation, WHOLE_TRAINING, state)
     ticked.finish(save)
-    privacy = privacy_record("dp_sgd", plan.event, plan.records, plan.delta, key.insecure)
-    constants = {"noise_multiplier": plan.noise_multiplier, "sampling_probability": plan.sampling_probability}
-    found = ticked.result(splits.test).model_copy(update={"privacy": privacy | constants})
-    result = found.model_dump(mode="json")
+    privacy = privacy_record(
+        "dp_sgd", plan.event, plan.records, plan.delta, key.insecure,
+        noise_multiplier=plan.noise_multiplier, sampling_probability=plan.sampling_probability,
+    )  # fmt: skip
+    result = ticked.result(splits.test).model_copy(update={"privacy": privacy})
     save_classifier(folder / WEIGHTS_FILE, training.model)
-    write_json(folder / RESULT_FILE, result)
+    write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
     forget_key(folder)
     return Released(result, plan.event)

@@ -6,13 +6,13 @@ teacher -> generator -> student of teacher-labelled, regenerated images (section
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kr_ray.classifiers.networks import new_classifier, save_classifier
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining, Ticks
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
@@ -29,8 +29,6 @@ from kr_ray.runs.results import GeneratorResult, StudentResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_labeller, student_schedule
 
-TICKS = 20
-
 
 @dataclass(frozen=True)
 class KnowledgeRecycling:
@@ -40,7 +38,7 @@ class KnowledgeRecycling:
         synthesis: generation parameters that this student has otherwise than the run's own.
     """
 
-    synthesis: dict[str, Any] = field(default_factory=dict)
+    synthesis: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     title: str = "Student"
     note: str = "Knowledge Recycling: teacher, generator and student trained anew in every run"
     takes_over: tuple[str, ...] = ()
@@ -133,7 +131,7 @@ def train_student(
 ) -> StudentResult | None:
     """Train a student that is handed on; leaves its weights in
     `folder`. Returns the result in the first worker."""
-    ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)
+    ticked = TickedTraining(training, splits.validation, WHOLE_TRAINING, state)
     ticked.finish(save)
     ticked.close()
     if worker_rank() != 0:

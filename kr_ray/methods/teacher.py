@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining
 from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
@@ -21,7 +21,6 @@ from kr_ray.methods.interface import ClassifierPart, Part, Site
 from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 
-TICKS = 20
 """States that a kill can throw back to, and looks at the validation images, of a whole training."""
 
 
@@ -77,7 +76,7 @@ def train_teacher(
     `folder`. Returns the result in the first worker."""
     splits = load_stored_splits(run / SPLITS_FILE)
     training = train_on_real(splits.train, splits.num_classes, recipe, schedule, derive_seed(seed, "teacher"))
-    ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)
+    ticked = TickedTraining(training, splits.validation, WHOLE_TRAINING, state)
     ticked.finish(save)
     if worker_rank() != 0:
         return None

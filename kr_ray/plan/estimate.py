@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from kr_ray.config import Config, ConfigError, Resources
-from kr_ray.plan.rates import Costs, Rates
+from kr_ray.plan.speeds import Costs, Rates
 from kr_ray.plan.work import DataSize, StageWork
 
 PEAK_TFLOPS = {

@@ -16,7 +16,7 @@ from kr_ray.plan.estimate import (
     total_s,
     what_if,
 )
-from kr_ray.plan.rates import MeasuredHere, Rates, ScaledFromH200, count_costs
+from kr_ray.plan.speeds import MeasuredHere, Rates, ScaledFromH200, count_costs
 from kr_ray.plan.work import data_size, run_work
 from kr_ray.runs.artifacts import RunDirectory
 from kr_ray.runs.storage import storage_path
@@ -74,7 +74,8 @@ def _beside(measured_s: float | None, estimated_s: float) -> str:
 
 
 def _measured_s(config: Config, stage: str) -> float | None:
-    return RunDirectory(storage_path(config.storage) / config.name).latest(stage).get("wall_s")
+    found = RunDirectory(storage_path(config.storage) / config.name).latest(stage)
+    return found.get("wall_s") if found else None
 
 
 def _size(count: int) -> str:

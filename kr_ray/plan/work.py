@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from kr_ray.classifiers.ticks import WHOLE_TRAINING
 from kr_ray.classifiers.training import Schedule
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.sweep import sweep_rounds
 from kr_ray.config import Config, DataConfig, SynthesisConfig
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, medmnist_names
+from kr_ray.privacy.shadow import TRAIN_SHARE
 from kr_ray.synthesis.student_set import student_schedule
 
 Where = Literal["train", "trial", "task"]
-
-TRAIN_TICKS = 20
-"""Of teacher, student and equal-compute teacher: the validation images are looked at so often."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
     if c.student.equal_compute_teacher:
         own = student.looked_at - _queries(config, student.trained)
         stages.append(replace(student, stage="equal_compute_teacher", generated=0, looked_at=own))
-    members = round(0.45 * size.validation)
+    members = round(TRAIN_SHARE * size.validation)
     shadow = Schedule.fit(recipe, members, c.audit.shadow.epochs)
     shadows = c.audit.shadow.models
     stages.append(
@@ -136,7 +135,7 @@ def _generator(config: Config, size: DataSize, checkpoints: int) -> StageWork:
 
 
 def _training(stage: str, schedule: Schedule, size: DataSize) -> StageWork:
-    looked_at = float(TRAIN_TICKS * size.validation + size.test)
+    looked_at = float(WHOLE_TRAINING.count * size.validation + size.test)
     trained = float(schedule.steps * schedule.batch_size)
     return StageWork(stage, "train", trained=trained, batch=schedule.batch_size, looked_at=looked_at)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kr_ray.runs.artifacts import Json
+
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
@@ -68,12 +70,12 @@ def together(*events: DpEvent) -> DpEvent:
     return library("dp_accounting.dp_event").ComposedDpEvent(list(events))
 
 
-def event_record(event: DpEvent) -> dict[str, Any]:
+def event_record(event: DpEvent) -> Json:
     """JSON-able form of an event, for result.json; `event_of_record` reads it."""
     kind = type(event).__name__
     if kind not in EVENTS:
         raise ValueError(f"an event must be one of {', '.join(EVENTS)}, but got {kind}; compose it of these")
-    record: dict[str, Any] = {"kind": kind}
+    record: Json = {"kind": kind}
     for field in type(event).__attrs_attrs__:  # type: ignore[attr-defined]
         value = getattr(event, field.name)
         if field.name == "event":
@@ -85,7 +87,7 @@ def event_record(event: DpEvent) -> dict[str, Any]:
     return record
 
 
-def event_of_record(record: dict[str, Any]) -> DpEvent:
+def event_of_record(record: Json) -> DpEvent:
     """The event that `event_record` wrote.
 
     Raises:

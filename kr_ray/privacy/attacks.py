@@ -8,19 +8,22 @@ others only, and of those only in ways that do not give away the audit's own des
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray
 from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
 from kr_ray.privacy.leave_one_out import leave_one_out
 from kr_ray.privacy.lira import compared_sides, hinge, lira_scores, logit_scaled
 from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
 from kr_ray.privacy.rmia import rmia_scores
-from kr_ray.privacy.scores import BoolArray, FloatArray, ReferenceScores, SampleScores, ScoreError
+from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, fit_class_attack
+from kr_ray.runs.figures import AttackFigures, Roc
 
 HEADLINE = "lira_online_fixed_logit"
 """Chosen before any figure is known; the best of several attacks would be optimistic. Carlini et al. find the
@@ -29,6 +32,34 @@ main one."""
 MATCHED_RUNS = 4
 MATCHED_SAMPLES = 500
 
+ByAttack = dict[str, dict[str, AttackFigures]]
+"""Name of the attack -> name of the group of samples -> what the attack finds."""
+
+
+@dataclass(frozen=True)
+class ArmFigures:
+    """What the attacks find in all runs of one arm.
+
+    Attributes:
+        models, queries: their numbers.
+        headline: name of the attack behind the next three.
+        population, canary: by group of samples.
+        canary_true_label: scoring the canaries' true label (None where no label is wrong): success here shows
+            that the model has learned the sample's class rather than its given label.
+        true_label_share, given_label_share: over (run, canary) pairs "in" and "out", how often the run's
+            model predicts that label (query 0).
+    """
+
+    models: int
+    queries: int
+    headline: str
+    population: AttackFigures
+    canary: AttackFigures
+    canary_true_label: AttackFigures | None
+    true_label_share: dict[str, float]
+    given_label_share: dict[str, float]
+    attacks: ByAttack
+
 
 def audit_arm(
     canary: SampleScores,
@@ -36,42 +67,33 @@ def audit_arm(
     reference: ReferenceScores | None,
     seed: int,
     delta: float = DELTA,
-) -> dict[str, Any]:
-    """Attack all runs of one arm; plain JSON values.
+) -> ArmFigures:
+    """Attack all runs of one arm.
 
     Args:
         canary, population: the two groups of audit samples, the same runs in the same order.
         reference: images no run saw, for RMIA, which is left out without them.
         seed: of resampling and splitting; the same seed gives the same figures.
 
-    Returns:
-        models, queries; headline: the name of the attack whose `figures` `population` and `canary` hold;
-        canary_true_label: the headline attack scoring the canaries' true label (absent where no label is
-        wrong): success here shows that the model has learned the sample's class rather than its given label;
-        true_label_share, given_label_share: over (run, canary) pairs "in" and "out", how often the run's
-        model predicts that label (query 0); attacks: name -> group -> `figures`.
-
     Raises:
         ScoreError: the groups, or `reference`, hold another number of runs.
     """
     groups = {"population": population, "canary": canary}
     attacks = attack_groups(groups, reference, seed, delta)
-    result = {
-        "models": len(canary.logits),
-        "queries": canary.logits.shape[2],
-        "headline": HEADLINE,
-        "population": attacks[HEADLINE]["population"],
-        "canary": attacks[HEADLINE]["canary"],
-        "true_label_share": _share(canary, "true_labels"),
-        "given_label_share": _share(canary, "labels"),
-        "attacks": attacks,
-    }
-    if (on_true_label := true_label_figures(canary, seed, delta)) is not None:
-        result["canary_true_label"] = on_true_label
-    return result
+    return ArmFigures(
+        models=len(canary.logits),
+        queries=canary.logits.shape[2],
+        headline=HEADLINE,
+        population=attacks[HEADLINE]["population"],
+        canary=attacks[HEADLINE]["canary"],
+        canary_true_label=true_label_figures(canary, seed, delta),
+        true_label_share=_share(canary, "true_labels"),
+        given_label_share=_share(canary, "labels"),
+        attacks=attacks,
+    )
 
 
-def true_label_figures(samples: SampleScores, seed: int, delta: float = DELTA) -> dict[str, Any] | None:
+def true_label_figures(samples: SampleScores, seed: int, delta: float = DELTA) -> AttackFigures | None:
     """Figures of the headline attack scoring the true label; None where no given label is wrong."""
     scores = true_label_scores(samples)
     return None if scores is None else figures(scores, samples.member, seed, delta)
@@ -88,7 +110,7 @@ def true_label_scores(samples: SampleScores) -> FloatArray | None:
 
 def attack_groups(
     groups: Mapping[str, SampleScores], reference: ReferenceScores | None, seed: int, delta: float = DELTA
-) -> dict[str, dict[str, Any]]:
+) -> ByAttack:
     """Figures of every attack on every group: name of the attack -> name of the group -> `figures`."""
     return {
         name: {
@@ -161,7 +183,7 @@ def judged_pairs(member: BoolArray) -> BoolArray:
     return leave_one_out(member).judged if len(member) > 1 else np.ones_like(member)
 
 
-def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DELTA) -> dict[str, Any]:
+def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DELTA) -> AttackFigures:
     """What the scores of one attack show; see `rates` for each
     interval's meaning and `epsilon` for the bounds.
 
@@ -170,27 +192,25 @@ def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DEL
         member: [models, samples].
 
     Returns:
-        tpr_at_fpr_0.001 with ci_low, ci_high (of the true TPR at the true FPR), clopper_pearson_low / _high,
-        bootstrap_low / _high, true_positives, false_positives; the same at 1 % with the suffix `_0.01`; all
-        null, with `refused` (`refused_0.01`) saying why, where there are too few non-members. auc, auc_low,
-        auc_high; balanced_accuracy (null where a half of the samples has one class only); epsilon; n_members,
-        n_non_members (pairs), finest_fpr; roc {fpr, tpr}.
+        The figures at 0.1 % and 1 % FPR are all null, with `refused` (`refused_0.01`) saying why, where there
+        are too few non-members; balanced_accuracy is null where a half of the samples has one class only;
+        members and non-members are pairs.
     """
     judged = judged_pairs(member)
     pairs = pair_scores(scores, member, judged)
     area, low, high = auc_interval(pairs)
-    return {
-        **tpr_figures(pairs, seed),
-        "auc": area,
-        "auc_low": low,
-        "auc_high": high,
-        "balanced_accuracy": balanced_accuracy(scores, member, seed, judged),
-        "epsilon": epsilon_bounds(scores, member, seed, delta, judged=judged),
-        "n_members": len(pairs.members),
-        "n_non_members": len(pairs.non_members),
-        "finest_fpr": 1 / len(pairs.non_members),
-        "roc": thinned_roc(pairs),
-    }
+    return AttackFigures(
+        **tpr_figures(pairs, seed),  # type: ignore[arg-type]  # by their names in JSON
+        auc=area,
+        auc_low=low,
+        auc_high=high,
+        balanced_accuracy=balanced_accuracy(scores, member, seed, judged),
+        epsilon=epsilon_bounds(scores, member, seed, delta, judged=judged),
+        n_members=len(pairs.members),
+        n_non_members=len(pairs.non_members),
+        finest_fpr=1 / len(pairs.non_members),
+        roc=Roc.model_validate(thinned_roc(pairs)),
+    )
 
 
 def matched_shadow_scores(groups: Mapping[str, SampleScores], seed: int) -> dict[str, FloatArray]:

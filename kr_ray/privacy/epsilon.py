@@ -19,14 +19,15 @@ the bound is not computed from. What the confidence rests on:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
 from kr_ray.privacy.rates import CONFIDENCE, Pairs, clopper_pearson, pair_scores, split_samples
-from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray
+from kr_ray.runs.figures import Epsilon
 
 DELTA = 1e-5
 THRESHOLDS = 60
@@ -43,7 +44,7 @@ def epsilon_bounds(
     *,
     judged: BoolArray | None = None,
     confidence: float = CONFIDENCE,
-) -> dict[str, Any]:
+) -> Epsilon:
     """Both lower bounds, each at the confidence; every rate in them
     takes its end of error (1 - confidence) / 2.
 
@@ -61,35 +62,44 @@ def epsilon_bounds(
     counted = np.ones_like(member) if judged is None else judged
     halves = split_samples(scores.shape[1], seed)
     selection, tested = (_pairs(scores[:, half], member[:, half], counted[:, half]) for half in halves)
-    return {
-        "clopper_pearson": _pooled_bound(selection, tested, delta, confidence),
-        "one_run": _one_run_bound(scores, member, counted, halves, delta, confidence),
-        "delta": delta,
-        "confidence": confidence,
-    }
+    return Epsilon(
+        clopper_pearson=_pooled_bound(selection, tested, delta, confidence),
+        one_run=_one_run_bound(scores, member, counted, halves, delta, confidence),
+        delta=delta,
+        confidence=confidence,
+    )
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest bound of several attacks.
+
+    Attributes:
+        epsilon: None where no bound can be computed.
+        attack: index of the one that gives it.
+    """
+
+    epsilon: float | None
+    attack: int | None
 
 
 def simultaneous_epsilon(
     attacks: Sequence[tuple[FloatArray, BoolArray, BoolArray]], seed: int, delta: float = DELTA
-) -> dict[str, Any]:
+) -> Largest:
     """The largest bound of several attacks, holding at 95 % although it is
     the largest (Bonferroni over both bounds of each).
 
     Args:
         attacks: scores, member, judged of each, as `epsilon_bounds` takes them; one or more.
-
-    Returns:
-        epsilon (null where no bound can be computed), attack: index of the
-        one that gives it; rows, delta, confidence.
     """
     each = 1 - (1 - CONFIDENCE) / (2 * len(attacks))
     best, where = None, None
     for index, (scores, member, judged) in enumerate(attacks):
         found = epsilon_bounds(scores, member, seed, delta, judged=judged, confidence=each)
-        for value in (found["clopper_pearson"], found["one_run"]):
+        for value in (found.clopper_pearson, found.one_run):
             if value is not None and (best is None or value > best):
                 best, where = value, index
-    return {"epsilon": best, "attack": where, "rows": len(attacks), "delta": delta, "confidence": CONFIDENCE}
+    return Largest(best, where)
 
 
 def _pairs(scores: FloatArray, member: BoolArray, counted: BoolArray) -> Pairs | None:

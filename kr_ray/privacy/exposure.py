@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray, ScoreError
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
+from kr_ray.privacy.scores import ScoreError
 
 FAMILY_ERROR = 0.05
 """Of all samples together: the chance that any sample is marked although none leaks."""

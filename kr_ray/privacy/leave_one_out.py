@@ -36,7 +36,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kr_ray.privacy.scores import MIN_MODELS, BoolArray, FloatArray, IndexArray
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
+from kr_ray.privacy.scores import MIN_MODELS
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kr_ray.privacy import accountants
+from kr_ray.runs.figures import Bound
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -77,11 +78,11 @@ class Guarantee:
         the two is wrong."""
         return lower_bound is not None and lower_bound > self.epsilon
 
-    def record(self) -> dict[str, Any]:
-        """JSON-able; epsilon null stands for infinity."""
+    def record(self) -> Bound:
+        """As results and reports keep it."""
         lists = {"covers": list(self.covers), "uncovered": list(self.uncovered)}
         epsilon = self.epsilon if math.isfinite(self.epsilon) else None
-        return asdict(self) | lists | {"epsilon": epsilon, "guarantee": self.holds}
+        return Bound.model_validate(vars(self) | lists | {"epsilon": epsilon, "guarantee": self.holds})
 
     def words(self) -> str:
         """One line for reports and terminals."""

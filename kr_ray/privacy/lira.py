@@ -31,8 +31,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray, LogitArray
 from kr_ray.privacy.leave_one_out import leave_one_out
-from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray, LogitArray
 
 VARIANCE_FLOOR = 1e-12
 """Of a statistic that does not vary at all; keeps the likelihood finite."""

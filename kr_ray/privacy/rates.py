@@ -33,7 +33,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from kr_ray.privacy.scores import BoolArray, FloatArray, IndexArray, ScoreError
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
+from kr_ray.privacy.scores import ScoreError
 
 FPRS = (0.001, 0.01)
 CONFIDENCE = 0.95
@@ -211,15 +212,16 @@ def bootstrap_intervals(
     return [(float(low), float(high)) for low, high in np.percentile(tpr, [tail, 100 - tail], axis=0).T]
 
 
-def tpr_figures(pairs: Pairs, seed: int) -> dict[str, Any]:
-    """TPR at 0.1 % (keys without suffix) and 1 % FPR (suffix `_0.01`), with counts and intervals.
+def tpr_figures(pairs: Pairs, seed: int) -> dict[str, float | int | str | None]:
+    """TPR at 0.1 % (keys without suffix) and 1 % FPR (suffix `_0.01`), with counts and intervals, as
+    fields of `kr_ray.runs.figures.AttackFigures` by their names in JSON.
 
     An FPR finer than 1 / non-members gives null, and `refused` (`refused_0.01`) says which is the finest.
     """
     n_in, n_out = len(pairs.members), len(pairs.non_members)
     possible = tuple(fpr for fpr in FPRS if fpr * n_out + 1e-9 >= 1)
     bootstrap = dict(zip(possible, bootstrap_intervals(pairs, possible, seed), strict=True))
-    result: dict[str, Any] = {}
+    result: dict[str, float | int | str | None] = {}
     for fpr in FPRS:
         suffix = "" if fpr == FPRS[0] else f"_{fpr:g}"
         names = (
@@ -227,7 +229,7 @@ def tpr_figures(pairs: Pairs, seed: int) -> dict[str, Any]:
             "false_positives",
             *(f"{kind}_{end}" for kind in INTERVALS for end in ("low", "high")),
         )
-        values: list[Any] = [None] * len(names)
+        values: list[float | int | None] = [None] * len(names)
         rate = None
         try:
             budget = false_positive_budget(fpr, n_out)

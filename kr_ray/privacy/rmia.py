@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
+from kr_ray.privacy.arrays import FloatArray
 from kr_ray.privacy.leave_one_out import LeaveOneOut, leave_one_out
 from kr_ray.privacy.lira import logit_scaled
-from kr_ray.privacy.scores import FloatArray, ReferenceScores, SampleScores
+from kr_ray.privacy.scores import ReferenceScores, SampleScores
 
 GAMMA = 2.0
 """The paper's setting for image models (its ablation finds the attack insensitive to it)."""

@@ -20,10 +20,10 @@ A Parquet file is a long table, one row per model and sample: `model`, `sample` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from kr_ray.foreign.files import contents_of, decoding, shown
 from kr_ray.foreign.npz import listed, read_arrays
 from kr_ray.foreign.parquet import read_table
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray
 from kr_ray.privacy.attacks import (
     HEADLINE,
     figures,
@@ -39,25 +40,24 @@ from kr_ray.privacy.attacks import (
     lira_variants,
     true_label_scores,
 )
-from kr_ray.privacy.epsilon import simultaneous_epsilon
+from kr_ray.privacy.epsilon import DELTA, simultaneous_epsilon
 from kr_ray.privacy.metrics import CHANCE_AUC
-from kr_ray.privacy.rates import auc_interval, pair_scores
+from kr_ray.privacy.rates import CONFIDENCE, auc_interval, pair_scores
 from kr_ray.privacy.scores import (
     MIN_MODELS,
-    BoolArray,
-    FloatArray,
-    IndexArray,
     ReferenceScores,
     SampleScores,
     ScoreError,
     check_finite,
     check_member,
 )
+from kr_ray.runs.figures import Proven, ScoreAudit
 
 Arrays = Mapping[str, NDArray[Any]]
+Form = Literal["one model", "many models", "logits"]
 
-NPZ_FORMS = {
-    "one model": ({"member_scores", "non_member_scores"}, set[str]()),
+NPZ_FORMS: dict[Form, tuple[set[str], set[str]]] = {
+    "one model": ({"member_scores", "non_member_scores"}, set()),
     "many models": ({"scores", "member"}, {"canary"}),
     "logits": (
         {"logits", "labels", "member"},
@@ -96,14 +96,8 @@ class Scored:
     negated: Callable[[], Scored] | None = None
 
 
-def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
-    """Attack the models of a score file; plain JSON values.
-
-    Returns:
-        file; form: "one model", "many models" or "logits"; models; headline: the attack chosen beforehand;
-        attacks: name -> group ("all", or "population" and "canary") -> `worst_case.figures`; proven: the
-        largest bound of all attacks and groups together (`epsilon.simultaneous_epsilon`) with its attack and
-        group; remarks: sentences on what a reader must know.
+def audit_score_file(path: Path, seed: int) -> ScoreAudit:
+    """Attack the models of a score file.
 
     Raises:
         ScoreError: no such file, unreadable, wrong keys, or scores that cannot be audited.
@@ -111,32 +105,38 @@ def audit_score_file(path: Path, seed: int) -> dict[str, Any]:
     form, scored = _scored(path, seed)
     rows = [(name, group) for name, groups in scored.scores.items() for group in groups]
     judged = {group: judged_pairs(member) for group, member in scored.member.items()}
-    proven = simultaneous_epsilon(
-        [(scored.scores[name][group], scored.member[group], judged[group]) for name, group in rows], seed
-    )
-    if proven["attack"] is not None:
-        proven["attack"], proven["group"] = rows[proven["attack"]]
-    return {
-        "file": str(path),
-        "form": form,
-        "models": len(next(iter(scored.member.values()))),
-        "headline": scored.headline,
-        "attacks": {
+    return ScoreAudit(
+        file=str(path),
+        form=form,
+        models=len(next(iter(scored.member.values()))),
+        headline=scored.headline,
+        attacks={
             name: {group: figures(values, scored.member[group], seed) for group, values in groups.items()}
             for name, groups in scored.scores.items()
         },
-        "proven": proven,
-        "remarks": [*_equal_scores(scored), *_turned_scores(scored, seed), *_unjudged_pairs(judged)],
-    }
+        proven=_proven(scored, rows, judged, seed),
+        remarks=[*_equal_scores(scored), *_turned_scores(scored, seed), *_unjudged_pairs(judged)],
+    )
 
 
-def _scored(path: Path, seed: int) -> tuple[str, Scored]:
+def _proven(
+    scored: Scored, rows: Sequence[tuple[str, str]], judged: Mapping[str, BoolArray], seed: int
+) -> Proven:
+    """The largest bound of all attacks and groups together."""
+    attacks = [(scored.scores[name][group], scored.member[group], judged[group]) for name, group in rows]
+    found = simultaneous_epsilon(attacks, seed)
+    about = {"epsilon": found.epsilon, "rows": len(rows), "delta": DELTA, "confidence": CONFIDENCE}
+    if found.attack is None:
+        return Proven.model_validate(about | {"attack": None})
+    name, group = rows[found.attack]
+    return Proven.model_validate(about | {"attack": name, "group": group})
+
+
+def _scored(path: Path, seed: int) -> tuple[Form, Scored]:
     """The file's form, and its scores under every attack; all refusals name the file."""
     try:
         form, arrays = _read_file(path)
-        return form, {"one model": _one_model, "many models": _many_models, "logits": _logits}[form](
-            arrays, seed
-        )
+        return form, FORMS[form](arrays, seed)
     except ScoreError as error:
         name = shown(path)
         raise error if name in str(error) else ScoreError(f"{name}: {error}") from error
@@ -168,11 +168,11 @@ def _turned_scores(scored: Scored, seed: int) -> Iterator[str]:
                 continue
             turned = turned or scored.negated()
             found = figures(turned.scores[name][group], member, seed)
-            bound = found["epsilon"]["clopper_pearson"]
+            bound = found.epsilon.clopper_pearson
             yield (
                 f"{name}, {group}: AUC {area:.4f} lies below 0.5: members score lower than non-members, "
                 'as they do where scores are losses. Higher must mean "more likely a member": '
-                f"negated, these scores give AUC {found['auc']:.4f}"
+                f"negated, these scores give AUC {found.auc:.4f}"
                 f"{'' if bound is None else f', epsilon >= {bound:.2f}'}. Save them negated"
             )
 
@@ -341,10 +341,15 @@ def _flags(arrays: Arrays, name: str) -> BoolArray:
     return values.astype(np.bool_)
 
 
+FORMS: dict[Form, Callable[[Arrays, int], Scored]] = {
+    "one model": _one_model, "many models": _many_models, "logits": _logits,
+}  # fmt: skip
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path) -> tuple[str, Arrays]:
+def _read_file(path: Path) -> tuple[Form, Arrays]:
     """By what the file holds; what it is called does not matter."""
     with decoding(path, MUST, (), ScoreError):
         contents = contents_of(path)
@@ -360,7 +365,7 @@ def _read_file(path: Path) -> tuple[str, Arrays]:
     return _read_npz(path)
 
 
-def _read_npz(path: Path) -> tuple[str, Arrays]:
+def _read_npz(path: Path) -> tuple[Form, Arrays]:
     names, arrays = read_arrays(path, ScoreError)
     found = set(names)
     for form, (needed, optional) in NPZ_FORMS.items():
@@ -376,7 +381,7 @@ def _read_npz(path: Path) -> tuple[str, Arrays]:
     )
 
 
-def _read_parquet(path: Path) -> tuple[str, Arrays]:
+def _read_parquet(path: Path) -> tuple[Form, Arrays]:
     table = read_table(path, ScoreError)
     missing, unknown = set(COLUMNS) - set(table.column_names), set(table.column_names) - {*COLUMNS, "canary"}
     if missing or unknown:
@@ -403,7 +408,7 @@ def _column(table: Any, name: str) -> NDArray[Any]:
     return values
 
 
-def _pivot(path: Path, values: Arrays) -> tuple[str, Arrays]:
+def _pivot(path: Path, values: Arrays) -> tuple[Form, Arrays]:
     """The table's rows as the arrays of the first form (one model) or the second."""
     models, model = np.unique(values["model"], return_inverse=True)
     samples, sample = np.unique(values["sample"], return_inverse=True)

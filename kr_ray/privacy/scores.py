@@ -13,13 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kr_ray.privacy.arrays import BoolArray, IndexArray, LogitArray
 from kr_ray.runs.artifacts import atomic_write, load_arrays
 from kr_ray.runs.storage import storage_path
-
-FloatArray = NDArray[np.float64]
-LogitArray = NDArray[np.float32]
-IndexArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 ATTACKS_VERSION = 2
 """Of the attacks' figures. A worst-case audit of another version is attacked again from its stored scores;

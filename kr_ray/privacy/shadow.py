@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kr_ray.privacy.arrays import BoolArray, IndexArray, LogitArray
 from kr_ray.runs.artifacts import atomic_write, holding, load_arrays
 from kr_ray.runs.storage import storage_path
 
-FloatArray = NDArray[np.float64]
-LogitArray = NDArray[np.float32]
-IndexArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-
 TRAIN_SHARE = 0.45
+"""Of the validation split: a shadow model's members, and again its non-members."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class ShadowScores:
     member: BoolArray
 
     def __post_init__(self) -> None:
-        check_logits(self.logits, self.labels)
+        check_answers(self.logits, self.labels)
         if self.member.dtype != np.bool_ or self.member.shape != self.labels.shape:
             raise ValueError(
                 f"`member` must be bool [{len(self.labels)}], but got {self.member.dtype} "
@@ -119,7 +115,7 @@ class ShadowScores:
             return ShadowScores(int(arrays["shadow"]), arrays["logits"], arrays["labels"], arrays["member"])
 
 
-def check_logits(logits: LogitArray, labels: IndexArray) -> None:
+def check_answers(logits: LogitArray, labels: IndexArray) -> None:
     """Raises: ValueError: not finite float32 [M, K] logits with int64 [M] labels in [0, K)."""
     if logits.dtype != np.float32 or logits.ndim != 2:
         raise ValueError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
@@ -21,8 +21,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from kr_ray.privacy.arrays import BoolArray, FloatArray, IndexArray, LogitArray
 from kr_ray.privacy.metrics import CHANCE_AUC, RocCurve, accuracy_over_privacy, auc, roc_curve
-from kr_ray.privacy.shadow import BoolArray, FloatArray, IndexArray, LogitArray, ShadowScores, check_logits
+from kr_ray.privacy.shadow import ShadowScores, check_answers
+from kr_ray.runs.figures import Attacked, AttackModel, Roc
 
 AttackKind = Literal["logistic_regression", "svc_rbf", "random_forest", "constant"]
 CANDIDATES: tuple[AttackKind, ...] = ("logistic_regression", "svc_rbf", "random_forest")
@@ -62,17 +64,17 @@ class ClassAttack:
             return np.zeros(len(logits))
         return self._slope * _raw_scores(self._model, logits) + self._intercept
 
-    def describe(self) -> dict[str, Any]:
-        """For the report: plain JSON values."""
-        return {
-            "class": self.class_index,
-            "kind": self.kind,
-            "val_auc": self.validation_auc.get(self.kind, CHANCE_AUC),
-            "val_auc_all": dict(self.validation_auc),
-            "members": self.members,
-            "non_members": self.non_members,
-            "note": self.note,
-        }
+    def figures(self) -> AttackModel:
+        """For the report."""
+        return AttackModel(
+            class_index=self.class_index,
+            kind=self.kind,
+            val_auc=self.validation_auc.get(self.kind, CHANCE_AUC),
+            val_auc_all=dict(self.validation_auc),
+            members=self.members,
+            non_members=self.non_members,
+            note=self.note,
+        )
 
 
 def held_out_shadows(shadows: Sequence[int], seed: int, holdout: float) -> frozenset[int]:
@@ -220,7 +222,7 @@ class Attack:
         Raises:
             ValueError: wrong shapes or types, or a class without an attack.
         """
-        check_logits(logits, labels)
+        check_answers(logits, labels)
         present = np.unique(labels).tolist()
         if missing := [index for index in present if index not in self.classes]:
             raise ValueError(
@@ -252,19 +254,19 @@ class AttackResult:
     members: int
     non_members: int
 
-    def describe(self, accuracy: float) -> dict[str, Any]:
-        """For the report: plain JSON values; `auc` is the clamped one, as in Table 2, beside `auc_raw`.
+    def figures(self, accuracy: float) -> Attacked:
+        """For the report: `auc` is the clamped one, as in Table 2, beside `auc_raw`.
 
         Args:
             accuracy: test accuracy (or test CAS) of the attacked model, in [0, 1].
         """
-        return {
-            "auc": self.auc_clamped,
-            "auc_raw": self.auc,
-            "aop": accuracy_over_privacy(accuracy, self.auc_clamped),
-            "roc": {"fpr": self.roc.fpr.tolist(), "tpr": self.roc.tpr.tolist()},
-            "per_class": list(self.per_class),
-        }
+        return Attacked(
+            auc=self.auc_clamped,
+            auc_raw=self.auc,
+            aop=accuracy_over_privacy(accuracy, self.auc_clamped),
+            roc=Roc(fpr=self.roc.fpr.tolist(), tpr=self.roc.tpr.tolist()),
+            per_class=list(self.per_class),
+        )
 
 
 def attack_model(

@@ -21,6 +21,8 @@ from kr_ray.report.schema import FurtherStudent, Report, Student, Teacher, valid
 from kr_ray.runs.artifacts import atomic_write, write_json
 from kr_ray.runs.figures import Bound, KrAudit, Work
 
+Context = dict[str, Any]
+"""Variables of a template, by name."""
 VISIBLE_CLASSES = 12
 """More classes than this go into a part of the page that opens on demand."""
 
@@ -97,7 +99,7 @@ def render_summary(report: Report) -> str:
     return render("summary.html", report, **_verdict_context(report))
 
 
-def _verdict_context(report: Report) -> dict[str, Any]:
+def _verdict_context(report: Report) -> Context:
     """What both pages say."""
     return {
         "headline": verdict.headline(report),
@@ -109,7 +111,7 @@ def _verdict_context(report: Report) -> dict[str, Any]:
     }
 
 
-def _worst_case_context(report: Report) -> dict[str, Any]:
+def _worst_case_context(report: Report) -> Context:
     arms = report.audit.lira if report.audit else {}
     return {
         "worst_rows": worst_case.rows(report),
@@ -218,9 +220,26 @@ def _better(teacher: ResultRow, student: ResultRow) -> dict[str, str]:
     return result
 
 
-def class_rows(report: Report) -> list[dict[str, Any]]:
-    """The attack class by class: name, chosen attack model, its
-    held-out AUC, and the AUC against both models."""
+@dataclass(frozen=True)
+class ClassRow:
+    """The attack on one class.
+
+    Attributes:
+        kind: of the chosen attack model; `val_auc`: its AUC on held-out shadow models.
+        teacher, student: AUC against both models.
+        worst: whether the student leaks most on it.
+    """
+
+    name: str
+    kind: str
+    val_auc: float | None
+    teacher: float | None
+    student: float | None
+    worst: bool
+
+
+def class_rows(report: Report) -> list[ClassRow]:
+    """The attack class by class."""
     audit = report.audit.kr if report.audit else None
     if audit is None:
         return []
@@ -232,16 +251,14 @@ def class_rows(report: Report) -> list[dict[str, Any]]:
         return attacked.per_class[index] if attacked and index < len(attacked.per_class) else None
 
     return [
-        {
-            "name": name,
-            "kind": words.ATTACK_NAMES.get(models[index].kind, models[index].kind)
-            if index in models
-            else "–",
-            "val_auc": models[index].val_auc if index in models else None,
-            "teacher": value("teacher", index),
-            "student": value("student", index),
-            "worst": index == worst,
-        }
+        ClassRow(
+            name=name,
+            kind=words.ATTACK_NAMES.get(models[index].kind, models[index].kind) if index in models else "–",
+            val_auc=models[index].val_auc if index in models else None,
+            teacher=value("teacher", index),
+            student=value("student", index),
+            worst=index == worst,
+        )
         for index, name in enumerate(report.data.class_names)
     ]
 

@@ -31,7 +31,7 @@ from kr_ray.report.schema import (
     Tuning,
 )
 from kr_ray.runs.artifacts import ArtifactError
-from kr_ray.runs.figures import Bound, Copies
+from kr_ray.runs.figures import Copies
 from kr_ray.runs.results import (
     AUDIT,
     CHECKPOINTS,
@@ -170,7 +170,7 @@ def _further_students(config: Config, results: Results) -> dict[str, FurtherStud
                 kind=section.kind,
                 title=result.title,
                 note=result.note,
-                guarantee=Bound.model_validate(result.privacy["guarantee"]) if result.privacy else None,
+                guarantee=result.privacy.guarantee if result.privacy else None,
                 test_accuracy=result.test_accuracy,
                 val_accuracy=result.val_accuracy,
                 steps=result.steps,

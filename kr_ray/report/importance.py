@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ def parameter_importance(
         return None
     complete = _complete(history)
     values = {key: [trial.params[key] for trial in complete] for key in _varied(complete, parameters)}
-    distributions: dict[str, Any] = {}
+    distributions: dict[str, IntDistribution | FloatDistribution] = {}
     for key, found in values.items():
         kind = IntDistribution if all(isinstance(value, int) for value in found) else FloatDistribution
         distributions[key] = kind(min(found), max(found))

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from kr_ray.runs.artifacts import Json
 from kr_ray.runs.figures import (
     Best,
     Bound,
@@ -188,7 +189,7 @@ class Report(Figures):
     created: str
     """ISO 8601."""
     versions: dict[str, str]
-    config: dict[str, Any]
+    config: Json
     data: Data
     device: str
     teacher: Teacher | None = None

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from kr_ray.config import Config, ConfigError
 from kr_ray.masking import masked
-from kr_ray.runs.artifacts import ArtifactError
+from kr_ray.runs.artifacts import ArtifactError, Json
 from kr_ray.runs.results import AUDIT, CHECKPOINTS, TUNING, ClassifierResult, Results
 from kr_ray.silence import stay_silent
 
@@ -65,7 +64,7 @@ def log_run(config: Config, results: Results, files: list[Path]) -> str:
     return str(run)
 
 
-def _params(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _params(section: Json, prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _params(value, f"{prefix}{key}.")

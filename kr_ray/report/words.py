@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 from kr_ray.privacy.metrics import auc_standard_error
 from kr_ray.report.schema import Report, Tuning
-from kr_ray.runs.figures import Attacked, KrAudit, Work
+from kr_ray.runs.figures import Attacked, Generation, KrAudit, Work
 
 Z95 = 1.959964
 """97.5 % quantile of the normal distribution."""
@@ -103,14 +101,13 @@ def images_of(done: Work | None) -> str:
     return ", ".join(parts)
 
 
-def labels(synthesis: Mapping[str, Any]) -> str:
-    """What the labels of a student of these generation parameters (config.SynthesisConfig, dumped) are."""
-    if synthesis["labelling"] != "gkd":
-        return f"labelled by the strategy {synthesis['labelling']}"
-    clean = synthesis.get("view", "clean") == "clean"
+def labels(made: Generation) -> str:
+    """What the labels of a student of these generation parameters are."""
+    if made.labelling != "gkd":
+        return f"labelled by the strategy {made.labelling}"
+    clean = made.view == "clean"
     images = "the clean generated images" if clean else "exactly what the student saw at each step"
-    temperature = synthesis.get("temperature", 1.0)
-    end = f", at temperature {temperature:g}" if temperature != 1 else ""
+    end = f", at temperature {made.temperature:g}" if made.temperature != 1 else ""
     return f"labelled by the teacher's answers to {images}{end}"
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,11 @@ from kr_ray.runs.storage import RemotePath, local_copy, make_folder, remove_tree
 if TYPE_CHECKING:  # commands that only read or write JSON and numpy arrays must not wait for torch
     from numpy.typing import NDArray
     from torch import Tensor
+
+Json = dict[str, Any]
+"""An object of a JSON file, or of a file's JSON metadata, as it is read or about to be written."""
+State = dict[str, Any]
+"""A training from which it can go on, as torch writes and reads it: tensors, numbers, strings, nested."""
 
 VERSION_0_1 = {"fingerprint", "result"}
 """Of a done-marker: the first version sealed nothing and recorded no outputs."""
@@ -92,7 +98,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def read_own_json(path: Path) -> dict[str, Any]:
+def read_own_json(path: Path) -> Json:
     """What the program itself wrote at `path`; empty if nothing is there, or a damaged or foreign file."""
     try:
         value = read_json(path)
@@ -108,7 +114,7 @@ def is_damage(error: BaseException, path: Path) -> bool:
     )
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: Json | None = None) -> None:
     """Write a safetensors file atomically; `metadata` is kept as one JSON string."""
     from safetensors.torch import save_file
 
@@ -120,7 +126,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
         )
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Json]:
     """Read what `save_tensors` wrote.
 
     Raises:
@@ -168,15 +174,15 @@ def holding(path: Path, what: str) -> Iterator[None]:
         raise ArtifactError(f"{path} must hold {what}, but holds something else; {MAKE_ANEW}") from error
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state (tensors, numbers, strings, nested) atomically."""
+def save_state(path: Path, state: State) -> None:
+    """Write a training state atomically."""
     import torch
 
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
+def load_state(path: Path) -> State | None:
     """The training state at `path`; None if there is none, or a damaged one: the work is then begun anew.
 
     Never unpickles code.
@@ -200,6 +206,72 @@ def fingerprint(*parts: Any) -> str:
 
 
 # --- the run ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a done-marker says of a finished stage.
+
+    Attributes:
+        result: as its typed result was dumped.
+        outputs: none of a stage that the first version finished.
+    """
+
+    fingerprint: str
+    result: Json
+    outputs: Recorded = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Done | None:
+        """The marker in `folder`; None if there is none, or one that is not just as it was written."""
+        found = read_own_json(folder / DONE_FILE)
+        if found.get("seal") == _seal(found) or found.keys() == VERSION_0_1:
+            return cls(found["fingerprint"], found["result"], found.get("outputs", {}))
+        return None
+
+    def write(self, folder: Path) -> None:
+        content = vars(self)
+        write_json(folder / DONE_FILE, content | {"seal": _seal(content)})
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Of a done-marker's content, as JSON brings it back."""
+    sealed = {key: content.get(key) for key in ("fingerprint", "result", "outputs")}
+    return fingerprint(json.loads(json.dumps(sealed)))
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What everybody reads of status.json.
+
+    Attributes:
+        state: running, finished, failed, interrupted, killed or unreadable.
+        updated: seconds since 1970; None where it cannot be read.
+        stage: the one that is or was being worked on.
+        note: of that stage, for a person.
+        error: why it failed, or cannot be read and what to do.
+        share: of the stage, 0 to 1.
+        progress: all fields of the file, those of a `StageProgress` among them.
+    """
+
+    state: str
+    updated: float | None
+    stage: str = ""
+    note: str = ""
+    error: str = ""
+    share: float = 0.0
+    progress: Mapping[str, object] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, status: Json) -> RunStatus | None:
+        """What the file says; None unless the fields that everybody reads have their types."""
+        wanted = {"state": str, "updated": int | float, "stage": str, "error": str, "note": str,
+                  "share": int | float}  # fmt: skip
+        if not {"state", "updated"} <= status.keys() or not all(
+            isinstance(status[key], kind) for key, kind in wanted.items() if key in status
+        ):
+            return None
+        return cls(**{key: status[key] for key in wanted if key in status}, progress=status)
 
 
 class RunDirectory:
@@ -253,50 +325,44 @@ class RunDirectory:
         path = self / "status.json"
         stamp = {"host": socket.gethostname(), "pid": os.getpid(), "updated": time.time()}
         old = read_own_json(path)
-        _write_progress(path, (old if _is_status(old) else {}) | stamp | fields)
+        _write_progress(path, (old if RunStatus.of(old) else {}) | stamp | fields)
 
     # --- finished stages ---
 
-    def result(self, stage: str, print_of_inputs: str) -> dict[str, Any] | None:
+    def result(self, stage: str, print_of_inputs: str) -> Json | None:
         """The stage's result if it finished on exactly these inputs and
         its outputs are what it wrote, else None."""
         folder = real_folder(self / stage)
         settle(folder)
         done = self._done(folder)
-        if done.get("fingerprint") != print_of_inputs:
+        if done is None or done.fingerprint != print_of_inputs:
             return None
-        wrong, outputs = look_at_outputs(folder, done["outputs"])
+        wrong, outputs = look_at_outputs(folder, done.outputs)
         if wrong:
             self._tell(f"{wrong}: {stage} is made again")
             return None
-        if outputs != done["outputs"]:
-            self._write_done(folder, done | {"outputs": outputs})
+        if outputs != done.outputs:
+            replace(done, outputs=outputs).write(folder)
         if folder not in self._compared:
             self._unread[folder] = outputs
-        return dict(done["result"])
+        return dict(done.result)
 
     def stands_since_version_0_1(self, stage: str, print_of_inputs: str) -> bool:
         """Whether the first version of the program finished the stage on these inputs."""
         done = read_own_json(real_folder(self / stage) / DONE_FILE)
         return done.keys() == VERSION_0_1 and done["fingerprint"] == print_of_inputs
 
-    def latest(self, stage: str) -> dict[str, Any]:
-        """The result of the stage whatever its inputs were; empty if it has not finished."""
-        return dict(self._done(real_folder(self / stage)).get("result", {}))
+    def latest(self, stage: str) -> Json | None:
+        """The result of the stage whatever its inputs were; None if it has not finished."""
+        done = self._done(real_folder(self / stage))
+        return dict(done.result) if done else None
 
-    def _done(self, folder: Path) -> dict[str, Any]:
-        """The done-marker in `folder`; empty if there is none, or one that is not just as it was written."""
-        done = read_own_json(folder / DONE_FILE)
-        if done.get("seal") == _seal(done):
-            return done
-        if done.keys() == VERSION_0_1:
-            return done | {"outputs": {}}
-        if (folder / DONE_FILE).exists():
+    def _done(self, folder: Path) -> Done | None:
+        """The done-marker in `folder`; a damaged one is told of, and is none."""
+        done = Done.read(folder)
+        if done is None and (folder / DONE_FILE).exists():
             self._tell(f"{folder / DONE_FILE} is damaged: the stage is done again")
-        return {}
-
-    def _write_done(self, folder: Path, done: dict[str, Any]) -> None:
-        write_json(folder / DONE_FILE, done | {"seal": _seal(done)})
+        return done
 
     def _tell(self, text: str) -> None:
         if text not in self._told:
@@ -340,7 +406,7 @@ class RunDirectory:
         """
         begun = read_own_json(home / STARTED_FILE).get("fingerprint") == print_of_inputs
         if done := self._done(home):
-            return begun and done["fingerprint"] != print_of_inputs
+            return begun and done.fingerprint != print_of_inputs
         return begun or not (home / DONE_FILE).exists()
 
     def check_artefacts(self) -> None:
@@ -371,14 +437,12 @@ class RunDirectory:
             write_json(marker, started | {"spent_s": spent_s}, durable=False)
         self.set_status(state="running", stage=stage, error="", **progress)
 
-    def finish(self, stage: str, print_of_inputs: str, result: dict[str, Any]) -> None:
+    def finish(self, stage: str, print_of_inputs: str, result: Json) -> None:
         """Keep the result and the hashes of the outputs, say that the
         stage is whole, and put it into its place."""
         self.set_status(stage=stage, share=1.0)
         folder, home = self._attempt(stage), real_folder(self / stage)
-        self._write_done(
-            folder, {"fingerprint": print_of_inputs, "result": result, "outputs": record_outputs(folder)}
-        )
+        Done(print_of_inputs, result, record_outputs(folder)).write(folder)
         self._attempts.pop(stage, None)
         settle(home)
 
@@ -386,45 +450,34 @@ class RunDirectory:
         return self._attempts.get(stage, self / stage)
 
 
-def _seal(done: Mapping[str, Any]) -> str:
-    """Of a done-marker's content, as JSON brings it back."""
-    content = {key: done.get(key) for key in ("fingerprint", "result", "outputs")}
-    return fingerprint(json.loads(json.dumps(content)))
-
-
-def _write_progress(path: Path, value: dict[str, Any]) -> None:
+def _write_progress(path: Path, value: Json) -> None:
     if not isinstance(path, RemotePath) and path.is_dir():
         remove_tree(path)
     write_json(path, value, durable=False)
 
 
-def list_runs(storage: Path) -> list[dict[str, Any]]:
-    """Status of every run below `storage`; that of one whose status cannot be read says so."""
-    return [
-        run_status(path.parent) | {"name": path.parent.name} for path in sorted(storage.glob("*/status.json"))
-    ]
+def list_runs(storage: Path) -> dict[str, RunStatus]:
+    """Status of every run below `storage`, by name; that of one whose status cannot be read says so."""
+    return {path.parent.name: run_status(path.parent) for path in sorted(storage.glob("*/status.json"))}
 
 
-def run_status(run: Path, stale_s: float = 0.0) -> dict[str, Any]:
-    """status.json; a run marked running, last stamped `stale_s`
+def run_status(run: Path, stale_s: float = 0.0) -> RunStatus:
+    """What status.json says; a run marked running, last stamped `stale_s`
     ago, that nobody holds the lock of was killed.
 
     One that is damaged or foreign has the state `unreadable`, and says in `error` what to do.
     """
     path = run / "status.json"
     try:
-        status = read_own_json(path)
+        status = RunStatus.of(read_own_json(path))
     except OSError as error:
-        return {"state": UNREADABLE, "updated": None, "error": f"{path}: {error}"}
-    if not _is_status(status):
-        return {
-            "state": UNREADABLE,
-            "updated": None,
-            "error": f"{path} is damaged or not kr's; the run's own command writes it anew",
-        }
-    stale = time.time() - status["updated"] >= stale_s
-    if status["state"] == "running" and stale and not _is_held(run):
-        status["state"] = "killed"
+        return RunStatus(UNREADABLE, None, error=f"{path}: {error}")
+    if status is None:
+        wrong = f"{path} is damaged or not kr's; the run's own command writes it anew"
+        return RunStatus(UNREADABLE, None, error=wrong)
+    stale = time.time() - (status.updated or 0.0) >= stale_s
+    if status.state == "running" and stale and not _is_held(run):
+        return replace(status, state="killed")
     return status
 
 
@@ -434,18 +487,3 @@ def _is_held(run: Path) -> bool:
         return is_locked(run / ".lock")
     except OSError:
         return True
-
-
-def _is_status(status: Mapping[str, Any]) -> bool:
-    """Whether the fields that everybody reads have their types."""
-    wanted = {
-        "state": str,
-        "updated": int | float,
-        "stage": str,
-        "error": str,
-        "note": str,
-        "share": int | float,
-    }
-    return {"state", "updated"} <= status.keys() and all(
-        isinstance(status[key], kind) for key, kind in wanted.items() if key in status
-    )

@@ -3,8 +3,47 @@ the teacher, searches for the best checkpoint."""
 
 from __future__ import annotations
 
+import statistics
+
 from kr_ray.runs.figures import Work
 from kr_ray.runs.results import Result
+
+
+class LabelRow(Result):
+    """One student: validation CAS of a labelling strategy at a checkpoint and a seed."""
+
+    labelling: str
+    epoch: int
+    seed: int
+    val_cas: float
+
+
+class LabelSummary(Result):
+    """Of one strategy over all of its students."""
+
+    labelling: str
+    mean: float
+    sd: float
+    n: int
+
+
+class LabelComparison(Result):
+    rows: list[LabelRow]
+
+    def summary(self) -> list[LabelSummary]:
+        """In the order of the rows."""
+        cas: dict[str, list[float]] = {}
+        for row in self.rows:
+            cas.setdefault(row.labelling, []).append(row.val_cas)
+        return [
+            LabelSummary(
+                labelling=name,
+                mean=statistics.fmean(found),
+                sd=statistics.stdev(found) if len(found) > 1 else 0.0,
+                n=len(found),
+            )
+            for name, found in cas.items()
+        ]
 
 
 class ViewRow(Result):
@@ -36,3 +75,34 @@ class ViewSummary(Result):
 
 class ViewComparison(Result):
     rows: list[ViewRow]
+
+
+class SearchCost(Result):
+    """A search for the best checkpoint: whom it found, and what it took.
+
+    The images are those that its students were trained on, the seconds those of
+    their trainings, both summed over all of its rounds.
+    """
+
+    epoch: int
+    val_cas: float
+    students: int
+    images_seen: float
+    seconds: float
+
+
+class SearchRow(Result):
+    """Both searches with one seed of the students."""
+
+    seed: int
+    exhaustive: SearchCost
+    halving: SearchCost
+    lost_cas: float
+    """The exhaustive winner's CAS minus that of halving's winner."""
+    images_share: float
+    """Of halving's cost in the exhaustive one's."""
+    seconds_share: float
+
+
+class SearchComparison(Result):
+    rows: list[SearchRow]

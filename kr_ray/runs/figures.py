@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from kr_ray.runs.artifacts import Json
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -57,6 +66,36 @@ class Bound(OpenFigures):
     """Images of one unit, at most."""
     guarantee: bool
     """Whether it may be called one: epsilon is not absurdly large, and nobody knows the noise."""
+
+
+class PrivacyRecord(OpenFigures):
+    """What a private part released, and the guarantee of this part alone; further keys are its own constants
+    (see kr_ray.dp.release.privacy_record)."""
+
+    release: Json
+    """The event, for the run's ledger (see kr_ray.privacy.accountants.event_record)."""
+    guarantee: Bound
+    words: str
+    """The guarantee, for people."""
+
+
+class Generation(OpenFigures):
+    """The generation parameters that a student was trained with; further keys are the others of
+    `synthesis` and of its `sampling`. Keys that are not there had their defaults, and stay away."""
+
+    labelling: str
+    view: str = "clean"
+    temperature: float = 1.0
+
+    @model_serializer(mode="wrap")
+    def _as_it_came(self, dump: SerializerFunctionWrapHandler) -> Json:
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
+
+
+class AuditedKeys(OpenFigures):
+    """The keys of a worst-case audit that decided its figures (`audit.worst_case`, stamped)."""
+
+    arms: list[str]
 
 
 class ClassifierPoint(OpenFigures):
@@ -180,6 +219,8 @@ class Attacked(Figures):
 
 
 class AttackModel(OpenFigures):
+    """The attack on the images of one class; further keys are what it was fitted on."""
+
     class_index: Count = Field(alias="class")
     kind: str
     val_auc: Fraction | None = None
@@ -207,8 +248,8 @@ class Epsilon(OpenFigures):
 
 
 class AttackFigures(OpenFigures):
-    """What one attack finds among all pairs of a run and an audit sample
-    (see kr_ray.privacy.rates for the intervals)."""
+    """What one attack finds among all pairs of a run and an audit sample (see kr_ray.privacy.rates for the
+    intervals). Further keys: `refused_0.01`; of both rates clopper_pearson_ and bootstrap_low, _high."""
 
     tpr_at_01: Fraction | None = Field(alias="tpr_at_fpr_0.001")
     """Share of members called members where one in 1,000 non-members is; null
@@ -221,6 +262,8 @@ class AttackFigures(OpenFigures):
     tpr_at_1: Fraction | None = Field(alias="tpr_at_fpr_0.01")
     ci_low_at_1: Fraction | None = Field(alias="ci_low_0.01")
     ci_high_at_1: Fraction | None = Field(alias="ci_high_0.01")
+    true_positives_at_1: Count | None = Field(None, alias="true_positives_0.01")
+    false_positives_at_1: Count | None = Field(None, alias="false_positives_0.01")
     auc: Fraction
     auc_low: Fraction
     auc_high: Fraction
@@ -237,6 +280,36 @@ class AttackFigures(OpenFigures):
         if self.tpr_at_01 is None:
             return "–"
         return f"{self.tpr_at_01:.1%} ({self.true_positives} of {self.n_members})"
+
+
+class Proven(Figures):
+    """The largest bound of several attacks, corrected for being the largest
+    (see kr_ray.privacy.epsilon.simultaneous_epsilon)."""
+
+    epsilon: float | None
+    """Null: none can be computed; then `attack` is null, and `group` is not there."""
+    attack: str | None
+    group: str | None = None
+    """Of samples: `all`, or `population` or `canary`."""
+    rows: Count
+    """Attacks times groups: those it is the largest of."""
+    delta: float
+    confidence: Fraction
+
+
+class ScoreAudit(Figures):
+    """What attacks find in somebody's own scores (`kr audit --scores`)."""
+
+    file: str
+    form: Literal["one model", "many models", "logits"]
+    models: Count
+    headline: str
+    """The attack chosen beforehand."""
+    attacks: dict[str, dict[str, AttackFigures]]
+    """By name and group."""
+    proven: Proven
+    remarks: list[str]
+    """Sentences on what a reader must know."""
 
 
 class Exposed(Figures):

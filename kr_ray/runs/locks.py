@@ -68,11 +68,11 @@ class RemoteLock:
     def _take(self) -> bool:
         """One attempt: wait until the lock is free, its holder was seen to live, or it stopped beating."""
         found, since = self._read(), time.monotonic()
-        while found:
+        while found is not None:
             time.sleep(min(1.0, BEAT_S / 4))
-            if (now := self._read()) and now != found:
+            if (now := self._read()) is not None and now != found:
                 return False
-            if not now or time.monotonic() - since > LEASE_S:
+            if now is None or time.monotonic() - since > LEASE_S:
                 break
         self._beat()
         time.sleep(SETTLE_S)
@@ -95,21 +95,20 @@ class RemoteLock:
         beat = {"owner": self._owner, "beats": self._beats, "host": socket.gethostname(), "pid": os.getpid()}
         self.path.write_bytes(json.dumps(beat).encode())
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> bytes | None:
+        """The last beat, as it was written. A damaged one is taken for a holder's
+        until it has not changed for a lease's time."""
         try:
-            raw = self.path.read_bytes()
+            return self.path.read_bytes()
         except FileNotFoundError:
-            return {}
-        try:
-            return dict(json.loads(raw))
-        except (
-            ValueError,
-            TypeError,
-        ):  # damaged: taken for a holder's until it has not changed for a lease's time
-            return {"damaged": raw.hex()}
+            return None
 
     def _holder(self) -> str:
-        return str(self._read().get("owner", ""))
+        try:
+            beat = json.loads(self._read() or b"{}")
+        except ValueError:
+            return ""
+        return str(beat.get("owner", "")) if isinstance(beat, dict) else ""
 
 
 def lock_file(path: Path, timeout: float = 0.0) -> FileLock | RemoteLock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from kr_ray.runs.storage import FileEntry, RemotePath, list_files, sha256_of
 
@@ -21,8 +21,17 @@ OUTPUTS = (
 """Below a stage's folder: data, weights, checkpoints, shadow scores, lists of images, pages. Training states,
 progress and Ray's own files are nobody else's input."""
 
-Recorded = dict[str, dict[str, Any]]
-"""By name below the folder: `sha256`, `size` in bytes, `mtime_ns`."""
+
+class Output(TypedDict):
+    """A file as a done-marker knows it; `size` in bytes."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+Recorded = dict[str, Output]
+"""By name below the folder."""
 
 
 def record_outputs(folder: Path) -> Recorded:
@@ -56,7 +65,7 @@ def look_at_outputs(folder: Path, recorded: Recorded) -> tuple[str, Recorded]:
             continue
         if entry.size != was["size"] or sha256_of(entry.path) != was["sha256"]:
             return f"{folder / name} is not the file that was written", recorded
-        found[name] = was | {"mtime_ns": entry.mtime_ns}
+        found[name] = {**was, "mtime_ns": entry.mtime_ns}
     return "", found
 
 

@@ -13,7 +13,6 @@ from kr_ray.runs.artifacts import read_own_json, write_json
 from kr_ray.runs.storage import list_files
 
 TRIALS_FILE = "trials.json"
-FIGURES = ("cas", "images_per_second")
 
 
 def report_progress(folder: Path, unit: str, share: float, note: str = "", **figures: Any) -> None:
@@ -30,7 +29,25 @@ def report_trials(folder: Path, running: int, paused: int) -> None:
     write_json(folder / TRIALS_FILE, {"running": running, "paused": paused}, durable=False)
 
 
-def read_progress(folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class UnitReport:
+    """What one unit of a stage's work said last.
+
+    Attributes:
+        share: of the unit's work, 0 to 1.
+        note: for the person who waits.
+        cas: validation CAS at `share`, where it was measured.
+        pruned: whether a scheduler stopped it early.
+    """
+
+    share: float
+    note: str
+    cas: float | None = None
+    images_per_second: float | None = None
+    pruned: bool = False
+
+
+def read_progress(folder: Path) -> list[UnitReport]:
     """What all units that have begun have reported last, the latest
     first; reports that cannot be read are left out.
 
@@ -41,12 +58,15 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
     return [report for report in found if report]
 
 
-def _report(file: Path) -> dict[str, Any]:
-    """A unit's report, without figures that are no numbers; empty if it is damaged."""
+def _report(file: Path) -> UnitReport | None:
+    """A unit's report; None if it is damaged."""
     report = read_own_json(file)
-    share, whole = report.get("share"), all(_is_figure(report.get(key)) for key in FIGURES)
-    fits = isinstance(share, (int, float)) and 0 <= share <= 1 and isinstance(report.get("note"), str)
-    return report if fits and whole else {}
+    share, note, cas, rate = (report.get(key) for key in ("share", "note", "cas", "images_per_second"))
+    if not (isinstance(share, (int, float)) and 0 <= share <= 1 and isinstance(note, str)):
+        return None
+    if not (_is_figure(cas) and _is_figure(rate)):
+        return None
+    return UnitReport(share, note, cas, rate, bool(report.get("pruned")))
 
 
 def _is_figure(value: Any) -> bool:
@@ -136,18 +156,18 @@ def look_at_stage(folder: Path, expected: int, spent_s: float) -> StageProgress:
     """
     reports = read_progress(folder)
     units = max(expected, len(reports), 1)
-    share = sum(report["share"] for report in reports) / units
+    share = sum(report.share for report in reports) / units
     trials = _trials(folder)
-    cas = [r["cas"] for r in reports if r.get("cas") is not None and r["share"] >= 1 and not r.get("pruned")]
+    cas = [one.cas for one in reports if one.cas is not None and one.share >= 1 and not one.pruned]
     return StageProgress(
         share=share,
-        note=reports[0]["note"] if reports else "",
+        note=reports[0].note if reports else "",
         units=units,
-        done=sum(report["share"] >= 1 for report in reports),
-        pruned=sum(bool(report.get("pruned")) for report in reports),
+        done=sum(report.share >= 1 for report in reports),
+        pruned=sum(report.pruned for report in reports),
         running=trials.get("running"),
         paused=trials.get("paused"),
         best_cas=max(cas, default=None),
-        images_per_second=reports[0].get("images_per_second") if reports else None,
+        images_per_second=reports[0].images_per_second if reports else None,
         eta_s=spent_s * (1 - share) / share if share else None,
     )

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from kr_ray.runs.figures import (
+    AuditedKeys,
     Best,
     ClassifierPoint,
     CollapsePoint,
@@ -18,9 +19,11 @@ from kr_ray.runs.figures import (
     Count,
     Fidelity,
     Fraction,
+    Generation,
     GeneratorPoint,
     KrAudit,
     LiraArm,
+    PrivacyRecord,
     SweptCheckpoint,
     Trial,
     Work,
@@ -140,15 +143,14 @@ class ClassifierResult(Result):
     curve: list[ClassifierPoint] = []
     images_from: str | None = None
     """Of a student: `on_device`, `ray_data` or `parquet`."""
-    synthesis: dict[str, Any] | None = None
+    synthesis: Generation | None = None
     """Of a student of a generator: the generation parameters that it was trained with."""
     title: str = ""
     """Of the method that made it, in tables; empty where its stage says what it is."""
     note: str = ""
     """What the method is, in a few words."""
-    privacy: dict[str, Any] | None = None
-    """Of a private method: what it released and the guarantee of this
-    part alone (see kr_ray.dp.plan.privacy_record)."""
+    privacy: PrivacyRecord | None = None
+    """Of a private method."""
 
     def headline(self) -> str:
         return f"test accuracy {self.test_accuracy:.4f}"
@@ -251,8 +253,8 @@ class AuditResult(Result):
 
 
 class WorstCaseResult(Result):
-    audit: dict[str, Any]
-    """The keys that decided it (see AuditConfig.worst_case_keys)."""
+    audit: AuditedKeys
+    """The keys that decided it."""
     excluded_copies: Count
     lira: dict[str, LiraArm]
 

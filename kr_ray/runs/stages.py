@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from kr_ray.runs.artifacts import ArtifactError, RunDirectory
+from kr_ray.runs.artifacts import State as State
 from kr_ray.runs.results import R
 
 STATE_FILE = "state.pt"
 RESULT_FILE = "result.json"
 WEIGHTS_FILE = "weights.safetensors"
 
-State = dict[str, Any]
-"""From which a training can go on: tensors, numbers, strings, nested."""
 Row = dict[str, float]
 """The figures of one tick of a training, `share` (of the whole schedule) among them."""
 Save = Callable[[State, Row], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def check_description(schema: pa.Schema, class_names: Sequence[str], file: Path)
     metadata = schema.metadata or {}
     described = _own_description(metadata.get(METADATA_KEY.encode(), b"{}"), file)
     for names in (
-        described.get("class_names"),
+        described.class_names,
         _hugging_face_names(metadata.get(HUGGING_FACE_KEY.encode(), b"{}")),
     ):
         if names is not None and list(names) != list(class_names):
@@ -48,10 +49,18 @@ def check_description(schema: pa.Schema, class_names: Sequence[str], file: Path)
                 f"{shown(file)}, but got {_few(names)}; put the columns of soft_label into "
                 "that order, or give a set of these classes"
             )
-    return {described["images"]} if "images" in described else set()
+    return set() if described.images is None else {described.images}
 
 
-def _own_description(text: bytes, file: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Description:
+    """What `kr export` wrote of a set, as far as it is compared; None where it does not say."""
+
+    class_names: list[str] | None = None
+    images: int | None = None
+
+
+def _own_description(text: bytes, file: Path) -> _Description:
     rule = f"`metadata {METADATA_KEY}` of {shown(file)} must be what `kr export` wrote"
     try:
         described = json.loads(text)
@@ -60,11 +69,11 @@ def _own_description(text: bytes, file: Path) -> dict[str, Any]:
     if not isinstance(described, dict):
         raise DataError(f"{rule}, but it is no mapping; export or copy the set again")
     names, images = described.get("class_names", []), described.get("images", 0)
-    if not _is_names(names) or not isinstance(images, int) or isinstance(images, bool):
+    if not _is_names(names) or type(images) is not int:
         raise DataError(
             f"{rule}, but class_names or images are of another kind; export or copy the set again"
         )
-    return described
+    return _Description(described.get("class_names"), described.get("images"))
 
 
 def _is_names(names: object) -> bool:

@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from kr_ray.data.checks import DataError
 from kr_ray.data.images import Splits
 from kr_ray.foreign.files import shown, what_lies_at
 from kr_ray.foreign.parquet import parquet_files, read_table
+from kr_ray.runs.artifacts import Json
 from kr_ray.runs.storage import list_files
 from kr_ray.synthesis.parquet_columns import METADATA_KEY, check_description, read_images, read_lists
 
@@ -37,7 +38,7 @@ SUM_TOLERANCE = 1e-3
 """Of an image's target probabilities, whose sum is 1 but for rounding."""
 
 
-def parquet_schema(image_shape: Sequence[int], classes: int, metadata: dict[str, Any]) -> pa.Schema:
+def parquet_schema(image_shape: Sequence[int], classes: int, metadata: Json) -> pa.Schema:
     """Schema of a set of images [C, H, W] with `classes` classes; `metadata` is anything JSON can hold."""
     import pyarrow as pa
 

@@ -8,9 +8,9 @@ tuning can share it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import SynthesisConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.runs.artifacts import ArtifactError, holding, load_tensors, save_tensors
+from kr_ray.runs.artifacts import ArtifactError, Json, holding, load_tensors, save_tensors
 from kr_ray.synthesis.stream import RegeneratedSet
 
 
@@ -80,14 +80,9 @@ class PoolPlan:
         images = sampler.images(classes, seeded_generator(self.seed, "pool block", block))
         return LabelledImages(images, classes.to(images.device))
 
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint_parts(self) -> Json:
         """What, beside the sampler, decides the images; for `kr_ray.runs.artifacts.fingerprint`."""
-        return {
-            "images": self.images,
-            "prior": list(self.prior),
-            "seed": self.seed,
-            "block_size": self.block_size,
-        }
+        return asdict(self) | {"prior": list(self.prior)}
 
 
 def joined(blocks: Sequence[LabelledImages]) -> LabelledImages:

@@ -13,7 +13,7 @@ from kr_ray.compute.graphs import Captured
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import SynthesisConfig
 from kr_ray.generators.interface import Sampler
-from kr_ray.synthesis.labelling import FILTERED, REGENERATED, keep_and_label
+from kr_ray.synthesis.labelling import strategy_of
 
 BLOCKS_PER_PART = 32
 """At most so many blocks of `synthesis.batch_size` images travel together from a maker to a student."""
@@ -34,7 +34,7 @@ class RegeneratedSet(ABC):
     """
 
     def __init__(self, images: int, config: SynthesisConfig) -> None:
-        self._size, self._config = images, config
+        self._size, self._config, self._strategy = images, config, strategy_of(config.labelling)
         self._regeneration = -1
         self._set: tuple[Tensor, Tensor] | None = None
 
@@ -61,7 +61,7 @@ class RegeneratedSet(ABC):
 
     def regeneration_of(self, epoch: int) -> int:
         """Index of the regeneration that is trained on in an epoch."""
-        return epoch // self._config.regeneration_rate if self._config.labelling in REGENERATED else 0
+        return epoch // self._config.regeneration_rate if self._strategy.anew else 0
 
     def take_makers_s(self) -> float:
         """CPU seconds that other processes spent on what came from
@@ -119,7 +119,7 @@ class SyntheticSet(RegeneratedSet):
 
     def part(self, regeneration: int, part: range) -> tuple[Tensor, Tensor]:
         """The blocks of one of the `parts_of` parts, in whose order they make up the regeneration."""
-        if self._config.labelling in FILTERED:
+        if self._strategy.filters:
             return self._filtered(regeneration)
         blocks = self._classes(regeneration).split(self._config.batch_size)
         made = [self._block(blocks[block], regeneration, block) for block in part]
@@ -158,15 +158,15 @@ class SyntheticSet(RegeneratedSet):
 
     def _block(self, classes: Tensor, regeneration: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
         """One block: which of `classes` were kept (bool, CPU), and the kept images and targets."""
-        generator = seeded_generator(self._seed, "block", regeneration, block)
-        images = self._sampler.images(classes, generator)
+        random = seeded_generator(self._seed, "block", regeneration, block)
+        images = self._sampler.images(classes, random)
         if self._label is None:
             no_targets = images.new_empty(len(images), 0, dtype=torch.float32)
             return torch.ones_like(classes, dtype=torch.bool), images, no_targets
         on_device = classes.to(images.device)
         probabilities = self._label(images)
-        keep, targets = keep_and_label(on_device, probabilities, self._config, self._label_smoothing)
-        if self._config.labelling not in FILTERED:  # spares the device a synchronisation per block
+        keep, targets = self._strategy.label(on_device, probabilities, self._config, self._label_smoothing)
+        if not self._strategy.filters:  # spares the device a synchronisation per block
             return torch.ones_like(classes, dtype=torch.bool), images, targets
         return keep.cpu(), images[keep], targets[keep]
 
@@ -174,7 +174,7 @@ class SyntheticSet(RegeneratedSet):
 def blocks_of(images: int, config: SynthesisConfig) -> int:
     """Blocks of a regeneration of `images` images; it cannot be divided where
     rejected images are drawn again, and is one block."""
-    return 1 if config.labelling in FILTERED else -(-images // config.batch_size)
+    return 1 if strategy_of(config.labelling).filters else -(-images // config.batch_size)
 
 
 def parts_of(images: int, image_bytes: int, config: SynthesisConfig) -> list[range]:

@@ -167,21 +167,21 @@ class SpectralNetwork(nn.Module):
         self.initialise(torch.Generator().manual_seed(0))
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Fresh orthogonal weights and zero biases from a CPU generator, then 15 power iterations."""
+    def initialise(self, random: torch.Generator) -> None:
+        """Fresh orthogonal weights and zero biases, drawn on the CPU, then 15 power iterations."""
         for module in self.modules():
             if isinstance(module, SpectralLayer):
                 blank = torch.empty(module.matrices().shape)
                 for matrix in blank:
-                    nn.init.orthogonal_(matrix, generator=generator)
+                    nn.init.orthogonal_(matrix, generator=random)
                 module.weight.copy_(module.shaped(blank))
                 if isinstance(getattr(module, "bias", None), Tensor):
                     module.get_parameter("bias").zero_()
             elif isinstance(module, nn.Embedding):
-                nn.init.orthogonal_(module.weight, generator=generator)
+                nn.init.orthogonal_(module.weight, generator=random)
         for index in range(len(self._groups)):
             u = self.get_buffer(f"u{index}")
-            u.copy_(functional.normalize(torch.randn(u.shape, generator=generator), dim=2))
+            u.copy_(functional.normalize(torch.randn(u.shape, generator=random), dim=2))
         for _ in range(15):
             self.refresh_spectral_norm()
 

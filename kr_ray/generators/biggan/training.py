@@ -26,6 +26,7 @@ from kr_ray.generators.biggan.networks import Discriminator, Generator, from_uin
 from kr_ray.generators.biggan.spectral_norm import SpectralNetwork
 from kr_ray.generators.ema import ExponentialAverage, half_life_in_images
 from kr_ray.generators.interface import Checkpoint
+from kr_ray.runs.stages import State
 
 COMPILING_PAYS_FROM = 1e6
 """Real images: compiling both networks took 57 s on an H200 and saved 24
@@ -68,15 +69,15 @@ class GanTraining:
         self.discriminator.to(device)
         join_norms(self.generator)
         betas = (config.beta1, config.beta2)
-        keys: dict[str, Any] = {"betas": betas, "fused": True, "capturable": device.type == "cuda"}
+        on_gpu = device.type == "cuda"
         d_class = torch.optim.AdamW if config.d_optimizer == "adamw" else torch.optim.Adam
         self.optimizer_d = d_class(
-            self.discriminator.parameters(),
-            config.learning_rate_d,
-            weight_decay=config.d_weight_decay,
-            **keys,
+            self.discriminator.parameters(), config.learning_rate_d, betas,
+            weight_decay=config.d_weight_decay, fused=True, capturable=on_gpu,
+        )  # fmt: skip
+        self.optimizer_g = torch.optim.Adam(
+            self.generator.parameters(), config.learning_rate_g, betas, fused=True, capturable=on_gpu
         )
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), config.learning_rate_g, **keys)
         self.scaler_d = gradient_scaler(device, config.precision)
         self.scaler_g = gradient_scaler(device, config.precision)
         shown = config.epochs * len(images)
@@ -211,7 +212,7 @@ class GanTraining:
 
     # --- state ---
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """All that the next epoch depends on: CPU tensors, numbers, nested dicts."""
         return {
             "epoch": self.epoch,
@@ -229,7 +230,7 @@ class GanTraining:
             "scaler_d": self.scaler_d.state_dict(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: State) -> None:
         """Go on from `state`; config, images and seed must be those it was made with."""
         self.epoch, self.images_seen = state["epoch"], state["images_seen"]
         self._images_averaged, self.d_steps_since_g = state["images_averaged"], state["d_steps_since_g"]

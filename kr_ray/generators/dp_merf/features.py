@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,8 +114,3 @@ def release_embedding(
     means = sums / counts.clamp(min=1)
     _, channels, height, breadth = images.images.shape
     return Embedding(means.float(), counts / counts.sum(), (channels, height, breadth))
-
-
-def describe(features: RandomFeatures) -> dict[str, Any]:
-    """What the report says of the features."""
-    return {"random_features": 2 * features.frequencies.shape[1], "values": features.frequencies.shape[0]}

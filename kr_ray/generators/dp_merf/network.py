@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +99,8 @@ class MerfSampler:
         """
         tensors, metadata = load_tensors(path)
         with holding(path, "a DP-MERF generator"):
-            network = MerfGenerator(**_from_json(metadata))
+            sizes = {"shape": tuple(metadata["shape"]), "channels": tuple(metadata["channels"])}
+            network = MerfGenerator(**metadata | sizes)
             weights = {
                 name.removeprefix("network."): value for name, value in tensors.items() if name != "prior"
             }
@@ -129,7 +129,3 @@ class MerfSampler:
             if drawn
             else torch.empty(0, *self.network.shape, dtype=torch.uint8, device=self.device)
         )
-
-
-def _from_json(metadata: dict[str, Any]) -> dict[str, Any]:
-    return metadata | {"shape": tuple(metadata["shape"]), "channels": tuple(metadata["channels"])}

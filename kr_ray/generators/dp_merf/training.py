@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,13 +23,15 @@ from kr_ray.config.dp import DpMerfSection
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import forget_key, noise_key
-from kr_ray.dp.plan import Released, own_delta, privacy_record, read_release
-from kr_ray.generators.dp_merf.features import Embedding, RandomFeatures, describe, release_embedding
+from kr_ray.dp.release import Released, own_delta, privacy_record, read_release
+from kr_ray.generators.dp_merf.features import Embedding, RandomFeatures, release_embedding
 from kr_ray.generators.dp_merf.network import MerfGenerator
 from kr_ray.privacy.accountants import gaussian
 from kr_ray.privacy.ledger import LedgerError, calibrate_noise
 from kr_ray.runs.artifacts import write_json
-from kr_ray.runs.stages import Row, Save, State
+from kr_ray.runs.figures import PrivacyRecord
+from kr_ray.runs.results import Result
+from kr_ray.runs.stages import RESULT_FILE, Row, Save, State
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -55,6 +57,22 @@ def plan_dp_merf(section: DpMerfSection, records: int) -> tuple[float, DpEvent]:
     except LedgerError as error:
         raise ConfigError(f"dp_merf: {error}") from error
     return noise, gaussian(noise)
+
+
+class MerfResult(Result):
+    """What a private generator says of itself."""
+
+    parameters: int
+    """Trained numbers."""
+    steps: int
+    class_prior: list[float]
+    """As released: noisy frequencies of the classes."""
+    curve: list[dict[str, int | float]]
+    """A row per tick."""
+    privacy: PrivacyRecord
+    random_features: int
+    values: int
+    """Of an image."""
 
 
 class MerfTraining:
@@ -117,12 +135,12 @@ class MerfTraining:
         pairs = (k * generated.square().sum(1) - 1) / (k - 1)
         return (released.square().sum(1) - 2 * (released * generated).sum(1) + pairs).mean()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """A copy: further training does not change it."""
         modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {"step": self.step} | copy.deepcopy(modules)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -130,7 +148,7 @@ class MerfTraining:
 
 def train_dp_merf(
     run: Path, folder: Path, section: DpMerfSection, seed: int, state: State | None, save: Save
-) -> Released:
+) -> Released[MerfResult]:
     """Release once, then train; leaves release.safetensors, generator.safetensors and result.json in
     `folder`.
 
@@ -152,17 +170,19 @@ def train_dp_merf(
         save({"history": history, "training": training.state_dict()}, history[-1])
     training.network.save(folder / GENERATOR_FILE, embedding.prior)
     insecure = bool(section.insecure_noise_key)
-    privacy = privacy_record(
-        "dp_merf", event, len(splits.train), own_delta(section, len(splits.train)), insecure
+    records = len(splits.train)
+    result = MerfResult(
+        parameters=sum(parameter.numel() for parameter in training.network.parameters()),
+        steps=training.step,
+        class_prior=embedding.prior.tolist(),
+        curve=history,
+        privacy=privacy_record(
+            "dp_merf", event, records, own_delta(section, records), insecure, noise_multiplier=noise
+        ),
+        random_features=2 * features.frequencies.shape[1],
+        values=features.frequencies.shape[0],
     )
-    result = {
-        "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
-        "steps": training.step,
-        "class_prior": embedding.prior.tolist(),
-        "curve": history,
-        "privacy": privacy | {"noise_multiplier": noise},
-    } | describe(features)
-    write_json(folder / "result.json", result)
+    write_json(folder / RESULT_FILE, result.model_dump(mode="json", exclude={"wall_s"}))
     return Released(result, event)
 
 

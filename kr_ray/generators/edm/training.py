@@ -20,6 +20,7 @@ from kr_ray.generators.edm.checkpoint import EdmCheckpoint
 from kr_ray.generators.edm.networks import UNet
 from kr_ray.generators.edm.preconditioning import from_uint8, loss, noise_levels, pixel_std
 from kr_ray.generators.ema import ExponentialAverage
+from kr_ray.runs.stages import State
 
 COMPILING_PAYS_FROM = 1e6
 """Real images; that of BigGAN's training, for no GPU was at hand to measure this network's."""
@@ -170,7 +171,7 @@ class EdmTraining:
 
     # --- state ---
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """All that the next epoch depends on: CPU tensors, numbers, nested dicts."""
         return {
             "epoch": self.epoch,
@@ -183,7 +184,7 @@ class EdmTraining:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: State) -> None:
         """Go on from `state`; config, images and seed must be those it was made with."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.images_seen, self.loss = state["images_seen"], state["loss"]

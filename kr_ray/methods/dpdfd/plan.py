@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kr_ray.classifiers.training import SMALLEST_BATCH
 from kr_ray.config import ConfigError
 from kr_ray.config.dp import DpdfdSection
-from kr_ray.dp.plan import own_delta, privacy_record
+from kr_ray.dp.release import own_delta, privacy_record
 from kr_ray.methods.dpdfd.teachers import SENSITIVITY
 from kr_ray.privacy.accountants import gaussian
 from kr_ray.privacy.ledger import LedgerError, calibrate_noise
 from kr_ray.privacy.theorem3 import NOT_A_GUARANTEE, WHY, printed_epsilon
+from kr_ray.runs.figures import PrivacyRecord
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -76,13 +77,14 @@ def plan_dpdfd(section: DpdfdSection, records: int) -> DpdfdPlan:
     return DpdfdPlan(sigma, sensitivity, releases, records, delta)
 
 
-def privacy_of(plan: DpdfdPlan, section: DpdfdSection, insecure: bool) -> dict[str, Any]:
+def privacy_of(plan: DpdfdPlan, section: DpdfdSection, insecure: bool) -> PrivacyRecord:
     """What result.json says: the honest guarantee and, for `paper`, the printed figure with its stamp."""
-    record = privacy_record("dpdfd", plan.event, plan.records, plan.delta, insecure)
-    record |= {"sigma": plan.sigma, "sensitivity": plan.sensitivity, "releases": plan.releases}
+    constants: dict[str, object] = {
+        "sigma": plan.sigma, "sensitivity": plan.sensitivity, "releases": plan.releases,
+    }  # fmt: skip
     if section.accounting == "paper":
-        printed = printed_epsilon(
+        epsilon = printed_epsilon(
             section.norm_bound, 1, section.batch_size, section.steps, plan.sigma, plan.delta
         )
-        record["printed"] = {"epsilon": printed, "stamp": NOT_A_GUARANTEE, "why": WHY}
-    return record
+        constants["printed"] = {"epsilon": epsilon, "stamp": NOT_A_GUARANTEE, "why": WHY}
+    return privacy_record("dpdfd", plan.event, plan.records, plan.delta, insecure, **constants)

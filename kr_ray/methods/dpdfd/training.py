@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kr_ray.classifiers.networks import load_classifier, new_classifier, save_classifier
 from kr_ray.classifiers.predict import accuracy, confusion_matrix, predict_logits
+from kr_ray.classifiers.ticks import WHOLE_TRAINING
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import ClassifierConfig, ConfigError
@@ -21,17 +22,17 @@ from kr_ray.data.augment import to_float
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import NoiseKey, forget_key, noise_key
-from kr_ray.dp.plan import Released, read_release
+from kr_ray.dp.release import Released, read_release
 from kr_ray.methods.dpdfd.losses import bounded, generator_loss, output_gradient
 from kr_ray.methods.dpdfd.networks import DataFreeGenerator, save_data_free_generator, to_bytes
 from kr_ray.methods.dpdfd.plan import DpdfdPlan, plan_dpdfd, privacy_of
 from kr_ray.methods.dpdfd.teachers import check_shards, noisy_answers, shards, teacher_file, train_teachers
 from kr_ray.runs.artifacts import load_tensors, save_tensors, write_json
-from kr_ray.runs.figures import ClassifierPoint
+from kr_ray.runs.figures import ClassifierPoint, PrivacyRecord
 from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import RESULT_FILE, WEIGHTS_FILE, Row, Save, State
 
-PAPER_TICKS = 20
+PAPER_TICKS = WHOLE_TRAINING.count
 
 
 class Queries(Protocol):
@@ -64,7 +65,7 @@ class Distillation:
             self.generator.parameters(), lr=section.generator_learning_rate
         )
 
-    def _modules(self) -> dict[str, Any]:
+    def _modules(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         return {
             "student": self.student,
             "generator": self.generator,
@@ -72,10 +73,10 @@ class Distillation:
             "generator_optimizer": self.generator_optimizer,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {name: module.state_dict() for name, module in self._modules().items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         for name, module in self._modules().items():
             module.load_state_dict(state[name])
 
@@ -314,16 +315,17 @@ def train_dpdfd(
         )
     else:
         history = _train_paper(folder, splits, core, plan, recipe, state, save)
-    found = _result(core, splits, history, privacy_of(plan, section, bool(section.insecure_noise_key)))
-    result = found.model_dump(mode="json")
+    result = _result(core, splits, history, privacy_of(plan, section, bool(section.insecure_noise_key)))
     save_classifier(folder / WEIGHTS_FILE, core.student)
     save_data_free_generator(folder / "generator.safetensors", core.generator, core.shape)
-    write_json(folder / RESULT_FILE, result)
+    write_json(folder / RESULT_FILE, result.model_dump(mode="json"))
     forget_key(folder)
     return Released(result, plan.event)
 
 
-def _result(core: Distillation, splits: Splits, history: list[Row], privacy: Row) -> ClassifierResult:
+def _result(
+    core: Distillation, splits: Splits, history: list[Row], privacy: PrivacyRecord
+) -> ClassifierResult:
     """What any classifier's training finds; the test images are looked at here and nowhere else."""
     logits, section = core.outputs(splits.test.images), core.section
     return ClassifierResult(

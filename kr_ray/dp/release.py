@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kr_ray.config import ConfigError
 from kr_ray.config.dp import PrivacySection
 from kr_ray.privacy.accountants import event_record
 from kr_ray.privacy.ledger import LedgerError, check_target, default_delta, guarantee
 from kr_ray.runs.artifacts import ArtifactError
+from kr_ray.runs.figures import PrivacyRecord
+from kr_ray.runs.results import R
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class Released:
+class Released(Generic[R]):
     """What a private part leaves: its result (also in result.json) and what it cost."""
 
-    result: dict[str, Any]
+    result: R
     event: DpEvent
-
-
-T = TypeVar("T")
 
 
 def read_release(path: Path, read: Callable[[Path], T]) -> T:
@@ -59,11 +61,13 @@ def own_delta(section: PrivacySection, records: int) -> float:
     return delta
 
 
-def privacy_record(part: str, event: DpEvent, records: int, delta: float, insecure: bool) -> dict[str, Any]:
-    """What result.json says of a private part: the event, for the run's ledger, and the guarantee of this
-    part alone."""
+def privacy_record(
+    part: str, event: DpEvent, records: int, delta: float, insecure: bool, **constants: object
+) -> PrivacyRecord:
+    """What result.json says of a private part; `constants` are its own, in JSON's types."""
     alone = guarantee({part: event}, records, delta, insecure_noise=insecure)
-    return {"release": event_record(event), "guarantee": alone.record(), "words": alone.words()}
+    found = PrivacyRecord(release=event_record(event), guarantee=alone.record(), words=alone.words())
+    return PrivacyRecord.model_validate(dict(found) | constants)
 
 
 def refuse_private_facts(method: str, class_prior: str) -> None:

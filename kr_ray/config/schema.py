@@ -1,0 +1,112 @@
+"""What a person may write in a configuration, as JSON Schema: for editors, which then complete keys and show
+their meaning.
+
+Each section by itself: rules between sections, and those that a section's own code checks, are told by the
+commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+
+from kr_ray.config.base import Section
+from kr_ray.config.generators import GeneratorSection
+from kr_ray.config.kinds import GENERATORS, METHODS
+from kr_ray.config.limits import LARGEST, LARGEST_COUNT, LARGEST_REAL
+from kr_ray.config.plugins import plugin_sections
+from kr_ray.config.run import DEFAULT_KIND, STUDENT_NAME, Config
+
+Definitions = dict[str, JsonSchemaValue]
+"""Schemas by the name of their class."""
+
+
+def config_schema(plugins: Sequence[str] = ()) -> JsonSchemaValue:
+    """The schema of a whole file.
+
+    Args:
+        plugins: modules whose kinds are allowed too.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    brought = plugin_sections(plugins)
+    generators, methods = GENERATORS | brought.generators, METHODS | brought.methods
+    sampling = dict.fromkeys(section.sampling() for section in generators.values())
+    models: list[type[Section]] = [Config, *generators.values(), *methods.values(), *sampling]
+    definitions: Definitions = models_json_schema([(model, "validation") for model in models])[1]["$defs"]
+    for kind, generator in generators.items():
+        _ask_for(definitions[generator.__name__], kind, _unfilled(generator), optional=kind == DEFAULT_KIND)
+    for kind, method in methods.items():
+        schema = definitions[method.__name__]
+        _ask_for(schema, kind, schema.get("required", []))
+    drawn = definitions["SynthesisConfig"]["properties"]["sampling"]
+    definitions["SynthesisConfig"]["properties"]["sampling"] = {
+        "description": drawn["description"], "anyOf": _references(sampling),
+    }  # fmt: skip
+    whole = definitions.pop("Config")
+    _open_kinds(whole, generators.values(), methods.values())
+    for section in (whole, *definitions.values()):
+        _bound(section)
+    used = {name: definitions[name] for name in sorted(_reachable(whole, definitions))}
+    return {"$schema": GenerateJsonSchema.schema_dialect} | whole | {"$defs": used}
+
+
+def _open_kinds(
+    whole: JsonSchemaValue, generators: Iterable[type[Section]], methods: Iterable[type[Section]]
+) -> None:
+    """Let `generator` and each of `students` be of any kind, and a file leave out `generator`."""
+    keys = whole["properties"]
+    keys["generator"] = {
+        "description": "The kind of generator and its keys; its presets fill those that are not there.",
+        "oneOf": _references(generators),
+    }
+    keys["students"] = {
+        "description": keys["students"]["description"],
+        "type": "object",
+        "patternProperties": {f"^{STUDENT_NAME}$": {"oneOf": _references(methods)}},
+        "additionalProperties": False,
+    }
+    whole["required"] = [name for name in whole["required"] if name != "generator"]
+
+
+def _ask_for(schema: JsonSchemaValue, kind: str, required: Sequence[str], optional: bool = False) -> None:
+    """Let a section be told from its siblings by its `kind`."""
+    about = {"description": "Tells this section from those of other kinds.", "const": kind, "type": "string"}
+    schema["properties"]["kind"] = about | ({"default": kind} if optional else {})
+    schema["required"] = [*([] if optional else ["kind"]), *(key for key in required if key != "kind")]
+
+
+def _unfilled(section: type[GeneratorSection]) -> list[str]:
+    """The keys that neither a preset nor a default fills."""
+    try:
+        section.model_validate(section.expand({}))
+    except ValidationError as error:
+        return [str(item["loc"][0]) for item in error.errors() if item["type"] == "missing"]
+    return []
+
+
+def _references(sections: Iterable[type[Section]]) -> list[JsonSchemaValue]:
+    return [{"$ref": f"#/$defs/{section.__name__}"} for section in sections]
+
+
+def _bound(section: JsonSchemaValue) -> None:
+    """Give every number the limit that `kr_ray.config.limits` has for its key, unless it has its own."""
+    for name, key in section.get("properties", {}).items():
+        for number in (key, key.get("items", {}), *key.get("anyOf", ())):
+            kind = number.get("type")
+            if kind in ("integer", "number") and not {"maximum", "exclusiveMaximum"} & number.keys():
+                number["maximum"] = LARGEST.get(name, LARGEST_COUNT if kind == "integer" else LARGEST_REAL)
+
+
+def _reachable(schema: object, definitions: Definitions) -> set[str]:
+    """Names of the definitions that a schema refers to, directly or not."""
+    if isinstance(schema, dict):
+        name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+        own = {name} | _reachable(definitions[name], definitions) if name else set()
+        return own.union(*(_reachable(part, definitions) for part in schema.values()))
+    if isinstance(schema, list):
+        return set().union(*(_reachable(part, definitions) for part in schema))
+    return set()
