@@ -410,7 +410,9 @@ class Pipeline(StageRunner):
 
         run, c, student = self.run.path, self.config, self.results[STUDENT]
         images = self.results[DATA].train
-        schedule = Schedule.of_steps(c.classifier, images, min(student.batch_size, images), student.steps)
+        schedule = Schedule.of_steps(
+            c.classifier, images, batch=min(student.batch_size, images), steps=student.steps
+        )
         if same_schedule(schedule, teacher := self.results[TEACHER]):
             return teacher  # it is that teacher
         work = lambda folder, state, save: train_teacher(  # noqa: E731

@@ -55,7 +55,7 @@ def look(run: Path) -> Snapshot:
     if not (run / "status.json").exists():
         raise ArtifactError(f"{run} holds no run; `kr runs --storage {run.parent}` lists those there are")
     status = run_status(run, STALE_S)
-    progress = StageProgress.from_status(status.progress)
+    progress = StageProgress.from_status(status.fields)
     if status.state != "running":  # counts and best CAS stay true, what is going on does not
         progress = replace(progress, running=None, paused=None, images_per_second=None, eta_s=None)
     elif progress.eta_s is not None:

@@ -234,9 +234,8 @@ def test_every_way_of_calling_is_measured_on_equal_work(tmp_path: Path) -> None:
     """On a CPU the three ways are one, so that the ratios are near 1; what they
     give on a GPU is tested there (test_graphs.py)."""
     meter = Meter(DEVICE)
-    found = graphs_and_compilation(
-        Bench(meter, TINY, 1, device_rates(meter, torch.float32, 32, 1024), tmp_path, 1)
-    )
+    rates = device_rates(meter, torch.float32, matrix_side=32, copied_bytes=1024)
+    found = graphs_and_compilation(Bench(meter, TINY, 1, rates, tmp_path, 1))
     assert {timing.flops for timing in found.timings[:3]} == {found.timings[0].flops} != {0}
     assert len(found.figures) == 2 * (3 + 3 + 2)
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from scipy import linalg, stats
 from torch import Tensor, nn
 
-from kr_ray.audits.copies import SAMPLES_FILE, measure_copies
+from kr_ray.audits.copies import measure_copies
 from kr_ray.audits.encoders import file_encoder, pixels
 from kr_ray.audits.fidelity import FEWEST_IMAGES, fidelity
 from kr_ray.audits.neighbours import copy_figures, mann_whitney_z, nearest
@@ -25,6 +25,7 @@ from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.generators.biggan.training import GanTraining
 from kr_ray.generators.interface import checkpoint_file, save_checkpoint
+from kr_ray.runs.stages import SAMPLES_FILE
 from kr_ray.synthesis.student_set import StudentSpec
 
 

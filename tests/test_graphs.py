@@ -93,7 +93,7 @@ def trained_classifier(
 
     def new() -> ClassifierTraining:
         data = FixedSet(images.images, smoothed_one_hot(images.labels, 4, 0.1))
-        schedule = Schedule.of_steps(recipe, 160, 32, steps)
+        schedule = Schedule.of_steps(recipe, 160, batch=32, steps=steps)
         teacher = new_classifier(4, 3, recipe, 1).requires_grad_(False).eval().to(device)
         labeller = seen_labeller(graphs.compiled(teacher, device, 1, 1), 2.0, device) if seen else None
         return ClassifierTraining(

@@ -103,7 +103,7 @@ def test_splits_are_disjoint_complete_stratified_and_seeded() -> None:
         of_class = int((labels == index).sum())
         for part in (split.train, split.test):
             assert abs((labels[part] == index).sum() - 0.45 * of_class) <= 1.5
-    again, other = shadow_splits(labels, 5, 3, 1), shadow_splits(labels, 5, 3, 2)
+    again, other = (shadow_splits(labels, 5, seed=3, shadow=k) for k in (1, 2))
     assert np.array_equal(split.train, again.train) and not np.array_equal(split.train, other.train)
 
 
@@ -111,7 +111,7 @@ def test_every_image_is_a_member_about_as_often() -> None:
     labels = np.repeat(np.arange(3), [1, 20, 179])
     hits = np.zeros(200)
     for shadow in range(400):
-        hits[shadow_splits(labels, 3, 0, shadow).train] += 1
+        hits[shadow_splits(labels, 3, seed=0, shadow=shadow).train] += 1
     # Binomial(400, 0.45): std 0.025; six of them over 200 images.
     assert np.abs(hits / 400 - 0.45).max() < 0.15
 
@@ -119,7 +119,7 @@ def test_every_image_is_a_member_about_as_often() -> None:
 @pytest.mark.parametrize("labels", [np.array([0, 1]), np.array([0, 1, 7]), np.array([0, -1, 1])])
 def test_splits_refuse_bad_labels(labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="labels"):
-        shadow_splits(labels, 3, 0, 0)
+        shadow_splits(labels, 3, seed=0, shadow=0)
 
 
 def test_scores_survive_the_disk_and_refuse_pickles(tmp_path) -> None:
@@ -205,7 +205,7 @@ def test_attack_on_an_overfitted_model_beats_the_attack_on_a_regular_one() -> No
 
     scores = []
     for shadow in range(4):
-        split = shadow_splits(labels[pool], 10, 0, shadow)
+        split = shadow_splits(labels[pool], 10, seed=0, shadow=shadow)
         rows = np.concatenate([split.train, split.test])
         member = np.arange(len(rows)) < len(split.train)
         scores.append(

@@ -24,11 +24,9 @@ from kr_ray.generators.interface import Sampler, checkpoint_file
 from kr_ray.generators.registry import generator_of
 from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.results import CopiesResult
-from kr_ray.runs.stages import WEIGHTS_FILE
+from kr_ray.runs.stages import SAMPLES_FILE, WEIGHTS_FILE
 from kr_ray.synthesis.student_set import StudentSpec
 
-SAMPLES_FILE = "samples.npy"
-"""uint8 [classes, n, C, H, W]: generated images of the first classes, for the report."""
 SAMPLES_PER_CLASS, SHOWN_CLASSES = 8, 20
 
 

@@ -24,7 +24,7 @@ def train_shadow(
     splits = load_stored_splits(run / SPLITS_FILE)
     validation = splits.validation
     parts = shadow_splits(
-        validation.labels.numpy(), splits.num_classes, derive_seed(seed, "shadow split"), shadow
+        validation.labels.numpy(), splits.num_classes, seed=derive_seed(seed, "shadow split"), shadow=shadow
     )
     members = validation.subset(torch.from_numpy(parts.train))
     schedule = Schedule.fit(recipe, len(members), epochs)

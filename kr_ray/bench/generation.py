@@ -152,7 +152,7 @@ def gkd_student(bench: Bench) -> Found:
         data = synthetic_set()
         model = new_classifier(NUM_CLASSES, CHANNELS, keys, 1)
         schedule = Schedule.of_steps(
-            keys, len(data), keys.batch_size, epochs * (len(data) // keys.batch_size)
+            keys, len(data), batch=keys.batch_size, steps=epochs * (len(data) // keys.batch_size)
         )
         training = ClassifierTraining(model, data, keys, schedule, 0, device)
         return training.train_until(schedule.steps)

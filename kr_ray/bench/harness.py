@@ -209,7 +209,7 @@ class DeviceRates:
 
 
 def device_rates(
-    meter: Meter, dtype: torch.dtype, matrix_side: int, copied_bytes: int, tries: int = 5
+    meter: Meter, dtype: torch.dtype, *, matrix_side: int, copied_bytes: int, tries: int = 5
 ) -> DeviceRates:
     """Measure both rates."""
     left = torch.randn(matrix_side, matrix_side, device=meter.device).to(dtype)

@@ -76,7 +76,12 @@ def run_bench(
     sizes = sizes or (GPU if device.type == "cuda" else CPU)
     torch.set_num_threads(threads)
     meter = Meter(device)
-    rates = device_rates(meter, mixed_dtype(device) or torch.float32, sizes.matrix_side, sizes.copied_bytes)
+    rates = device_rates(
+        meter,
+        mixed_dtype(device) or torch.float32,
+        matrix_side=sizes.matrix_side,
+        copied_bytes=sizes.copied_bytes,
+    )
     document = Document(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=0.0,

@@ -36,7 +36,7 @@ class ProductSteps:
 
     def __init__(self, images: LabelledImages, keys: ClassifierConfig) -> None:
         data = FixedSet(images.images, smoothed_one_hot(images.labels, NUM_CLASSES, keys.label_smoothing))
-        schedule = Schedule.of_steps(keys, len(images), keys.batch_size, steps=10**9)
+        schedule = Schedule.of_steps(keys, len(images), batch=keys.batch_size, steps=10**9)
         model = new_classifier(NUM_CLASSES, CHANNELS, keys, seed=0)
         self.steps = schedule.steps_per_epoch
         self.training = ClassifierTraining(model, data, keys, schedule, 0, images.images.device)

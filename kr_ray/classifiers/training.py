@@ -75,11 +75,14 @@ class Schedule:
         while batch // 2 >= SMALLEST_BATCH and epochs * (images_per_epoch // batch) < recipe.min_steps:
             batch //= 2
         return cls.of_steps(
-            recipe, images_per_epoch, batch, max(1, round(epochs * (images_per_epoch // batch)))
+            recipe,
+            images_per_epoch,
+            batch=batch,
+            steps=max(1, round(epochs * (images_per_epoch // batch))),
         )
 
     @classmethod
-    def of_steps(cls, recipe: ClassifierConfig, images_per_epoch: int, batch: int, steps: int) -> Schedule:
+    def of_steps(cls, recipe: ClassifierConfig, images_per_epoch: int, *, batch: int, steps: int) -> Schedule:
         """Schedule of `steps` steps of `batch` images."""
         steps_per_epoch = images_per_epoch // batch
         return cls(

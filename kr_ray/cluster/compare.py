@@ -148,7 +148,9 @@ def _equal_teacher(run: Path, folder: Path, seed: int, config: Config) -> Classi
     """As many gradient steps, of the same batch, as the students at the default cardinality scale."""
     images = len(load_stored_splits(run / SPLITS_FILE).train)
     student = student_schedule(config.classifier, config.synthesis, config.student.epochs, images)
-    schedule = Schedule.of_steps(config.classifier, images, min(student.batch_size, images), student.steps)
+    schedule = Schedule.of_steps(
+        config.classifier, images, batch=min(student.batch_size, images), steps=student.steps
+    )
     own = derive_seed(seed, "equal")
     made = train_teacher(run, folder, config.classifier, schedule, seed=own, state=None, save=_keep_nothing)
     assert made is not None, "this process is the only worker"

@@ -55,7 +55,7 @@ def decide(found: Mapping[int, Sequence[float]], images: int) -> Decision:
 
 
 def confirm(
-    outcomes: Sequence[TrialOutcome], shared: StudentWork, finalists: int, seeds: int, images: int
+    outcomes: Sequence[TrialOutcome], shared: StudentWork, *, finalists: int, seeds: int, images: int
 ) -> Confirmed:
     """Train the best `finalists` complete trials and the defaults
     again, each with `seeds` seeds that no trial had.

@@ -127,7 +127,9 @@ def tune_generation(
     # The defaults are a candidate too: a search that found nothing better must not make the student worse.
     chosen, confirmed = best.params if best_cas >= default_cas else defaults, None
     if tuning.confirm:
-        confirmed = confirm(outcomes, shared, tuning.finalists, tuning.confirm, validation_images)
+        confirmed = confirm(
+            outcomes, shared, finalists=tuning.finalists, seeds=tuning.confirm, images=validation_images
+        )
         chosen = defaults if confirmed.winner == DEFAULTS else outcomes[confirmed.winner].params
     seen, unpruned = _images_seen(folder, outcomes, tuning.rungs)
     return TuningResult(

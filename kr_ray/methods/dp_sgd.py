@@ -147,7 +147,9 @@ class DpSgdTraining(ClassifierTraining):
         gradients = private_gradients()
         private = _private_recipe(recipe, section)
         steps_per_epoch_images = max(plan.records, section.expected_batch_size)
-        schedule = Schedule.of_steps(private, steps_per_epoch_images, section.expected_batch_size, plan.steps)
+        schedule = Schedule.of_steps(
+            private, steps_per_epoch_images, batch=section.expected_batch_size, steps=plan.steps
+        )
         real = images.to(device)
         targets = smoothed_one_hot(real.labels, model.num_classes, recipe.label_smoothing)
         super().__init__(model, FixedSet(real.images, targets), private, schedule, seed, device)

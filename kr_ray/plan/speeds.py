@@ -116,7 +116,7 @@ class _Networks:
         data = FixedSet(
             self.images.images, smoothed_one_hot(self.images.labels, size.classes, recipe.label_smoothing)
         )
-        schedule = Schedule.of_steps(recipe, len(self.images), self.batch, steps=10**9)
+        schedule = Schedule.of_steps(recipe, len(self.images), batch=self.batch, steps=10**9)
         return ClassifierTraining(
             new_classifier(size.classes, size.channels, recipe, 0), data, recipe, schedule, 0, self.device
         )

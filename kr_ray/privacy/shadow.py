@@ -30,7 +30,7 @@ class ShadowSplit:
     test: IndexArray
 
 
-def shadow_splits(labels: IndexArray, num_classes: int, seed: int, shadow: int) -> ShadowSplit:
+def shadow_splits(labels: IndexArray, num_classes: int, *, seed: int, shadow: int) -> ShadowSplit:
     """The 45/10/45 split of one shadow model, drawn from (seed, shadow).
 
     Stratified: a plain shuffle (the paper does not say which) leaves some shadows without a member or a

@@ -46,6 +46,7 @@ from kr_ray.runs.results import (
     ClassifierResult,
     Results,
 )
+from kr_ray.runs.stages import SAMPLES_FILE
 
 PACKAGES = (
     "kr_ray",
@@ -195,7 +196,7 @@ def _audit(results: Results) -> Audit | None:
 def _samples(run: Path, results: Results) -> NDArray[np.uint8] | None:
     """Images that the copies stage drew of the student's checkpoint: uint8
     [classes, n, C, H, W]; None before it has run."""
-    path = run / "copies" / "samples.npy"
+    path = run / COPIES.name / SAMPLES_FILE
     if results.get(COPIES) is None or not path.exists():
         return None
     with path.open("rb") as file:

@@ -251,7 +251,7 @@ class RunStatus:
         note: of that stage, for a person.
         error: why it failed, or cannot be read and what to do.
         share: of the stage, 0 to 1.
-        progress: all fields of the file, those of a `StageProgress` among them.
+        fields: all of the file's, those of a `StageProgress` among them.
     """
 
     state: str
@@ -260,7 +260,7 @@ class RunStatus:
     note: str = ""
     error: str = ""
     share: float = 0.0
-    progress: Mapping[str, object] = field(default_factory=dict, repr=False)
+    fields: Json = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, status: Json) -> RunStatus | None:
@@ -271,7 +271,7 @@ class RunStatus:
             isinstance(status[key], kind) for key, kind in wanted.items() if key in status
         ):
             return None
-        return cls(**{key: status[key] for key in wanted if key in status}, progress=status)
+        return cls(**{key: status[key] for key in wanted if key in status}, fields=status)
 
 
 class RunDirectory:

@@ -18,6 +18,8 @@ from kr_ray.runs.results import R
 STATE_FILE = "state.pt"
 RESULT_FILE = "result.json"
 WEIGHTS_FILE = "weights.safetensors"
+SAMPLES_FILE = "samples.npy"
+"""Of the copies stage: generated images of the first classes, for the report: uint8 [classes, n, C, H, W]."""
 
 Row = dict[str, float]
 """The figures of one tick of a training, `share` (of the whole schedule) among them."""
