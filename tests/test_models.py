@@ -53,7 +53,7 @@ def test_resnet14_has_fourteen_layers() -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, 16), (3, 32), (1, 33)])
 def test_resnet14_shapes(channels: int, size: int) -> None:
     model = ResNet14(7, channels, width=4, random=seeded())
-    images = torch.randn(2, channels, size, size, random=seeded(1))
+    images = torch.randn(2, channels, size, size, generator=seeded(1))
     assert model.features(images).shape == (2, 16)
     torch.testing.assert_close(model(images), model.eval().head(model.features(images)), atol=10, rtol=10)
     assert model(images).shape == (2, 7)
@@ -112,7 +112,7 @@ def test_shapes_and_ranges(keys: dict[str, Any], channels: int) -> None:
         config = generator_config(preset=preset, **keys)
         generator, discriminator = Generator(config, 3, channels), Discriminator(config, 3, channels)
         labels = torch.tensor([0, 1, 2, 0])
-        images = generator(5 * torch.randn(4, config.latent_dim, random=seeded()), labels)
+        images = generator(5 * torch.randn(4, config.latent_dim, generator=seeded()), labels)
         assert images.shape == (4, channels, config.image_size, config.image_size)
         assert images.dtype == torch.float32
         assert low <= images.min() < images.max() <= 1
@@ -163,9 +163,9 @@ def test_folded_spectral_norm_equals_torchs(build: type[SpectralNetwork]) -> Non
     config = generator_config(architecture="tiny16", depth=2, attention_resolution=8)
     network = build(config, 3, 3)  # type: ignore[arg-type]
     for parameter in network.parameters():  # far from orthogonal, so that the iteration has not converged
-        nn.init.normal_(parameter, std=1 if parameter.ndim > 1 else 0.1, random=seeded(parameter.numel()))
+        nn.init.normal_(parameter, std=1 if parameter.ndim > 1 else 0.1, generator=seeded(parameter.numel()))
     labels = torch.tensor([0, 1, 2, 2])
-    first = torch.randn(4, config.latent_dim if build is Generator else 3 * 16 * 16, random=seeded())
+    first = torch.randn(4, config.latent_dim if build is Generator else 3 * 16 * 16, generator=seeded())
     inputs = first if build is Generator else first.reshape(4, 3, 16, 16)
     results = []
     for refresh in (naive_refresh, SpectralNetwork.refresh_spectral_norm):
@@ -189,7 +189,7 @@ def test_folded_spectral_norm_equals_torchs(build: type[SpectralNetwork]) -> Non
 def test_iterations_converge_to_unit_spectral_norm() -> None:
     network = Generator(generator_config(architecture="tiny16"), 3, 1)
     for parameter in network.parameters():
-        nn.init.normal_(parameter, random=seeded(parameter.numel()))
+        nn.init.normal_(parameter, generator=seeded(parameter.numel()))
     with torch.no_grad():
         for _ in range(300):
             network.refresh_spectral_norm()
@@ -214,7 +214,7 @@ def test_plain_generator_equals_the_normalised_one() -> None:
     trained, plain = Generator(config, 3, 1), Generator(config, 3, 1)
     trained.initialise(seeded(3))
     plain.load_folded_weights(trained.folded_weights())
-    latents, labels = torch.randn(4, config.latent_dim, random=seeded()), torch.tensor([0, 1, 2, 0])
+    latents, labels = torch.randn(4, config.latent_dim, generator=seeded()), torch.tensor([0, 1, 2, 0])
     for mode in (True, False):
         torch.testing.assert_close(trained.train(mode)(latents, labels), plain.train(mode)(latents, labels))
 
@@ -239,7 +239,7 @@ def test_initialisation_is_orthogonal_seeded_and_leaves_the_global_state_alone()
 def fold_plainly(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, SpectralLayer):
-            nn.init.normal_(layer.weight, std=0.3, random=seeded(layer.weight.numel()))
+            nn.init.normal_(layer.weight, std=0.3, generator=seeded(layer.weight.numel()))
             layer.folded = layer.weight
 
 
@@ -259,9 +259,9 @@ def test_generator_block_equals_the_naive_one(training: bool, upsample: bool) ->
     fold_plainly(block)
     for module in block.modules():
         if isinstance(module, ConditionalNorm):
-            module.running_mean.normal_(random=seeded(1))
-            module.running_var.uniform_(0.5, 2, random=seeded(2))
-    x, condition = torch.randn(3, 8, 4, 4, random=seeded(3)), torch.randn(3, 5, random=seeded(4))
+            module.running_mean.normal_(generator=seeded(1))
+            module.running_var.uniform_(0.5, 2, generator=seeded(2))
+    x, condition = torch.randn(3, 8, 4, 4, generator=seeded(3)), torch.randn(3, 5, generator=seeded(4))
 
     def up(maps: Tensor) -> Tensor:
         return maps.repeat_interleave(2, 2).repeat_interleave(2, 3) if upsample else maps
@@ -280,7 +280,7 @@ def test_generator_block_equals_the_naive_one(training: bool, upsample: bool) ->
 def test_discriminator_block_equals_the_naive_one() -> None:
     block = DiscriminatorBlock(4, 6, ratio=2, downsample=True)
     fold_plainly(block)
-    x = torch.randn(2, 4, 8, 8, random=seeded())
+    x = torch.randn(2, 4, 8, 8, generator=seeded())
     kept = x.clone()
     hidden = functional.conv2d(x.relu(), block.conv1.weight, block.conv1.bias)
     hidden = functional.conv2d(hidden.relu(), block.conv2.weight, block.conv2.bias, padding=1)
@@ -295,8 +295,8 @@ def test_discriminator_block_equals_the_naive_one() -> None:
 def test_standing_statistics_are_the_mean_over_batches() -> None:
     config = generator_config(architecture="tiny16")
     generator = Generator(config, 3, 1).eval()
-    latents = [torch.randn(8, config.latent_dim, random=seeded(k)) for k in range(3)]
-    labels = [torch.randint(3, (8,), random=seeded(k)) for k in range(3)]
+    latents = [torch.randn(8, config.latent_dim, generator=seeded(k)) for k in range(3)]
+    labels = [torch.randint(3, (8,), generator=seeded(k)) for k in range(3)]
     first = generator.blocks[0].norm1  # its input depends on no other norm
     seen: list[Tensor] = []
     handle = first.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
