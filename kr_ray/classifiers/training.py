@@ -220,6 +220,7 @@ class ClassifierTraining:
         """Forward, backward, clip and step on float images [B, C, H, W] and target probabilities [B, K]."""
         with autocast(self.device, self.recipe.precision):
             logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
+            self._saw(logits)
             loss = self._weight * F.cross_entropy(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -229,6 +230,10 @@ class ClassifierTraining:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._loss_sum += loss.detach()
+
+    def _saw(self, logits: Tensor) -> None:
+        """Told what this worker answered in a step, [B/N, K]. It may be captured with the step: what it keeps
+        has its place in memory beforehand."""
 
     def _set_rate(self, rate: float) -> None:
         if self._rate is not None:

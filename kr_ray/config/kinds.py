@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kr_ray.config.coreset import CoresetSection
+from kr_ray.config.data_free import DataFreeSection
 from kr_ray.config.dp import DpdfdSection, DpSgdSection
 from kr_ray.config.edm import EdmConfig
 from kr_ray.config.generators import BigGanConfig, GeneratorSection
@@ -23,5 +25,7 @@ METHODS: dict[str, type[MethodSection]] = {
     "parquet": ParquetSection,
     "dp_sgd": DpSgdSection,
     "dpdfd": DpdfdSection,
+    "coreset": CoresetSection,
+    "data_free": DataFreeSection,
 }
 """See kr_ray.methods.registry."""
