@@ -231,9 +231,11 @@ def test_the_statistics_loss_falls_as_images_are_made() -> None:
 
 def test_a_teacher_without_batch_norm_is_served_by_dafls_losses() -> None:
     one = training(preset="dafl", norm="group")
-    assert not one.statistics._norms
+    assert one.statistics.layers == 0
     one.advance()
     assert one.bank.filled == 8 and one.bank.images[:8].float().std() > 1
+    with pytest.raises(ConfigError, match=r"`bn_weight: 0` must hold .* use preset: dafl"):
+        training(norm="group")
 
 
 def test_a_bank_goes_on_from_its_state() -> None:

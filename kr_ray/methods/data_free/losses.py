@@ -52,6 +52,11 @@ class BatchStatistics:
         (values,) = inputs
         self._now.append((values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=False)))
 
+    @property
+    def layers(self) -> int:
+        """Batch norms that are watched."""
+        return len(self._norms)
+
     def begin(self) -> None:
         """Forget the last pass."""
         self._now = []

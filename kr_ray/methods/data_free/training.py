@@ -24,7 +24,7 @@ from kr_ray.classifiers.ticks import work_done
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.compute.seeding import derive_seed, seeded_generator
-from kr_ray.config import ClassifierConfig
+from kr_ray.config import ClassifierConfig, ConfigError
 from kr_ray.config.data_free import DataFreeSection
 from kr_ray.data.augment import crop_and_flip, to_float
 from kr_ray.data.images import Splits
@@ -76,6 +76,9 @@ class DataFreeTraining:
         teacher: frozen, in evaluation mode, on `device`.
         shape: (C, S, S) of an image.
         recipe: of the student's network, and of its augmentation and optimiser where the section has no key.
+
+    Raises:
+        ConfigError: the statistics of batch norms count, but the teacher has none.
     """
 
     def __init__(
@@ -105,6 +108,11 @@ class DataFreeTraining:
             torch.zeros(made, dtype=torch.int64, device=device),
         )
         self.statistics = BatchStatistics(teacher, section.bn_momentum)
+        if section.bn_weight and not self.statistics.layers:
+            raise ConfigError(
+                f"`bn_weight: 0` must hold for a teacher without batch norm, but got {section.bn_weight:g}; "
+                "use preset: dafl"
+            )
         self.round, self.step = 0, 0
 
     @property
