@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, tiny_settings
+from test_pipeline import kr, write_config
 
 from kr_ray.config.file import load_config
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
+from kr_ray.methods.data_free.training import BANK_FILE
 from kr_ray.methods.interface import Site, train_here
 from kr_ray.methods.registry import method_of
+from kr_ray.report.schema import validate_report
 from kr_ray.runs.artifacts import read_json
 from kr_ray.synthesis.student_set import StudentSpec
 
@@ -64,3 +67,29 @@ def test_accuracies_on_fashion_mnist(
     chance = 1 / splits.num_classes
     assert all(row["test_accuracy"] > 2 * chance for row in found.values())
     assert all(row["test_accuracy"] < found["teacher"]["test_accuracy"] + 0.03 for row in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_whole_run_and_its_audit_show_them_beside_the_student(tmp_path: Path) -> None:
+    """Two coresets share one selection stage; the report tells what was taken."""
+    small = {"rounds": 4, "warmup_rounds": 1, "synthesis_steps": 2, "synthesis_batch": 16, "kd_steps": 4}
+    raw = tiny_settings(
+        students={
+            "herd": {"kind": "coreset", "selection": "herding", "epochs": 4, "selection_epochs": 3},
+            "forgotten": {"kind": "coreset", "selection": "forgetting", "epochs": 4, "selection_epochs": 3},
+            "free": {"kind": "data_free", "batch_size": 16, "latent_dim": 8} | small,
+        },
+        audit={"worst_case": {"arms": ["herd", "free"], "models": 4, "queries": 2}},
+    )
+    config, run = write_config(tmp_path, raw), tmp_path / "runs" / "tiny"
+    output = kr("run", config).stdout
+    assert output.count("selection_3: done") == 1 and "forgetting events an image" in output
+    report = validate_report(read_json(run / "report" / "report.json"))
+    assert report.students["forgotten"].title == "Coreset, forgetting"
+    assert "never learned counts as most forgotten" in report.students["forgotten"].note
+    assert set(report.students) == {"herd", "forgotten", "free"} and report.audit is not None
+    herd, free = report.audit.lira["herd"], report.audit.lira["free"]
+    assert herd.canary_taken is not None and 0 < herd.canary_taken.share < 1 and free.canary_taken is None
+    assert "Images that the method took" in (run / "report" / "report.html").read_text()
+    assert (run / "student_herd" / "taken.npz").exists() and (run / "student_free" / BANK_FILE).exists()
