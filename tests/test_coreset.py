@@ -36,6 +36,7 @@ from kr_ray.methods.coreset.selection import ForgettingEvents, scores_of, select
 from kr_ray.methods.interface import Site, train_here
 from kr_ray.methods.registry import method_of
 from kr_ray.methods.taken import load_taken, save_taken
+from kr_ray.privacy.arrays import BoolArray
 from kr_ray.privacy.attacks import taken_figures
 from kr_ray.privacy.scores import SampleScores
 from kr_ray.report import worst_case
@@ -376,9 +377,7 @@ def test_the_audits_run_records_which_samples_were_taken(tmp_path: Path) -> None
     }
 
 
-def made_up(
-    shift_taken: float, shift_left: float
-) -> tuple[SampleScores, np.ndarray[Any, np.dtype[np.bool_]]]:
+def made_up(shift_taken: float, shift_left: float) -> tuple[SampleScores, BoolArray]:
     """16 models, 200 samples; a third of the members is taken."""
     rng = np.random.default_rng(0)
     half = rng.random((8, 200)) < 0.5
@@ -411,16 +410,18 @@ def test_the_report_shows_taken_and_left_canaries(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(drawn, lambda report: dict.fromkeys(alt_texts(report), "data:,"))
     samples, taken = made_up(9.0, 0.0)
     groups = taken_figures(samples, taken, 0)
+    assert groups.left is not None
+    figures = groups.model_dump(mode="json", by_alias=True)
     plain, raw = constructed_arm(2.0, 60, 8), fake_report()
-    arm = plain | {"canary_taken": groups, "population_taken": groups, "title": "Coreset: c"}
+    arm = plain | {"canary_taken": figures, "population_taken": figures, "title": "Coreset: c"}
     raw["audit"]["lira"] = {"teacher": plain, "c": arm}
     report = validate_report(raw)
     assert validate_report(report.model_dump(mode="json", by_alias=True)) == report
     page = render_page(report, ReportData())
     assert page.count("Images that the method took, and those that it left") == 1
     said = [text for text in worst_case.findings(report) if "the method took" in text]
-    assert len(said) == 1 and f"{100 * groups['share']:.1f}" in said[0]
-    assert f"{groups['left']['n_members']:,} pairs" in said[0].replace("\u00a0", " ")
+    assert len(said) == 1 and f"{100 * groups.share:.1f}" in said[0]
+    assert f"{groups.left.n_members:,} pairs" in said[0].replace("\u00a0", " ")
 
 
 def test_old_scores_without_the_mask_are_still_read(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -195,8 +194,8 @@ def _without_curves(attacks: ByAttack) -> ByAttack:
 def _of_taken(
     runs: Sequence[RunScores], canary: SampleScores, population: SampleScores, seed: int
 ) -> tuple[TakenFigures | None, TakenFigures | None]:
-    """What is found of canaries and of population samples that the method took for itself and of those that it
-    left; None of methods that use all images alike."""
+    """What is found of canaries and of population samples that the method took for itself and of those that
+    it left; None of methods that use all images alike."""
     masks = [run.taken for run in runs if run.taken is not None]
     if len(masks) < len(runs):
         return None, None

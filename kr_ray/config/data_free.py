@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from kr_ray.config.base import Raw
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.data import DataConfig
 from kr_ray.config.methods import MethodSection
@@ -17,7 +18,7 @@ OFF = {
     "balance_weight": 0.0,
     "activation_weight": 0.0,
 }
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Raw] = {
     "ae": OFF | {"bn_weight": 1.0, "synthesis_steps": 2, "kd_steps": 600},
     "fast": OFF
     | {
@@ -66,10 +67,13 @@ class DataFreeSection(MethodSection):
     batch_size: int = Field(256, ge=2)
     """Images of a student's step."""
     latent_dim: int = Field(256, ge=1)
+    """Numbers that an image is made of."""
     channels: tuple[int, int] = Field((64, 32), strict=False)
     """Of the generator's two levels."""
     generator_learning_rate: float = Field(5e-3, gt=0)
+    """Of Adam, on the generator, which is kept from round to round."""
     latent_learning_rate: float = Field(1.5e-2, gt=0)
+    """Of Adam, on a round's latents."""
     student_learning_rate: float = Field(0.1, gt=0)
     """At the first step; it falls to 0 along a cosine. Momentum, weight decay and clipping are the classifier
     recipe's, as are crop and mirroring."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.classifiers.networks import save_classifier
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining
 from kr_ray.classifiers.training import Schedule
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.compute.seeding import derive_seed
@@ -22,7 +22,6 @@ from kr_ray.methods.teacher import train_on_real
 from kr_ray.runs.results import CoresetResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 
-TICKS = 20
 TITLES = {
     "random": "random", "forgetting": "forgetting", "herding": "herding", "k_center": "k-center",
     "el2n": "EL2N", "grand": "GraNd", "entropy": "entropy",
@@ -73,7 +72,7 @@ def coreset_part(site: Site, name: str, section: CoresetSection) -> Part[Coreset
         images = splits.train.subset(taken)
         schedule = Schedule.fit(recipe, len(images), section.epochs)
         training = train_on_real(images, splits.num_classes, recipe, schedule, seed)
-        ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)
+        ticked = TickedTraining(training, splits.validation, WHOLE_TRAINING, state)
         ticked.finish(save)
         if worker_rank() != 0:
             return None

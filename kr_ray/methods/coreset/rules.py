@@ -11,15 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config.coreset import CoresetSection
+from kr_ray.privacy.arrays import FloatArray, IndexArray
 from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
-
-FloatArray = NDArray[np.float64]
-IndexArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

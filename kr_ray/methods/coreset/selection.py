@@ -6,7 +6,6 @@ Its inputs do not name a rule, so that all coresets of a run, and of one run of 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.networks import new_classifier
 from kr_ray.classifiers.sets import FixedSet, smoothed_one_hot
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining
 from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import average, own_slice, worker_count, worker_rank
@@ -29,8 +28,7 @@ from kr_ray.runs.results import SelectionResult
 from kr_ray.runs.stages import Save, State
 
 SCORES_FILE = "scores.safetensors"
-TICKS = 20
-EARLY_TICK = 5
+EARLY_TICK = WHOLE_TRAINING.count // 4
 """After which the early scores are taken, at a quarter of the training."""
 CLEAN_BATCH = 512
 
@@ -72,7 +70,7 @@ def train_selection(
     model = new_classifier(splits.num_classes, splits.channels, recipe, own_seed)
     schedule = Schedule.fit(recipe, len(splits.train), epochs)
     training = SelectionTraining(model, splits.train, recipe, schedule, derive_seed(own_seed, "data"), device)
-    ticked = TickedTraining(training, splits.validation, Ticks(TICKS), state)
+    ticked = TickedTraining(training, splits.validation, WHOLE_TRAINING, state)
     while not ticked.finished:
         row = ticked.advance()
         if len(ticked.history) == EARLY_TICK:
@@ -180,10 +178,10 @@ class SelectionTraining(ClassifierTraining):
             features=end["features"],
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return super().state_dict() | {"events": self.events.state_dict(), "early": self.early}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self.events.load_state_dict(state["events"])
         self.early = state["early"]

@@ -12,7 +12,6 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.networks import load_classifier, new_classifier, save_classifier
 from kr_ray.classifiers.predict import accuracy, confusion_matrix, predict_logits
-from kr_ray.classifiers.ticks import work_done
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, work_done
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.compute.seeding import derive_seed, seeded_generator
@@ -39,7 +38,6 @@ from kr_ray.runs.stages import WEIGHTS_FILE, Row, Save, State
 BANK_FILE = "bank.safetensors"
 """The made images: `images` uint8 [N, C, H, W], `labels` int64 [N] as drawn, `logits` float32 [N, K] of the
 teacher."""
-TICKS = 20
 ADAM_BETAS = (0.5, 0.999)
 
 
@@ -223,7 +221,7 @@ class DataFreeTraining:
 
     # --- state ---
 
-    def _modules(self) -> dict[str, Any]:
+    def _modules(self) -> dict[str, nn.Module | torch.optim.Optimizer | Bank]:
         return {
             "student": self.student,
             "generator": self.generator,
@@ -266,7 +264,7 @@ def train_data_free(
     if state is not None:
         training.load_state_dict(state["training"])
         history = list(state["history"])
-    ticks = min(TICKS, section.rounds)
+    ticks = min(WHOLE_TRAINING.count, section.rounds)
     while len(history) < ticks:
         history.append(_tick(training, splits, history, ticks))
         save({"history": history, "training": training.state_dict()}, history[-1])
