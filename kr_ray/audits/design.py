@@ -77,6 +77,12 @@ class AuditDesign:
         a longer audit are those of a shorter one."""
         return self.member(run - run % 2 + 2)[run]
 
+    def canaries_of_run(self, run: int) -> tuple[int, ...]:
+        """Positions of the canaries of run `run` in its own training split, which lacks its non-members."""
+        member = self.members_of(run)
+        missing, there = np.sort(self.samples[~member]), self.canaries[member[: len(self.canaries)]]
+        return tuple((there - np.searchsorted(missing, there)).tolist())
+
     def splits_of_run(self, splits: Splits, run: int) -> Splits:
         """What run `run` is trained on: all training images but its
         non-members, the canaries with their given labels."""

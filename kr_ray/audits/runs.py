@@ -137,7 +137,14 @@ class AuditPlan:
         seed = derive_seed(self.config.seed, "audit run", number)
         student = replace(self.student, seed=derive_seed(seed, "student"))
         path = self.folder / "runs" / str(number)
-        return Site(path=path, config=self.config, seed=seed, student=student, audited=self.run)
+        return Site(
+            path=path,
+            config=self.config,
+            seed=seed,
+            student=student,
+            audited=self.run,
+            canaries=self.design.canaries_of_run(number),
+        )
 
     def parts(self, number: int, arm: str) -> Sequence[Part[Any]]:
         """What is trained in run `number` for an arm; parts of one name and inputs are shared by its arms."""

@@ -198,15 +198,22 @@ class ClassifierTraining:
             )
         index = self._order[1][first * size : last * size].to(self.device)
         random = seeded_generator(self.seed, "augment", epoch, first)
-        chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, random)
-        if self.recipe.trivial_augment:
-            chunk = trivial_augment(chunk, random)
+        chunk = self._augmented(images[index], random)
         return list(zip(chunk.split(size), targets[index].split(size), strict=True))
+
+    def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """Several batches of an epoch, as the recipe augments them."""
+        images = crop_and_flip(images, self.recipe.crop_padding, self.recipe.horizontal_flip, random)
+        return trivial_augment(images, random) if self.recipe.trivial_augment else images
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        """What the network reads of augmented images."""
+        return to_float(images)
 
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
         self._set_rate(self.schedule.rate(self.step))
         inputs, targets = mixup(
-            to_float(images),
+            self._inputs(images),
             targets,
             self.recipe.mixup_alpha,
             seeded_generator(self.seed, "mixup", self.step),

@@ -209,6 +209,35 @@ class DataFreeResult(ClassifierResult):
     """Share of them that the teacher takes for what they were to be."""
 
 
+class DistillationResult(Result):
+    """Of a distilled set (see kr_ray.methods.distillation)."""
+
+    objective: str
+    initialisation: str
+    images: Count
+    images_per_class: Count
+    iterations: Count
+    initial_private: Count
+    """Distilled images that started as private ones."""
+    moved_rms: float | None
+    """How far those have moved since, per pixel, in standard deviations of the private pixels; null without
+    any."""
+    losses: list[float]
+    """Mean over each tick's iterations."""
+    seconds: float
+    cpu_seconds: float
+    copies: CopySpace | None = None
+    """Nearest private images, by pixels; null in runs of an audit."""
+
+    def headline(self) -> str:
+        said = f"{self.images} images by {self.objective}"
+        if self.moved_rms is not None:
+            said += f", {self.initial_private} of them from private ones, moved by {self.moved_rms:.2f} sd"
+        if self.copies is not None:
+            said += f"; near-copies by pixels {self.copies.near_copy_share:.1%}"
+        return said
+
+
 class GeneratorResult(Result):
     checkpoints: list[int]
     """Epochs."""
