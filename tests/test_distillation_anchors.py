@@ -52,7 +52,7 @@ SMALLER: dict[str, Any] = {
 STUDENTS: dict[str, dict[str, Any]] = {
     "undistilled": {"iterations": 1, "image_learning_rate": 1e-9},
     "dm": {"iterations": 300},
-    "dsa": {"objective": "dsa", "iterations": 40, "inner_epochs": 1},
+    "dsa": {"objective": "dsa", "iterations": 12, "inner_epochs": 1},
 }
 """`undistilled`: the same ten private images per class, as they are."""
 
