@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kr_ray.audits.copies import measure_distilled_copies
-from kr_ray.audits.design import design_audit
+from kr_ray.audits.design import AuditDesign, design_audit
 from kr_ray.audits.runs import AuditPlan
 from kr_ray.classifiers.convnet import ConvNet3, fresh_convnet
 from kr_ray.classifiers.networks import load_classifier, new_classifier, save_classifier
@@ -442,6 +442,12 @@ def test_what_is_left_behind(tmp_path: Path) -> None:
     assert (answers.argmax(1) == splits().test.labels).double().mean() > 0.9
 
 
+def _in_the_whole(design: AuditDesign, run: int, positions: Tensor) -> list[int]:
+    """Positions in a run's training split as indices into the whole set's, one by one."""
+    left = [index for index in range(400) if index not in design.samples[~design.members_of(run)]]
+    return [left[position] for position in positions.tolist()]
+
+
 def test_a_run_of_the_audit_forces_its_own_canaries(tmp_path: Path) -> None:
     """The audit's own training of a run, whose models are kept to look at them."""
     whole = noise_splits()
@@ -455,15 +461,16 @@ def test_a_run_of_the_audit_forces_its_own_canaries(tmp_path: Path) -> None:
         run=tmp_path, folder=tmp_path / "audit", config=given, student=spec, design=design, digest="noise"
     )
     plan.train(0, lambda share, what: None)
-    assert plan.scores(0, "few") is not None
     found = DistilledSet.load(tmp_path / "audit" / "runs" / "0" / "distilled_few" / SET_FILE)
     assert len(set(found.initial.tolist())) == 12
     there = set(design.canaries_of_run(0))
     assert len(there & set(found.initial.tolist())) >= round(len(there) / 2) > 0
     train = design.splits_of_run(whole, 0).train
-    assert torch.equal(
-        train.labels[found.initial], found.targets.argmax(1)
-    )  # canaries under their given labels
+    assert torch.equal(train.labels[found.initial], found.targets.argmax(1))  # under their given labels
+    scores = plan.scores(0, "few")  # from which the audit reports those that were there apart
+    assert scores is not None and scores.taken is not None
+    assert scores.taken.sum() == len(set(design.samples) & set(_in_the_whole(design, 0, found.initial)))
+    assert scores.taken[: len(design.canaries)].sum() == len(there & set(found.initial.tolist()))
 
 
 def test_bytes_are_what_is_handed_on(tmp_path: Path) -> None:
