@@ -21,6 +21,7 @@ from kr_ray.audits.copies import measure_distilled_copies
 from kr_ray.audits.design import AuditDesign, design_audit
 from kr_ray.audits.runs import AuditPlan
 from kr_ray.classifiers.convnet import ConvNet3, fresh_convnet
+from kr_ray.classifiers.export import export_student
 from kr_ray.classifiers.networks import load_classifier, new_classifier, save_classifier
 from kr_ray.config import ClassifierConfig, Config, ConfigError
 from kr_ray.config.distillation import DistillationSection
@@ -131,6 +132,17 @@ def test_convnet_is_a_classifier_like_any_other_at_any_size(tmp_path: Path) -> N
         assert network.features(images).shape == (2, 128)
         # No image sees another one.
         torch.testing.assert_close(network(images[:1]), network(images)[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_convnet_travels_as_onnx(tmp_path: Path) -> None:
+    save_classifier(tmp_path / "weights.safetensors", fresh_convnet(3, 1, 4, seed=0))
+    names = ("dark", "grey", "bright")
+    assert export_student(tmp_path / "weights.safetensors", tmp_path / "x.onnx", names, 28) < 1e-4
+
+
+def test_data_free_distillation_of_a_convnet_cannot_match_batch_norms() -> None:
+    with pytest.raises(ConfigError, match=r"without batch norm.*classifier.network=convnet3"):
+        tiny_config(students={"free": {"kind": "data_free"}}, classifier={"network": "convnet3"})
 
 
 # --- augmentation -------------------------------------------------------------------------------------------

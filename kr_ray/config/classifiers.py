@@ -56,3 +56,8 @@ class ClassifierConfig(Section):
     min_steps: int = Field(1000, ge=0)
     """Budgets of fewer gradient steps than this use a smaller batch
     (and rate); 0 = the paper's recipe unchanged."""
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether its networks keep statistics of the images that they were trained on."""
+        return self.network == "resnet14" and self.norm == "batch"

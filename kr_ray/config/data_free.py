@@ -121,10 +121,11 @@ class DataFreeSection(MethodSection):
 
     def fits(self, classifier: ClassifierConfig | None, data: DataConfig | None) -> list[str]:
         wrong = []
-        if classifier and classifier.norm != "batch" and self.bn_weight > 0:
+        if classifier and not classifier.has_batch_norm and self.bn_weight > 0:
             wrong.append(
                 "`bn_weight: 0` must hold for a teacher without batch norm, but got "
-                f"bn_weight={self.bn_weight:g}, classifier.norm={classifier.norm}; use preset: dafl"
+                f"bn_weight={self.bn_weight:g}, classifier.network={classifier.network}, "
+                f"classifier.norm={classifier.norm}; use preset: dafl"
             )
         if data and data.image_size % SIDE_MULTIPLE:
             wrong.append(

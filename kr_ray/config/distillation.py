@@ -37,6 +37,7 @@ class DistillationSection(MethodSection):
     (Cazenavette et al., CVPR 2022), with DATM's alignment of difficulty (Guo et al., ICLR 2024) in
     `start_epochs` and `soft_labels`."""
     images_per_class: int = Field(10, ge=1)
+    """The distilled set is so large."""
     initialisation: Literal["real", "noise", "ood"] = "real"
     """What the images start as. `real`: private images, which the result then resembles. `ood`: images of
     another, public set (`ood`), given classes at random."""
@@ -54,6 +55,7 @@ class DistillationSection(MethodSection):
     """Of the images, of mean 0 and standard deviation 1. Null: 1 (`dm`; 10 from 100 images per class on), 0.1
     (`dsa`), 1,000 (`mtt`). Images that do not start as real ones may need more."""
     image_momentum: float = Field(0.5, ge=0, lt=1)
+    """Of the images' steps, and of what `mtt` learns beside them."""
     augmentation: Literal["siamese", "none"] = "siamese"
     """`siamese`: differentiable augmentation with the same random numbers for real and distilled images (Zhao
     & Bilen 2021, section 3): colour, crop, cutout, scale, rotation, and flip where
@@ -62,6 +64,7 @@ class DistillationSection(MethodSection):
     """Of the matching, whatever `classifier.network` is. Its norm must look at one image alone, for batch
     norm would mix the classes."""
     network_width: int = Field(128, ge=4)
+    """Filters of every layer of that network."""
     network_learning_rate: float = Field(0.01, gt=0)
     """Of `dsa` and `mtt`: of the networks that are trained along the way."""
     network_batch: int = Field(256, ge=1)
