@@ -181,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--images", type=int, default=0, help="synthetic images to write (default: the tuned cardinality)"
     )
+    export.add_argument(
+        "--student", metavar="NAME", default="", help="one of `students` in place of the run's own student"
+    )
     submit = add(
         "submit",
         "run a command as a job of a Ray cluster, follow it, end with its exit code",

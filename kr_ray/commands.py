@@ -233,7 +233,10 @@ def export(parsed: argparse.Namespace) -> int:
     from kr_ray import studies
 
     with _pipeline(parsed, config) as pipeline:
-        written = studies.export(pipeline, parsed.images)
+        if parsed.student:
+            written = studies.export_further(pipeline, parsed.student)
+        else:
+            written = studies.export(pipeline, parsed.images)
     for name, text in written.items():
         print(f"{name}: {text}")
     return 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError
 from kr_ray.runs.artifacts import ArtifactError
-from kr_ray.runs.figures import AuditedKeys, Generation, SweptCheckpoint
+from kr_ray.runs.figures import AuditedKeys, CopySpace, Generation, SweptCheckpoint
 from kr_ray.runs.results import (
     AUDIT,
     CHECKPOINTS,
@@ -35,6 +35,7 @@ from kr_ray.runs.results import (
     ClassifierResult,
     CopiesResult,
     DataResult,
+    DistillationResult,
     Key,
     R,
     ReportResult,
@@ -373,12 +374,11 @@ class Pipeline(StageRunner):
 
         def work(folder: Path) -> R:
             result = self._train(part(), folder)
+            if isinstance(result, DistillationResult):
+                return result.model_copy(update={"copies": self._distilled_copies(folder)})
             is_student = isinstance(result, ClassifierResult) and described.name == f"student_{student}"
-            return (
-                result.model_copy(update={"title": method.title, "note": method.note})
-                if is_student
-                else result
-            )
+            about = {"title": method.title, "note": self._note(method.note, described.after)}
+            return result.model_copy(update=about) if is_student else result
 
         after = [*described.after, *(["tuning"] if "generator" in described.after else [])]
         return Stage(
@@ -388,6 +388,23 @@ class Pipeline(StageRunner):
             work=work,
             workers="train",
         )
+
+    def _note(self, note: str, after: Sequence[str]) -> str:
+        """What a method is and, of one that distils, what became of the images."""
+        before = [dict(self.results.items()).get(name) for name in after]
+        said = [result.headline() for result in before if isinstance(result, DistillationResult)]
+        return "; ".join([note, *said])
+
+    def _distilled_copies(self, folder: Path) -> CopySpace | None:
+        """How near distilled images are to private ones."""
+        from kr_ray.audits.copies import measure_distilled_copies
+        from kr_ray.cluster.tasks import run_tasks
+
+        c = self.config
+        what = (self.run.path, folder, derive_seed(c.seed, "copies"))
+        return run_tasks("copies", measure_distilled_copies, [what], c.cluster.trial, c.cluster.max_retries)[
+            0
+        ]
 
     def final_spec(self) -> StudentSpec:
         """Best checkpoint, tuned generation parameters, the whole schedule; what

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from kr_ray.compute.seeding import derive_seed
+from kr_ray.config import ConfigError
 from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
+from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary
 from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key
 from kr_ray.runs.stages import WEIGHTS_FILE
@@ -89,6 +91,37 @@ def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
 
 def _seeds(pipeline: Pipeline, name: str, count: int) -> list[int]:
     return [derive_seed(pipeline.config.seed, name, k) for k in range(count)]
+
+
+def export_further(pipeline: Pipeline, name: str) -> dict[str, str]:
+    """One of `students` as ONNX, checked against PyTorch, and the set that it was trained on as Parquet,
+    where its method distilled one; says where each of them is.
+
+    Raises:
+        ConfigError: there is no such student.
+    """
+    from kr_ray.classifiers.export import export_student
+    from kr_ray.methods.distillation.sets import PARQUET_FILE
+
+    if name not in pipeline.config.students:
+        known = ", ".join(pipeline.config.students) or "none"
+        raise ConfigError(
+            f"`--student` must be one of `students` ({known}), but got {name!r}; correct it, or leave it out "
+            "for the run's own student"
+        )
+    pipeline.run_until(f"student_{name}")
+    pipeline.run.check_artefacts()
+    run, data, folder = pipeline.run.path, pipeline.results[DATA], pipeline.run / "export" / name
+    model, distilled = folder / "student.onnx", run / f"distilled_{name}" / PARQUET_FILE
+    weights = run / f"student_{name}" / WEIGHTS_FILE
+    difference = export_student(weights, model, data.class_names, data.image_size)
+    found = {"student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})"}
+    if distilled.exists():
+        table = folder / PARQUET_FILE
+        with atomic_write(table) as temporary:
+            temporary.write_bytes(distilled.read_bytes())
+        found["distilled set"] = f"{table.resolve()} (uint8; see `store` of the student's keys)"
+    return found
 
 
 def export(pipeline: Pipeline, images: int) -> dict[str, str]:

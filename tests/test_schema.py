@@ -71,6 +71,7 @@ RIGHT: list[dict[str, Any]] = [
     {"generator": {}},
     {"generator": {"preset": "vanilla", "architecture": "small32", "channels": 16}},
     {"generator": {"kind": "edm", "preset": "edm32"}, "synthesis": {"sampling": {"guidance": 1.2}}},
+    {"students": {"free": {"kind": "data_free"}, "half": {"kind": "coreset", "selection": "herding"}}},
     {"students": {"private": {"kind": "dp_sgd", "target_epsilon": 3.0}, "t": {"kind": "teacher"}}},
     {"synthesis": {"sampling": {"latent_std": 1.5}}, "tuning": {"space": {"latent_std": [1.0, 2.0]}}},
     {"cluster": {"train": {"cpu": 1, "gpu": 0.5}}},

@@ -18,11 +18,13 @@ from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import CopiesConfig
 from kr_ray.data.checks import DataError
 from kr_ray.data.datasets import duplicate_indices
-from kr_ray.data.images import all_but, class_prior
+from kr_ray.data.images import Splits, all_but, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.generators.interface import Sampler, checkpoint_file
 from kr_ray.generators.registry import generator_of
+from kr_ray.methods.distillation.sets import SET_FILE, DistilledSet
 from kr_ray.runs.artifacts import atomic_write
+from kr_ray.runs.figures import CopySpace
 from kr_ray.runs.results import CopiesResult
 from kr_ray.runs.stages import SAMPLES_FILE, WEIGHTS_FILE
 from kr_ray.synthesis.student_set import StudentSpec
@@ -44,10 +46,7 @@ def measure_copies(
         DataError: no test image is left as a yardstick, or the encoder file cannot be used.
     """
     splits, device = load_stored_splits(run / SPLITS_FILE), pick_device()
-    train = splits.train.without(duplicate_indices(splits.train.images)).images
-    test = splits.test.images
-    test = test[all_but(len(test), torch.cat([duplicate_indices(test), duplicate_indices(test, train)]))]
-    test = test[torch.randperm(len(test), generator=seeded_generator(seed, "copies test"))[: config.images]]
+    train, test = _distinct(splits, config.images, seed)
     if not len(test):
         raise DataError(
             "the copies stage needs test images that are not copies of "
@@ -79,6 +78,27 @@ def measure_copies(
             "test": fidelity(real, unseen, derive_seed(seed, "fidelity")),
         },
     )
+
+
+def measure_distilled_copies(run: Path, folder: Path, seed: int) -> CopySpace | None:
+    """Compare the distilled set in `folder` with the real images, by pixels, as by default generated ones
+    are; None where no test image is left as a yardstick."""
+    config, device = CopiesConfig(), pick_device()
+    train, test = _distinct(load_stored_splits(run / SPLITS_FILE), config.images, seed)
+    if not len(test):
+        return None
+    distilled = DistilledSet.load(folder / SET_FILE).as_bytes()
+    spaces = (pixels(images.to(device)) for images in (distilled, train, test))
+    return copy_figures(*spaces, quantile=config.quantile)
+
+
+def _distinct(splits: Splits, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training images without exact copies, and at most so many test images that are nobody's copies."""
+    train = splits.train.without(duplicate_indices(splits.train.images)).images
+    test = splits.test.images
+    test = test[all_but(len(test), torch.cat([duplicate_indices(test), duplicate_indices(test, train)]))]
+    order = torch.randperm(len(test), generator=seeded_generator(seed, "copies test"))
+    return train, test[order[:most]]
 
 
 def _generate(run: Path, spec: StudentSpec, prior: Tensor, count: int, seed: int) -> Tensor:

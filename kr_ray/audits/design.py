@@ -77,14 +77,30 @@ class AuditDesign:
         a longer audit are those of a shorter one."""
         return self.member(run - run % 2 + 2)[run]
 
+    def canaries_of_run(self, run: int) -> tuple[int, ...]:
+        """Positions of the canaries of run `run` in its own training split, which lacks its non-members."""
+        member = self.members_of(run)
+        missing, there = np.sort(self.samples[~member]), self.canaries[member[: len(self.canaries)]]
+        return tuple((there - np.searchsorted(missing, there)).tolist())
+
     def splits_of_run(self, splits: Splits, run: int) -> Splits:
         """What run `run` is trained on: all training images but its
         non-members, the canaries with their given labels."""
         labels = splits.train.labels.clone()
         labels[torch.from_numpy(self.canaries)] = torch.from_numpy(self.given_labels)
-        kept = torch.ones(len(labels), dtype=torch.bool)
-        kept[torch.from_numpy(self.samples[~self.members_of(run)])] = False
+        kept = torch.from_numpy(self._kept_in(run, len(labels)))
         return replace(splits, train=LabelledImages(splits.train.images, labels).subset(kept))
+
+    def samples_among(self, taken: IndexArray, run: int, images: int) -> BoolArray:
+        """Which audit samples are among the images `taken` (indices into run `run`'s own training split) of a
+        training split of `images` images: bool [C + P]."""
+        return np.isin(self.samples, np.flatnonzero(self._kept_in(run, images))[taken])
+
+    def _kept_in(self, run: int, images: int) -> BoolArray:
+        """Which of the training split's `images` images run `run` trains on."""
+        kept = np.ones(images, dtype=np.bool_)
+        kept[self.samples[~self.members_of(run)]] = False
+        return kept
 
 
 def design_audit(

@@ -26,6 +26,7 @@ from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
 from kr_ray.methods.interface import Part, Site, Tell, inputs_of, train_here
 from kr_ray.methods.registry import method_of
+from kr_ray.methods.taken import load_taken
 from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, fingerprint, is_damage, load_arrays
 from kr_ray.runs.locks import lock_file
 from kr_ray.runs.stages import WEIGHTS_FILE
@@ -70,17 +71,21 @@ class RunScores:
         reference: float32 [R, K], logits on the reference images.
         test_accuracy: on the whole test split, in [0, 1].
         seconds: it took to train and to ask it, without what earlier arms of the run had left for it.
+        taken: of a method that took some training images for itself (see kr_ray.methods.taken), which samples
+            are among them: bool [C + P].
     """
 
     samples: NDArray[np.float32]
     reference: NDArray[np.float32]
     test_accuracy: float
     seconds: float
+    taken: NDArray[np.bool_] | None = None
 
     def save(self, path: Path, stamp: str) -> None:
         """Write atomically; `stamp` names the inputs."""
+        arrays = {name: value for name, value in vars(self).items() if value is not None}
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, stamp=np.array(stamp), **vars(self))
+            np.savez(file, allow_pickle=False, stamp=np.array(stamp), **arrays)
 
     @classmethod
     def load(cls, path: Path, stamp: str) -> RunScores | None:
@@ -92,9 +97,8 @@ class RunScores:
             found = load_arrays(path)
             if str(found["stamp"]) != stamp:
                 return None
-            return cls(
-                found["samples"], found["reference"], float(found["test_accuracy"]), float(found["seconds"])
-            )
+            figures = float(found["test_accuracy"]), float(found["seconds"])
+            return cls(found["samples"], found["reference"], *figures, found.get("taken"))
         except READ_ERRORS as error:
             if not is_damage(error, path):
                 raise
@@ -133,7 +137,14 @@ class AuditPlan:
         seed = derive_seed(self.config.seed, "audit run", number)
         student = replace(self.student, seed=derive_seed(seed, "student"))
         path = self.folder / "runs" / str(number)
-        return Site(path=path, config=self.config, seed=seed, student=student, audited=self.run)
+        return Site(
+            path=path,
+            config=self.config,
+            seed=seed,
+            student=student,
+            audited=self.run,
+            canaries=self.design.canaries_of_run(number),
+        )
 
     def parts(self, number: int, arm: str) -> Sequence[Part[Any]]:
         """What is trained in run `number` for an arm; parts of one name and inputs are shared by its arms."""
@@ -195,11 +206,13 @@ class AuditPlan:
         offsets = query_offsets(recipe, self.config.audit.worst_case.queries)
         answers = [predict_logits(model, query_images(asked, offset), device).numpy() for offset in offsets]
         on_test = predict_logits(model, splits.test.images, device)
+        taken = load_taken(folder)
         return RunScores(
             samples=np.stack(answers, axis=1),
             reference=on_test.numpy()[self.design.reference],
             test_accuracy=accuracy(on_test, splits.test.labels),
             seconds=time.perf_counter() - started,
+            taken=None if taken is None else self.design.samples_among(taken, number, len(splits.train)),
         )
 
     def _tidy(self, number: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, assert_never, cast
 
 import torch
 
+from kr_ray.classifiers.convnet import ConvNet3
 from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.compute.seeding import derive_seed
@@ -22,6 +23,8 @@ def build(network: NetworkName, num_classes: int, channels: int, **sizes: Any) -
     match network:
         case "resnet14":
             return ResNet14(num_classes, channels, **sizes)
+        case "convnet3":
+            return ConvNet3(num_classes, channels, **sizes)
         case _:
             assert_never(network)
 
@@ -30,7 +33,13 @@ def new_classifier(num_classes: int, channels: int, recipe: ClassifierConfig, se
     """The recipe's network; its initial weights depend on nothing but `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return build(recipe.network, num_classes, channels, width=recipe.width, norm=recipe.norm)
+        return build(recipe.network, num_classes, channels, **_sizes(recipe))
+
+
+def _sizes(recipe: ClassifierConfig) -> dict[str, Any]:
+    """What the recipe says of its network beside the name; only ResNet14 has a choice of norms."""
+    norm = {"norm": recipe.norm} if recipe.network == "resnet14" else {}
+    return {"width": recipe.width} | norm
 
 
 def save_classifier(path: Path, model: Classifier) -> None:

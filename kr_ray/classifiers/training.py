@@ -201,15 +201,22 @@ class ClassifierTraining:
             )
         index = self._order[1][first * size : last * size].to(self.device)
         random = seeded_generator(self.seed, "augment", epoch, first)
-        chunk = crop_and_flip(images[index], self.recipe.crop_padding, self.recipe.horizontal_flip, random)
-        if self.recipe.trivial_augment:
-            chunk = trivial_augment(chunk, random)
+        chunk = self._augmented(images[index], random)
         return list(zip(chunk.split(size), targets[index].split(size), strict=True))
+
+    def _augmented(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """Several batches of an epoch, as the recipe augments them."""
+        images = crop_and_flip(images, self.recipe.crop_padding, self.recipe.horizontal_flip, random)
+        return trivial_augment(images, random) if self.recipe.trivial_augment else images
+
+    def _inputs(self, images: Tensor) -> Tensor:
+        """What the network reads of augmented images."""
+        return to_float(images)
 
     def _train_step(self, images: Tensor, targets: Tensor) -> None:
         self._set_rate(self.schedule.rate(self.step))
         inputs, targets = mixup(
-            to_float(images),
+            self._inputs(images),
             targets,
             self.recipe.mixup_alpha,
             seeded_generator(self.seed, "mixup", self.step),
@@ -223,6 +230,7 @@ class ClassifierTraining:
         """Forward, backward, clip and step on float images [B, C, H, W] and target probabilities [B, K]."""
         with autocast(self.device, self.recipe.precision):
             logits = self._forward(inputs.contiguous(memory_format=torch.channels_last))
+            self._saw(logits)
             loss = self._weight * F.cross_entropy(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -232,6 +240,10 @@ class ClassifierTraining:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._loss_sum += loss.detach()
+
+    def _saw(self, logits: Tensor) -> None:
+        """Told what this worker answered in a step, [B/N, K]. It may be captured with the step: what it keeps
+        has its place in memory beforehand."""
 
     def _set_rate(self, rate: float) -> None:
         if self._rate is not None:

@@ -20,10 +20,10 @@ from kr_ray.config import Config, ConfigError
 from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits
 from kr_ray.methods.registry import method_of
-from kr_ray.privacy.attacks import ByAttack, audit_arm
+from kr_ray.privacy.attacks import ByAttack, audit_arm, taken_figures
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
-from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm
+from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm, TakenFigures
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
@@ -161,9 +161,13 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
     runs = [_scores(plan, number, arm) for number in range(config.audit.worst_case.models)]
     canary, population, reference = collect_scores(plan, runs)
     accuracies, method = [run.test_accuracy for run in runs], method_of(arm, config)
-    found = audit_arm(canary, population, reference, derive_seed(config.seed, "worst case") % 2**32)
+    seed = derive_seed(config.seed, "worst case") % 2**32
+    found = audit_arm(canary, population, reference, seed)
+    canary_taken, population_taken = _of_taken(runs, canary, population, seed)
     return LiraArm(
         **vars(found) | {"attacks": _without_curves(found.attacks)},
+        canary_taken=canary_taken,
+        population_taken=population_taken,
         title=method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
         note=method.note,
         kind=arm if arm in OWN_ARMS else config.students[arm].kind,
@@ -185,6 +189,21 @@ def _without_curves(attacks: ByAttack) -> ByAttack:
         name: {group: found.model_copy(update={"roc": None}) for group, found in groups.items()}
         for name, groups in attacks.items()
     }
+
+
+def _of_taken(
+    runs: Sequence[RunScores], canary: SampleScores, population: SampleScores, seed: int
+) -> tuple[TakenFigures | None, TakenFigures | None]:
+    """What is found of canaries and of population samples that the method took for itself and of those that
+    it left; None of methods that use all images alike."""
+    masks = [run.taken for run in runs if run.taken is not None]
+    if len(masks) < len(runs):
+        return None, None
+    taken, first = np.stack(masks), canary.logits.shape[1]
+    return (
+        taken_figures(canary, taken[:, :first], seed),
+        taken_figures(population, taken[:, first:], seed),
+    )
 
 
 def _list_exposed(plan: AuditPlan, arm: str, groups: dict[str, SampleScores]) -> Exposed:

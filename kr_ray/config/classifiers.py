@@ -8,7 +8,7 @@ from pydantic import Field
 
 from kr_ray.config.base import Section
 
-NetworkName = Literal["resnet14"]
+NetworkName = Literal["resnet14", "convnet3"]
 
 
 class ClassifierConfig(Section):
@@ -18,11 +18,13 @@ class ClassifierConfig(Section):
     added: ClassVar[frozenset[str]] = frozenset({"network", "norm"})
 
     network: NetworkName = "resnet14"
-    """`resnet14`: 6n + 2 layers with n = 2, widths 64/128/256."""
+    """`resnet14`: 6n + 2 layers with n = 2, widths 64/128/256. `convnet3`: three convolutions with instance
+    norm, the network of data set distillation (Zhao et al. 2021); published at `width: 128`."""
     width: int = Field(64, ge=4)
-    """Channels of the first stage."""
+    """Channels of the first stage (`convnet3`: of every layer)."""
     norm: Literal["batch", "group"] = "batch"
-    """`group` looks at one image alone, as training with differential privacy demands."""
+    """Of `resnet14`. `group` looks at one image alone, as training with differential privacy demands (and as
+    `convnet3` does anyway)."""
     batch_size: int = Field(256, ge=2)
     """Images of one gradient step."""
     learning_rate: float = Field(0.5, gt=0)
@@ -54,3 +56,8 @@ class ClassifierConfig(Section):
     min_steps: int = Field(1000, ge=0)
     """Budgets of fewer gradient steps than this use a smaller batch
     (and rate); 0 = the paper's recipe unchanged."""
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether its networks keep statistics of the images that they were trained on."""
+        return self.network == "resnet14" and self.norm == "batch"

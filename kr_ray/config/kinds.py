@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from kr_ray.config.coreset import CoresetSection
+from kr_ray.config.data_free import DataFreeSection
+from kr_ray.config.distillation import DistillationSection
 from kr_ray.config.dp import DpdfdSection, DpSgdSection
 from kr_ray.config.edm import EdmConfig
 from kr_ray.config.generators import BigGanConfig, GeneratorSection
@@ -23,5 +26,8 @@ METHODS: dict[str, type[MethodSection]] = {
     "parquet": ParquetSection,
     "dp_sgd": DpSgdSection,
     "dpdfd": DpdfdSection,
+    "coreset": CoresetSection,
+    "data_free": DataFreeSection,
+    "distillation": DistillationSection,
 }
 """See kr_ray.methods.registry."""

@@ -13,14 +13,17 @@ LARGEST_REAL = 1e9
 LARGEST: dict[str, float] = {
     **dict.fromkeys(("seed", "split_seed"), 2**63 - 1),
     # passes over a data set, and what is counted in them
-    **dict.fromkeys(("epochs", "teacher_epochs", "warmup_epochs", "checkpoint_every", "regeneration_rate",
-                     "rungs", "patience"), 10**6),
+    **dict.fromkeys(("epochs", "teacher_epochs", "selection_epochs", "warmup_epochs", "checkpoint_every",
+                     "regeneration_rate", "rungs", "patience"), 10**6),
     # trainings
     **dict.fromkeys(("models", "confirm"), 10**4),
     **dict.fromkeys(("trials", "startup_trials", "brackets_in_flight", "reduction_factor", "shortening",
                      "finalists"), 10**5),
-    **dict.fromkeys(("teachers", "rounds"), 10**5),
+    **dict.fromkeys(("teachers", "rounds", "warmup_rounds"), 10**5),
+    **dict.fromkeys(("start_epochs", "matched_epochs", "inner_epochs"), 10**6),
+    "experts": 10**5,
     # of networks
+    "network_width": 2**16,
     **dict.fromkeys(("width", "channels", "latent_dim", "shared_dim", "embedding"), 2**16),
     **dict.fromkeys(("g_in", "g_out", "d_in", "d_out", "bottleneck_ratio", "depth", "blocks", "crop_padding"),
                     2**10),
@@ -29,18 +32,24 @@ LARGEST: dict[str, float] = {
     "random_features": 2**24,
     # of steps
     **dict.fromkeys(("batch_size", "expected_batch_size", "max_physical_batch_size", "standing_batches",
-                     "max_draws"), 10**6),
+                     "max_draws", "synthesis_batch", "synthesis_steps", "kd_steps"), 10**6),
     **dict.fromkeys(("d_steps", "cardinality_scale", "augmentation_multiplicity"), 10**4),
     **dict.fromkeys(
         (
             "learning_rate", "learning_rate_g", "learning_rate_d", "warmup_learning_rate",
             "student_learning_rate",
-            "generator_learning_rate",
+            "generator_learning_rate", "latent_learning_rate",
         ),
         1e3,
     ),
+    **dict.fromkeys(("network_learning_rate", "rate_learning_rate", "label_learning_rate"), 1e3),
+    "image_learning_rate": 1e6,
+    **dict.fromkeys(("real_batch", "network_batch", "images_per_class"), 10**6),
+    **dict.fromkeys(("outer_steps", "student_steps"), 10**4),
     **dict.fromkeys(("weight_decay", "d_weight_decay", "mixup_alpha", "latent_std", "temperature", "churn",
                      "rho"), 1e3),
+    **dict.fromkeys(("bn_weight", "onehot_weight", "adversarial_weight", "balance_weight",
+                     "activation_weight"), 1e6),
     **dict.fromkeys(("sigma_min", "sigma_max"), 1e6),
     # of ln sigma, whose exponential must be a number in float32
     **dict.fromkeys(("noise_mean", "noise_std"), 20),

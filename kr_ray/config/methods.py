@@ -11,6 +11,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from kr_ray.config.base import Location, Section, Stamp
 from kr_ray.config.classifiers import ClassifierConfig
+from kr_ray.config.data import DataConfig
 from kr_ray.config.generators import BigGanSampling, SamplingSection
 
 Labelling = Literal["gkd", "gap_filler", "filter", "hard"]
@@ -230,6 +231,11 @@ class MethodSection(Section):
 
     kind: str
     """Which way: a key of `kr_ray.config.kinds.METHODS`, or one that a module named in `plugins` brings."""
+
+    def fits(self, classifier: ClassifierConfig | None, data: DataConfig | None) -> list[str]:
+        """What is wrong with it beside these sections of the run (None: one that holds mistakes of its own),
+        a message each."""
+        return []
 
 
 class TeacherSection(MethodSection):

@@ -111,6 +111,9 @@ def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
         )
     if tuning and (synthesis := sections.get("synthesis")):
         wrong += _space_mistakes(tuning, synthesis)
+    for name, student in sections.get("students", {}).items():
+        mistakes = student.fits(sections.get("classifier"), data)
+        wrong += [f"students.{name}: {mistake}" for mistake in mistakes]
     audit = sections.get("audit")
     if audit and "students" in sections:
         wrong += _arm_mistakes(audit.worst_case.arms, sections["students"])

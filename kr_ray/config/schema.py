@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
-from kr_ray.config.base import Section
-from kr_ray.config.generators import GeneratorSection
+from kr_ray.config.base import Raw, Section
 from kr_ray.config.kinds import GENERATORS, METHODS
 from kr_ray.config.limits import LARGEST, LARGEST_COUNT, LARGEST_REAL
 from kr_ray.config.plugins import plugin_sections
@@ -38,10 +37,10 @@ def config_schema(plugins: Sequence[str] = ()) -> JsonSchemaValue:
     models: list[type[Section]] = [Config, *generators.values(), *methods.values(), *sampling]
     definitions: Definitions = models_json_schema([(model, "validation") for model in models])[1]["$defs"]
     for kind, generator in generators.items():
-        _ask_for(definitions[generator.__name__], kind, _unfilled(generator), optional=kind == DEFAULT_KIND)
+        unfilled = _unfilled(generator, generator.expand({}))
+        _ask_for(definitions[generator.__name__], kind, unfilled, optional=kind == DEFAULT_KIND)
     for kind, method in methods.items():
-        schema = definitions[method.__name__]
-        _ask_for(schema, kind, schema.get("required", []))
+        _ask_for(definitions[method.__name__], kind, _unfilled(method, {}))
     drawn = definitions["SynthesisConfig"]["properties"]["sampling"]
     definitions["SynthesisConfig"]["properties"]["sampling"] = {
         "description": drawn["description"], "anyOf": _references(sampling),
@@ -79,10 +78,10 @@ def _ask_for(schema: JsonSchemaValue, kind: str, required: Sequence[str], option
     schema["required"] = [*([] if optional else ["kind"]), *(key for key in required if key != "kind")]
 
 
-def _unfilled(section: type[GeneratorSection]) -> list[str]:
+def _unfilled(section: type[Section], nothing_said: Raw) -> list[str]:
     """The keys that neither a preset nor a default fills."""
     try:
-        section.model_validate(section.expand({}))
+        section.model_validate(nothing_said)
     except ValidationError as error:
         return [str(item["loc"][0]) for item in error.errors() if item["type"] == "missing"]
     return []
@@ -95,7 +94,7 @@ def _references(sections: Iterable[type[Section]]) -> list[JsonSchemaValue]:
 def _bound(section: JsonSchemaValue) -> None:
     """Give every number the limit that `kr_ray.config.limits` has for its key, unless it has its own."""
     for name, key in section.get("properties", {}).items():
-        for number in (key, key.get("items", {}), *key.get("anyOf", ())):
+        for number in (key, key.get("items", {}), *key.get("prefixItems", ()), *key.get("anyOf", ())):
             kind = number.get("type")
             if kind in ("integer", "number") and not {"maximum", "exclusiveMaximum"} & number.keys():
                 number["maximum"] = LARGEST.get(name, LARGEST_COUNT if kind == "integer" else LARGEST_REAL)

@@ -36,6 +36,7 @@ class Site:
         audited: the run that is audited, for what a method takes over from
             it unchanged; None in the run itself.
         open_set: where students' images are made.
+        canaries: of a run of the audit: the positions in its training split of the canaries that are there.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Site:
     student: StudentSpec
     audited: Path | None = None
     open_set: OpenSet = on_device
+    canaries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

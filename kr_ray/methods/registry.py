@@ -12,7 +12,13 @@ from kr_ray.config import (
     ParquetSection,
     TeacherSection,
 )
+from kr_ray.config.coreset import CoresetSection
+from kr_ray.config.data_free import DataFreeSection
+from kr_ray.config.distillation import DistillationSection
 from kr_ray.config.dp import DpdfdSection, DpSgdSection
+from kr_ray.methods.coreset.member import Coreset
+from kr_ray.methods.data_free.member import DataFree
+from kr_ray.methods.distillation.member import Distillation
 from kr_ray.methods.dp_sgd import DpSgd
 from kr_ray.methods.dpdfd.member import Dpdfd
 from kr_ray.methods.fixed_generator import FixedGenerator
@@ -28,6 +34,9 @@ BuiltIn = (
     | ParquetSection
     | DpSgdSection
     | DpdfdSection
+    | CoresetSection
+    | DataFreeSection
+    | DistillationSection
 )
 """The union of the project's own sections: one that has no line in `_described_by` is a type error."""
 
@@ -70,5 +79,11 @@ def _described_by(section: MethodSection) -> Method:
             return DpSgd(built_in)
         case DpdfdSection():
             return Dpdfd(built_in)
+        case CoresetSection():
+            return Coreset(built_in)
+        case DataFreeSection():
+            return DataFree(built_in)
+        case DistillationSection():
+            return Distillation(built_in)
         case _:
             assert_never(built_in)

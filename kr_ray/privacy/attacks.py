@@ -18,12 +18,19 @@ from kr_ray.privacy.arrays import BoolArray, FloatArray
 from kr_ray.privacy.epsilon import DELTA, epsilon_bounds
 from kr_ray.privacy.leave_one_out import leave_one_out
 from kr_ray.privacy.lira import compared_sides, hinge, lira_scores, logit_scaled
-from kr_ray.privacy.rates import auc_interval, balanced_accuracy, pair_scores, thinned_roc, tpr_figures
+from kr_ray.privacy.rates import (
+    Pairs,
+    auc_interval,
+    balanced_accuracy,
+    pair_scores,
+    thinned_roc,
+    tpr_figures,
+)
 from kr_ray.privacy.rmia import rmia_scores
 from kr_ray.privacy.scores import ReferenceScores, SampleScores, ScoreError
 from kr_ray.privacy.shadow import ShadowScores
 from kr_ray.privacy.shadow_attack import Attack, fit_class_attack
-from kr_ray.runs.figures import AttackFigures, Roc
+from kr_ray.runs.figures import AttackFigures, RateFigures, Roc, TakenFigures
 
 HEADLINE = "lira_online_fixed_logit"
 """Chosen before any figure is known; the best of several attacks would be optimistic. Carlini et al. find the
@@ -106,6 +113,28 @@ def true_label_scores(samples: SampleScores) -> FloatArray | None:
         return None
     statistic = logit_scaled(samples.logits, samples.true_labels)
     return lira_scores(statistic, samples.member, online=True, per_sample_variance=False)
+
+
+def taken_figures(samples: SampleScores, taken: BoolArray, seed: int) -> TakenFigures:
+    """The headline attack on the members that a method took for itself and on those that it left.
+
+    Both are beside all non-members, so they share the thresholds. Taking may depend on the sample itself, so
+    neither rate gives an epsilon.
+
+    Args:
+        taken: bool [models, samples]; of non-members it does not matter.
+    """
+    statistic = logit_scaled(samples.logits, samples.labels)
+    scores = lira_scores(statistic, samples.member, online=True, per_sample_variance=False)
+    judged, member = judged_pairs(samples.member), samples.member
+
+    def found(group: BoolArray) -> RateFigures | None:
+        counted = judged & (group | ~member)
+        if not (counted & member).any():
+            return None
+        return RateFigures.model_validate(rate_values(pair_scores(scores, member, counted), seed))
+
+    return TakenFigures(share=float(taken[member].mean()), taken=found(taken), left=found(~taken))
 
 
 def attack_groups(
@@ -198,19 +227,21 @@ def figures(scores: FloatArray, member: BoolArray, seed: int, delta: float = DEL
     """
     judged = judged_pairs(member)
     pairs = pair_scores(scores, member, judged)
-    area, low, high = auc_interval(pairs)
     return AttackFigures(
-        **tpr_figures(pairs, seed),  # type: ignore[arg-type]  # by their names in JSON
-        auc=area,
-        auc_low=low,
-        auc_high=high,
+        **rate_values(pairs, seed),  # type: ignore[arg-type]  # by their names in JSON
         balanced_accuracy=balanced_accuracy(scores, member, seed, judged),
         epsilon=epsilon_bounds(scores, member, seed, delta, judged=judged),
-        n_members=len(pairs.members),
-        n_non_members=len(pairs.non_members),
         finest_fpr=1 / len(pairs.non_members),
         roc=Roc.model_validate(thinned_roc(pairs)),
     )
+
+
+def rate_values(pairs: Pairs, seed: int) -> dict[str, float | int | str | None]:
+    """Rates, AUC and how many pairs there are: the values of a `RateFigures`."""
+    area, low, high = auc_interval(pairs)
+    areas = {"auc": area, "auc_low": low, "auc_high": high}
+    counts = {"n_members": len(pairs.members), "n_non_members": len(pairs.non_members)}
+    return {**tpr_figures(pairs, seed), **areas, **counts}
 
 
 def matched_shadow_scores(groups: Mapping[str, SampleScores], seed: int) -> dict[str, FloatArray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kr_ray.report.schema import Report
 from kr_ray.report.words import bind, count, percent
-from kr_ray.runs.figures import AttackFigures, LiraArm
+from kr_ray.runs.figures import AttackFigures, LiraArm, TakenFigures
 
 CANARY_WORDS = {
     "mislabeled": "real training images that were given a wrong label, so "
@@ -146,6 +146,8 @@ def _of_arm(name: str, arm: LiraArm) -> list[str]:
             f"training) and the true one in {percent(true['in'], 1)} % ({percent(true['out'], 1)} %): the "
             "first is memory, the second generalisation."
         )
+    if arm.canary_taken is not None:
+        sentences.append(_of_taken(name, arm.canary_taken))
     bound = arm.canary.epsilon.clopper_pearson
     if bound:
         sentences.append(
@@ -154,3 +156,14 @@ def _of_arm(name: str, arm: LiraArm) -> list[str]:
             f"{percent(arm.canary.epsilon.confidence, 0)} %)."
         )
     return [bind(sentence) for sentence in sentences]
+
+
+def _of_taken(name: str, groups: TakenFigures) -> str:
+    """How many canaries a method took for itself, and how many of either kind were recognised."""
+    said = [
+        f"{percent(found.tpr_at_01, 1)} % of those {kind} ({count(found.n_members)} pairs)"
+        for kind, found in (("taken", groups.taken), ("left", groups.left))
+        if found is not None and found.tpr_at_01 is not None
+    ]
+    recognised = f"; recognised were {' and '.join(said)}" if said else ""
+    return f"{name}: the method took {percent(groups.share, 1)} % of the canaries it was given{recognised}."

@@ -247,8 +247,8 @@ class Epsilon(OpenFigures):
     confidence: Fraction
 
 
-class AttackFigures(OpenFigures):
-    """What one attack finds among all pairs of a run and an audit sample (see kr_ray.privacy.rates for the
+class RateFigures(OpenFigures):
+    """What an attack finds among pairs of a run and an audit sample (see kr_ray.privacy.rates for the
     intervals). Further keys: `refused_0.01`; of both rates clopper_pearson_ and bootstrap_low, _high."""
 
     tpr_at_01: Fraction | None = Field(alias="tpr_at_fpr_0.001")
@@ -267,19 +267,34 @@ class AttackFigures(OpenFigures):
     auc: Fraction
     auc_low: Fraction
     auc_high: Fraction
-    balanced_accuracy: Fraction | None
-    epsilon: Epsilon
     n_members: Count
     n_non_members: Count
-    finest_fpr: Fraction
-    roc: Roc | None = None
-    """Of the headline attack only."""
 
     def tpr(self) -> str:
         """At 0.1 % FPR, with its counts."""
         if self.tpr_at_01 is None:
             return "–"
         return f"{self.tpr_at_01:.1%} ({self.true_positives} of {self.n_members})"
+
+
+class AttackFigures(RateFigures):
+    """What one attack finds among all pairs of a run and an audit sample."""
+
+    balanced_accuracy: Fraction | None
+    epsilon: Epsilon
+    finest_fpr: Fraction
+    roc: Roc | None = None
+    """Of the headline attack only."""
+
+
+class TakenFigures(Figures):
+    """Of a method that takes some training images for itself (a coreset): the headline attack on the members
+    that it took and on those that it left, each beside all non-members. Null: there were no such members."""
+
+    share: Fraction
+    """Of the members (pairs of a run and a sample) that were taken."""
+    taken: RateFigures | None
+    left: RateFigures | None
 
 
 class Proven(Figures):
@@ -341,6 +356,9 @@ class LiraArm(OpenFigures):
     canary_true_label: AttackFigures | None = None
     """The same attack asking for the canaries' true label; success shows
     generalisation, not memory of the given one."""
+    canary_taken: TakenFigures | None = None
+    """Where the method takes some training images for itself (see kr_ray.methods.taken)."""
+    population_taken: TakenFigures | None = None
     true_label_share: dict[str, Fraction]
     """How often a canary's true label is predicted by models that were
     (`in`) and were not (`out`) trained on it."""

@@ -164,6 +164,80 @@ class StudentResult(ClassifierResult):
         return f"test CAS {self.test_accuracy:.4f}"
 
 
+class SelectionResult(Result):
+    """Of the training that coresets are selected by."""
+
+    images: Count
+    never_learned: Count
+    """Images that were answered rightly in none of their steps."""
+    mean_forgotten: float
+    """Forgetting events per image."""
+    val_accuracy: Fraction
+    steps: Count
+    images_seen: Count
+    seconds: float
+
+    def headline(self) -> str:
+        return (
+            f"{self.never_learned / self.images:.1%} of the images never learned, "
+            f"{self.mean_forgotten:.2f} forgetting events an image"
+        )
+
+    def throughput(self) -> float | None:
+        return self.images_seen / self.seconds if self.seconds else None
+
+
+class CoresetResult(ClassifierResult):
+    selection: str
+    """The rule."""
+    selected: Count
+    """Images that it took."""
+    selected_by_class: list[Count]
+    never_learned: Literal["max", "zero"] | None = None
+    """Of `forgetting`: what an image that was never learned counts as."""
+
+    def headline(self) -> str:
+        return f"{super().headline()} of {self.selected} images by {self.selection}"
+
+
+class DataFreeResult(ClassifierResult):
+    bank: Count
+    """Images that were made."""
+    bank_by_class: list[Count]
+    """As the teacher answers them."""
+    bank_agreement: Fraction
+    """Share of them that the teacher takes for what they were to be."""
+
+
+class DistillationResult(Result):
+    """Of a distilled set (see kr_ray.methods.distillation)."""
+
+    objective: str
+    initialisation: str
+    images: Count
+    images_per_class: Count
+    iterations: Count
+    initial_private: Count
+    """Distilled images that started as private ones."""
+    moved_rms: float | None
+    """How far those have moved since, per pixel, in standard deviations of the private pixels; null without
+    any."""
+    losses: list[float]
+    """Mean over each tick's iterations."""
+    seconds: float
+    cpu_seconds: float
+    copies: CopySpace | None = None
+    """Nearest private images, by pixels; null in runs of an audit."""
+
+    def headline(self) -> str:
+        said = f"{self.images} images by {self.objective}"
+        if self.moved_rms is not None:
+            said += f", {self.initial_private} of them from private ones, moved by {self.moved_rms:.2f} sd"
+        if self.copies is not None:
+            said += f"; near-copies by pixels {self.copies.near_copy_share:.1%}"
+        return said
+
+
 class GeneratorResult(Result):
     checkpoints: list[int]
     """Epochs."""

@@ -20,33 +20,41 @@ class DataFreeGenerator(nn.Module):
 
     Args:
         shape: (C, S, S) of an image; S a multiple of 4.
+        channels: of the two levels.
 
     Raises:
         ConfigError: S is no multiple of 4.
     """
 
-    def __init__(self, shape: tuple[int, int, int], latent_dim: int, seed: int) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        latent_dim: int,
+        seed: int,
+        channels: tuple[int, int] = CHANNELS,
+    ) -> None:
         super().__init__()
         image_channels, size, _ = shape
+        first, second = channels
         if size % 4:
             raise ConfigError(
                 f"`image_size` must be a multiple of 4 for dpdfd, but got {size}; use {4 * round(size / 4)}"
             )
-        self.latent_dim, self._start = latent_dim, (CHANNELS[0], size // 4, size // 4)
+        self.latent_dim, self._start = latent_dim, (first, size // 4, size // 4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "data-free generator"))
-            self.linear = nn.Linear(latent_dim, CHANNELS[0] * (size // 4) ** 2)
+            self.linear = nn.Linear(latent_dim, first * (size // 4) ** 2)
             self.body = nn.Sequential(
-                nn.BatchNorm2d(CHANNELS[0]),
+                nn.BatchNorm2d(first),
                 nn.Upsample(scale_factor=2),
-                nn.Conv2d(CHANNELS[0], CHANNELS[0], 3, padding=1),
-                nn.BatchNorm2d(CHANNELS[0]),
+                nn.Conv2d(first, first, 3, padding=1),
+                nn.BatchNorm2d(first),
                 nn.LeakyReLU(0.2),
                 nn.Upsample(scale_factor=2),
-                nn.Conv2d(CHANNELS[0], CHANNELS[1], 3, padding=1),
-                nn.BatchNorm2d(CHANNELS[1]),
+                nn.Conv2d(first, second, 3, padding=1),
+                nn.BatchNorm2d(second),
                 nn.LeakyReLU(0.2),
-                nn.Conv2d(CHANNELS[1], image_channels, 3, padding=1),
+                nn.Conv2d(second, image_channels, 3, padding=1),
                 nn.Tanh(),
             )
 
