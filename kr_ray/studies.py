@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from kr_ray.compute.seeding import derive_seed
+from kr_ray.config import ConfigError
 from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
 from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary

@@ -75,7 +75,7 @@ def _dp_sgd(site: Site, name: str, section: DpSgdTeacher) -> ClassifierPart:
     def work(folder: Path, state: State | None, save: Save) -> ClassifierResult:
         own = fitted(site.config, "teacher", section, _images(site))
         released = train_dp_sgd(site.path, folder, own, recipe, site.seed, state, save)
-        return ClassifierResult.model_validate(released.result)
+        return released.result
 
     inputs = [recipe, section, *fitted_to(site.config, "teacher", section)]
     return Part(name=name, inputs=inputs, result=ClassifierResult, work=work, costs=("teacher", 1.0))
@@ -88,7 +88,7 @@ def _dpdfd(site: Site, name: str, section: DpdfdTeacher) -> ClassifierPart:
         own = fitted(site.config, "teacher", section, _images(site))
         queries = _generated(site) if generated else None
         released = train_dpdfd(site.path, folder, own, recipe, site.seed, state, save, queries)
-        return ClassifierResult.model_validate(released.result)
+        return released.result
 
     return Part(
         name=name,

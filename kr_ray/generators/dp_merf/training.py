@@ -52,22 +52,6 @@ def plan_dp_merf(section: DpMerfConfig, records: int) -> tuple[float, DpEvent]:
     return noise, gaussian(noise)
 
 
-class MerfResult(Result):
-    """What a private generator says of itself."""
-
-    parameters: int
-    """Trained numbers."""
-    steps: int
-    class_prior: list[float]
-    """As released: noisy frequencies of the classes."""
-    curve: list[dict[str, int | float]]
-    """A row per tick."""
-    privacy: PrivacyRecord
-    random_features: int
-    values: int
-    """Of an image."""
-
-
 class MerfTraining:
     """Adam on the squared distance of mean features (maximum mean discrepancy), class by class.
 
