@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError, Section, TeacherConfig
-from kr_ray.config.privacy import asks_the_generator, fitted_to, readers, selects
+from kr_ray.config.privacy import asks_the_generator, fitted_to, selects
 from kr_ray.runs.artifacts import ArtifactError
 from kr_ray.runs.figures import AuditedKeys, Generation, PrivacyRecord, SweptCheckpoint
 from kr_ray.runs.results import (
@@ -92,6 +92,7 @@ class Pipeline(StageRunner):
                 f"{config.storage!r} in {config.data.path!r}; use another storage"
             )
         self.stages = self._stages()
+        self._checked = False
 
     # --- the paper, stage by stage ---
 
@@ -422,7 +423,7 @@ class Pipeline(StageRunner):
             key=Key(described.name, described.result),
             after=after,
             inputs=lambda: [self.config.seed, *part().inputs],
-            check=lambda: self._check_privacy(self.config.students[student]),
+            check=lambda: self._check_part(self.config.students[student]),
             work=work,
             workers="train",
         )
@@ -459,9 +460,9 @@ class Pipeline(StageRunner):
 
     # --- what is promised ---
 
-    def _check_privacy(self, *others: Section) -> None:
+    def _check_privacy(self) -> None:
         """Refuse private parts that the images cannot bear, and a private run whose promise cannot be kept,
-        before Ray is started for any of it.
+        before Ray is started for any of it; once, for fitting noise takes seconds.
 
         Raises:
             ConfigError: see `check_part` and `plan_private_run`.
@@ -469,12 +470,18 @@ class Pipeline(StageRunner):
         from kr_ray.methods.private_run import check_part, fitted, plan_private_run
 
         c, data = self.config, self.results[DATA]
+        if self._checked:
+            return
         if c.privacy is not None:
             plan_private_run(c, data.train, data.validation, sum(self._scores().values()))
-        for name, part in readers(c).items():
+        for name, part in (("generator", c.generator), ("teacher", c.teacher)):
             check_part(c, fitted(c, name, part, data.train), data)
-        for section in others:
-            check_part(c, section, data)
+        self._checked = True
+
+    def _check_part(self, section: Section) -> None:
+        from kr_ray.methods.private_run import check_part
+
+        check_part(self.config, section, self.results[DATA])
 
     def _scores(self) -> dict[str, int]:
         """Validation scores that decide anything, by stage."""

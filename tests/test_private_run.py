@@ -19,6 +19,7 @@ from kr_ray.classifiers.networks import load_classifier
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.sweep import selection_scores
 from kr_ray.config import Config, ConfigError
+from kr_ray.config.dp import DpdfdSection
 from kr_ray.config.file import load_config, parse_config
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.images import Splits
@@ -30,7 +31,7 @@ from kr_ray.generators.interface import checkpoint_file, released_prior
 from kr_ray.generators.registry import generator_of
 from kr_ray.methods.interface import Site, train_here
 from kr_ray.methods.knowledge_recycling import KnowledgeRecycling
-from kr_ray.methods.private_run import fitted, plan_private_run
+from kr_ray.methods.private_run import check_part, fitted, plan_private_run
 from kr_ray.methods.registry import method_of
 from kr_ray.pipeline import Pipeline
 from kr_ray.privacy.accountants import epsilon_of, event_record, gaussian, poisson_gaussian
@@ -40,7 +41,7 @@ from kr_ray.report.alt_texts import alt_texts
 from kr_ray.report.build import ReportData, render_page, render_summary
 from kr_ray.report.schema import validate_report
 from kr_ray.runs.artifacts import load_state, read_json
-from kr_ray.runs.results import ClassifierResult
+from kr_ray.runs.results import ClassifierResult, DataResult
 from kr_ray.stages import Stage
 from kr_ray.synthesis.student_set import StudentSpec, synthetic_set
 
@@ -221,6 +222,20 @@ def test_what_the_images_cannot_bear_is_refused_before_ray(sections: dict[str, A
     with pytest.raises(ConfigError) as refused:
         plan_private_run(config, 400, 100, 0)
     assert said in str(refused.value)
+
+
+def test_shards_that_would_miss_a_class_are_refused_before_ray() -> None:
+    config, counts = private_config(), [40] * 9 + [10]
+    found = {
+        "name": "few", "digest": "", "num_classes": 10, "class_names": [str(k) for k in range(10)],
+        "channels": 1, "image_size": 16, "train": sum(counts), "validation": 50, "test": 50, "class_counts": counts,
+        "duplicates": {"within_train": 0, "validation_in_train": 0, "test_in_train": 0},
+    }  # fmt: skip
+    data, section = DataResult.model_validate(found), DpdfdSection(target_epsilon=1, teachers=20)
+    with pytest.raises(ConfigError, match=r"every teacher must see every class, but got teachers=20"):
+        check_part(config, section, data)
+    check_part(config, section.model_copy(update={"teachers": 2}), data)
+    check_part(config, config.generator, data)
 
 
 def test_a_command_refuses_with_exit_code_2_before_ray_starts(tmp_path: Path) -> None:
