@@ -228,8 +228,8 @@ def test_shards_that_would_miss_a_class_are_refused_before_ray() -> None:
     config, counts = private_config(), [40] * 9 + [10]
     found = {
         "name": "few", "digest": "", "num_classes": 10, "class_names": [str(k) for k in range(10)],
-        "channels": 1, "image_size": 16, "train": sum(counts), "validation": 50, "test": 50, "class_counts": counts,
-        "duplicates": {"within_train": 0, "validation_in_train": 0, "test_in_train": 0},
+        "channels": 1, "image_size": 16, "train": sum(counts), "validation": 50, "test": 50,
+        "class_counts": counts, "duplicates": {"within_train": 0, "validation_in_train": 0, "test_in_train": 0},
     }  # fmt: skip
     data, section = DataResult.model_validate(found), DpdfdSection(target_epsilon=1, teachers=20)
     with pytest.raises(ConfigError, match=r"every teacher must see every class, but got teachers=20"):
