@@ -226,10 +226,11 @@ def test_what_the_images_cannot_bear_is_refused_before_ray(sections: dict[str, A
 
 def test_shards_that_would_miss_a_class_are_refused_before_ray() -> None:
     config, counts = private_config(), [40] * 9 + [10]
+    copies = {"within_train": 0, "validation_in_train": 0, "test_in_train": 0}
     found = {
         "name": "few", "digest": "", "num_classes": 10, "class_names": [str(k) for k in range(10)],
         "channels": 1, "image_size": 16, "train": sum(counts), "validation": 50, "test": 50,
-        "class_counts": counts, "duplicates": {"within_train": 0, "validation_in_train": 0, "test_in_train": 0},
+        "class_counts": counts, "duplicates": copies,
     }  # fmt: skip
     data, section = DataResult.model_validate(found), DpdfdSection(target_epsilon=1, teachers=20)
     with pytest.raises(ConfigError, match=r"every teacher must see every class, but got teachers=20"):
