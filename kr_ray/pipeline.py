@@ -493,7 +493,9 @@ class Pipeline(StageRunner):
         """What decides it, for fingerprints."""
         if self.config.privacy is None:
             return []
-        return [self.config.privacy, sum(self._scores().values())]
+        privacy = self.config.privacy
+        noise = [privacy.score_noise_multiplier, privacy.insecure_noise_key, sum(self._scores().values())]
+        return [*privacy.aims, *noise]
 
     @contextmanager
     def _noisy_scores(self, stage: str, folder: Path) -> Iterator[NoisyScores | None]:

@@ -41,6 +41,11 @@ class RunPrivacyConfig(Section):
     """For tests: noise on scores that can be repeated, and so subtracted. The run is marked as not
     private."""
 
+    @property
+    def aims(self) -> list[Any]:
+        """What noise is fitted to, as JSON values."""
+        return [self.target_epsilon, self.delta, self.images_per_unit]
+
     @model_validator(mode="after")
     def _scores_have_noise(self) -> RunPrivacyConfig:
         if self.selection == "noisy" and self.score_noise_multiplier is None and self.target_epsilon is None:
@@ -58,11 +63,12 @@ def readers(config: Config) -> dict[str, Section]:
     return parts | ({"teacher": config.teacher} if config.synthesis.asks_the_teacher else {})
 
 
-def fitted_to(config: Config, name: str, section: Section) -> list[Section]:
-    """What decides the noise of a part that leaves it open, beside itself: for fingerprints."""
+def fitted_to(config: Config, name: str, section: Section) -> list[Any]:
+    """What decides the noise of a part that leaves it open, beside itself: for fingerprints. No more than
+    that, for a part that is made anew is a second release."""
     if not isinstance(section, PrivacySection) or not section.is_open or config.privacy is None:
         return []
-    return [config.privacy, *(part for key, part in readers(config).items() if key != name)]
+    return [*config.privacy.aims, *(part for key, part in readers(config).items() if key != name)]
 
 
 def selects(config: Config) -> bool:
@@ -125,6 +131,11 @@ def _leaks_beside(sections: Mapping[str, Any]) -> list[str]:
         wrong.append(
             "`generator.collapse.action: off` must hold with `privacy`, but got "
             f"{generator.collapse.action}; the alarm compares with real images: use off"
+        )
+    if (tracking := sections.get("tracking")) and tracking.mlflow:
+        wrong.append(
+            f"`tracking.mlflow` must be empty with `privacy`, but got {tracking.mlflow!r}; the server would "
+            "be told scores and curves of real images: remove it"
         )
     if student and student.from_parquet:
         wrong.append(

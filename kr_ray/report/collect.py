@@ -64,8 +64,8 @@ PACKAGES = (
 
 ARTEFACTS = ["student.onnx", "synthetic"]
 """What `kr export` writes beside the released part of the report."""
-INTERNAL = ["data", "teacher", "generator", "checkpoints", "tuning", "student", "students", "audit", "stages"]
-"""Sections of the report that hold figures of real images which no guarantee covers."""
+INTERNAL = [name for name in Report.model_fields if name not in ("schema_version", "released", "internal")]
+"""All else of a private run's report: it holds figures of real images that no guarantee covers."""
 
 
 def write_run_report(
