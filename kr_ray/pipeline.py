@@ -9,15 +9,17 @@ the same command resumes, and a changed key runs again exactly what depends on i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import Config, ConfigError
+from kr_ray.config import Config, ConfigError, Section, TeacherConfig
+from kr_ray.config.privacy import asks_the_generator, fitted_to, selects
 from kr_ray.runs.artifacts import ArtifactError
-from kr_ray.runs.figures import AuditedKeys, CopySpace, Generation, SweptCheckpoint
+from kr_ray.runs.figures import AuditedKeys, CopySpace, Generation, PrivacyRecord, SweptCheckpoint
 from kr_ray.runs.results import (
     AUDIT,
     CHECKPOINTS,
@@ -25,6 +27,7 @@ from kr_ray.runs.results import (
     DATA,
     EQUAL_COMPUTE_TEACHER,
     GENERATOR,
+    GUARANTEE,
     REPORT,
     SHADOWS,
     STUDENT,
@@ -36,7 +39,9 @@ from kr_ray.runs.results import (
     CopiesResult,
     DataResult,
     DistillationResult,
+    GuaranteeResult,
     Key,
+    PrivateResult,
     R,
     ReportResult,
     Result,
@@ -51,6 +56,7 @@ from kr_ray.stages import Stage, StageRunner, Watcher
 
 if TYPE_CHECKING:
     from kr_ray.audits.runs import AuditPlan
+    from kr_ray.dp.scores import NoisyScores
     from kr_ray.methods.interface import Part, Site
     from kr_ray.synthesis.student_set import StudentSpec
 
@@ -87,38 +93,54 @@ class Pipeline(StageRunner):
                 f"{config.storage!r} in {config.data.path!r}; use another storage"
             )
         self.stages = self._stages()
+        self._checked = False
 
     # --- the paper, stage by stage ---
 
     def _stages(self) -> Mapping[str, Stage[Any]]:
         """All stages of this run by name, each after those it builds on."""
         c = self.config
-        exported = bool(c.student.from_parquet)
+        exported, own = bool(c.student.from_parquet), _Order.of(c)
         stages: list[Stage[Any]] = [
             Stage(
-                key=DATA, after=(), work=self._data, workers=None, stands_for=_digest,
+                key=DATA, after=(), work=self._data, workers=None, stands_for=_digest, reads=(),
                 inputs=lambda: [c.data, c.generator.batch_size,
                                 file_stamps(storage_path(c.data.path)) if c.data.path else []],
             ),
-            Stage(key=TEACHER, after=("data",), inputs=lambda: [c.seed, c.classifier, c.teacher],
-                  work=self._teacher, workers="train"),
-            Stage(key=GENERATOR, after=("data", "teacher"), inputs=lambda: [c.seed, c.generator],
-                  work=self._generator, workers="train"),
+            *own.sorted(
+                Stage(
+                    key=TEACHER, after=own.teacher, work=self._teacher, workers="train", reads=("training",),
+                    inputs=lambda: [c.seed, c.classifier, c.teacher,
+                                    *fitted_to(c, "teacher", c.teacher)],
+                    check=self._check_privacy,
+                ),
+                Stage(
+                    key=GENERATOR, after=own.generator, work=self._generator, workers="train",
+                    reads=("training",), check=self._check_privacy,
+                    inputs=lambda: [c.seed, c.generator, *fitted_to(c, "generator", c.generator)],
+                ),
+            ),
             Stage(
-                key=CHECKPOINTS, after=("generator",), work=self._checkpoints, units=self._sweep_students,
-                inputs=lambda: [c.seed, c.classifier, c.synthesis, c.checkpoints],
+                key=CHECKPOINTS, after=own.checkpoints, work=self._checkpoints, units=self._sweep_students,
+                inputs=lambda: [c.seed, c.classifier, c.synthesis, c.checkpoints, *self._noise_of_scores()],
+                reads=("validation",), check=self._check_privacy,
             ),
             Stage(
                 key=TUNING, after=("checkpoints",), work=self._tuning,
                 units=lambda: c.tuning.trials + c.tuning.confirmed_students,
-                inputs=lambda: [c.seed, c.classifier, c.synthesis, c.tuning],
+                inputs=lambda: [c.seed, c.classifier, c.synthesis, c.tuning, *self._noise_of_scores()],
+                reads=("validation",), check=self._check_privacy,
             ),
             self._exported_student() if exported else Stage(
-                key=STUDENT, after=("tuning",), work=self._student, workers="train",
+                key=STUDENT, after=own.student, work=self._student, workers="train", reads=(),
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.student.epochs],
             ),
             Stage(
-                key=COPIES, after=("student",), work=self._copies, wanted=lambda: not exported,
+                key=GUARANTEE, after=("student",), work=self._guarantee, workers=None, reads=(),
+                wanted=lambda: c.privacy is not None, inputs=lambda: [c.privacy],
+            ),
+            Stage(
+                key=COPIES, after=own.copies, work=self._copies, wanted=lambda: not exported,
                 inputs=lambda: [c.seed, c.audit.copies, *self._encoder_stamp()],
             ),
             Stage(
@@ -149,7 +171,8 @@ class Pipeline(StageRunner):
             Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)],
                   workers=None),
         ]  # fmt: skip
-        return {stage.name: stage for stage in stages}
+        left_out = () if selects(c) else ("checkpoints", "tuning")
+        return {stage.name: stage for stage in stages if stage.name not in left_out}
 
     def run_until(self, last: str) -> Result:
         """Run `last` and all that it builds on; before a report, all stages that the configuration wants.
@@ -162,6 +185,11 @@ class Pipeline(StageRunner):
                 f"`student.from_parquet` must be empty for the stage {last}, which needs "
                 f"a teacher or a generator, but got {self.config.student.from_parquet!r}; "
                 "remove it, or use kr student or kr run"
+            )
+        if last not in self.stages:
+            raise ConfigError(
+                f"`privacy.selection: noisy` must hold for the stage {last}, but got fixed; with fixed no "
+                "validation image decides anything, so there is nothing to find"
             )
         needed = self._ancestors(last)
         for name, stage in self.stages.items():
@@ -266,14 +294,14 @@ class Pipeline(StageRunner):
 
     def _teacher(self, folder: Path) -> ClassifierResult:
         """Section 3.1."""
-        from kr_ray.methods.teacher import teacher_part
+        from kr_ray.methods.run_teacher import run_teacher_part
 
-        return self._train(teacher_part(self.site()), folder)
+        return self._train(run_teacher_part(self.site()), folder)
 
     def _generator(self, folder: Path) -> Any:
         """Section 3.2."""
         from kr_ray.generators.registry import generator_of
-        from kr_ray.methods.knowledge_recycling import generator_part
+        from kr_ray.methods.run_generator import generator_part
 
         return self._train(generator_part(self.site(), generator_of(self.config.generator)), folder)
 
@@ -282,13 +310,19 @@ class Pipeline(StageRunner):
         from kr_ray.cluster.confirm import cas_error
         from kr_ray.cluster.sweep import best_checkpoint, sweep_checkpoints
 
-        swept: list[SweptCheckpoint] = sweep_checkpoints(
-            self.run.path, folder, self.results[GENERATOR].checkpoints, self.config
-        )
+        epochs = self.results[GENERATOR].checkpoints
+        with self._noisy_scores(CHECKPOINTS.name, folder) as scores:
+            swept: list[SweptCheckpoint] = sweep_checkpoints(
+                self.run.path, folder, epochs, self.config, scores
+            )
         best = best_checkpoint(swept)
         error = cas_error(best.val_cas, self.results[DATA].validation)
         return SweepResult(
-            checkpoints=swept, best_epoch=best.epoch, best_cas=best.val_cas, standard_error=error
+            checkpoints=swept,
+            best_epoch=best.epoch,
+            best_cas=best.val_cas,
+            standard_error=error,
+            privacy=self._of_scores(scores),
         )
 
     def _sweep_students(self) -> int:
@@ -302,7 +336,10 @@ class Pipeline(StageRunner):
         from kr_ray.cluster.sweep import tune_generation
 
         images = self.results[DATA].validation
-        return tune_generation(self.run.path, folder, self.results[CHECKPOINTS], self.config, images)
+        sweep = self.results[CHECKPOINTS]
+        with self._noisy_scores(TUNING.name, folder) as scores:
+            found = tune_generation(self.run.path, folder, sweep, self.config, images, scores)
+        return found.model_copy(update={"privacy": self._of_scores(scores)})
 
     def _student(self, folder: Path) -> StudentResult:
         """The student that is handed on: best checkpoint, tuned parameters."""
@@ -380,11 +417,13 @@ class Pipeline(StageRunner):
             about = {"title": method.title, "note": self._note(method.note, described.after)}
             return result.model_copy(update=about) if is_student else result
 
-        after = [*described.after, *(["tuning"] if "generator" in described.after else [])]
+        tuned = "generator" in described.after and selects(self.config)
+        after = [*described.after, *(["tuning"] if tuned else [])]
         return Stage(
             key=Key(described.name, described.result),
             after=after,
             inputs=lambda: [self.config.seed, *part().inputs],
+            check=lambda: self._check_part(self.config.students[student]),
             work=work,
             workers="train",
         )
@@ -430,12 +469,120 @@ class Pipeline(StageRunner):
         schedule = Schedule.of_steps(
             c.classifier, images, batch=min(student.batch_size, images), steps=student.steps
         )
-        if same_schedule(schedule, teacher := self.results[TEACHER]):
+        teacher = self.results[TEACHER]
+        if isinstance(c.teacher, TeacherConfig) and same_schedule(schedule, teacher):
             return teacher  # it is that teacher
         work = lambda folder, state, save: train_teacher(  # noqa: E731
             run, folder, c.classifier, schedule, seed=c.seed, state=state, save=save
         )
         return self._train(replace(teacher_part(self.site(), "equal_compute_teacher"), work=work), folder)
+
+    # --- what is promised ---
+
+    def _check_privacy(self) -> None:
+        """Refuse private parts that the images cannot bear, and a private run whose promise cannot be kept,
+        before Ray is started for any of it; once, for fitting noise takes seconds.
+
+        Raises:
+            ConfigError: see `check_part` and `plan_private_run`.
+        """
+        from kr_ray.methods.private_run import check_part, fitted, plan_private_run
+
+        c, data = self.config, self.results[DATA]
+        if self._checked:
+            return
+        if c.privacy is not None:
+            plan_private_run(c, data.train, data.validation, sum(self._scores().values()))
+        for name, part in (("generator", c.generator), ("teacher", c.teacher)):
+            check_part(c, fitted(c, name, part, data.train), data)
+        self._checked = True
+
+    def _check_part(self, section: Section) -> None:
+        from kr_ray.methods.private_run import check_part
+
+        check_part(self.config, section, self.results[DATA])
+
+    def _scores(self) -> dict[str, int]:
+        """Validation scores that decide anything, by stage."""
+        from kr_ray.cluster.sweep import selection_scores
+
+        return selection_scores(self.config) if selects(self.config) else {}
+
+    def _noise_of_scores(self) -> list[Any]:
+        """What decides it, for fingerprints."""
+        if self.config.privacy is None:
+            return []
+        privacy = self.config.privacy
+        noise = [privacy.score_noise_multiplier, privacy.insecure_noise_key, sum(self._scores().values())]
+        return [*privacy.aims, *noise]
+
+    @contextmanager
+    def _noisy_scores(self, stage: str, folder: Path) -> Iterator[NoisyScores | None]:
+        """How the stage's students are judged in a private run; None: as they are. Within the block its key
+        lies in the folder, and stays there if the block is left by an error, to be taken up again."""
+        privacy = self.config.privacy
+        if privacy is None:
+            yield None
+            return
+        from kr_ray.dp.scores import NoisyScores
+        from kr_ray.methods.private_run import score_noise
+
+        data, scores = self.results[DATA], self._scores()
+        noise = score_noise(self.config, data.train, sum(scores.values()))
+        noisy = NoisyScores(folder, noise, data.validation, scores[stage], privacy.insecure_noise_key)
+        noisy.begin()
+        yield noisy
+        noisy.end()
+
+    def _of_scores(self, scores: NoisyScores | None) -> PrivacyRecord | None:
+        """What a stage's scores told of the validation images."""
+        if scores is None:
+            return None
+        from kr_ray.dp.release import privacy_record
+        from kr_ray.methods.private_run import run_delta
+        from kr_ray.privacy.accountants import gaussian
+
+        event = gaussian(scores.noise_multiplier, scores.scores)
+        delta = run_delta(self.config, self.results[DATA].train)
+        return privacy_record(
+            "validation scores",
+            event,
+            scores.images,
+            delta,
+            bool(scores.insecure_key),
+            noise_multiplier=scores.noise_multiplier,
+            scores=scores.scores,
+        )
+
+    def _guarantee(self, folder: Path) -> GuaranteeResult:
+        """One epsilon for all that leaves: the events of every stage that the student stands on. A stage that
+        reads real images and has none makes it infinite."""
+        from kr_ray.methods.private_run import run_delta
+        from kr_ray.privacy.whole_run import Reader, whole_run
+        from kr_ray.runs.figures import Bound
+
+        privacy, data = self.config.privacy, self.results[DATA]
+        assert privacy is not None
+        found, stages = dict(self.results.items()), []
+        insecure = False
+        for name in sorted(self._ancestors("student")):
+            result = found[name]
+            told = result.privacy if isinstance(result, PrivateResult) else None
+            insecure |= bool(told and told.guarantee.insecure_noise)
+            stages.append(Reader(name, self.stages[name].reads, told.release if told else None))
+        bounds = whole_run(
+            stages,
+            {"training": data.train, "validation": data.validation},
+            run_delta(self.config, data.train),
+            unit=privacy.unit,
+            group_size=privacy.images_per_unit,
+            insecure_noise=insecure,
+        )
+        told_of = {split: bound for split, bound in bounds.items() if bound.covers or bound.uncovered}
+        return GuaranteeResult(
+            bounds={split: Bound.model_validate(bound.record()) for split, bound in told_of.items()},
+            words={split: bound.words() for split, bound in told_of.items()},
+        )
 
     # --- audits ---
 
@@ -503,7 +650,7 @@ class Pipeline(StageRunner):
             spec = self.final_spec()
             sections += [spec.checkpoint_epoch, spec.synthesis, spec.epochs]
         if "kr" in keys.arms:
-            sections.append(c.generator)
+            sections += [c.generator, *([c.privacy] if c.privacy else [])]
         return sections + [c.students[arm] for arm in keys.arms if arm in c.students]
 
     def _audit_plan(self, folder: Path) -> AuditPlan:
@@ -544,6 +691,37 @@ class Pipeline(StageRunner):
             with local_copies(sorted(folder.glob("report*.*"))) as files:
                 return ReportResult(page=str(page), mlflow_run=log_run(self.config, self.results, files))
         return ReportResult(page=str(page))
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The stages on which some stages build.
+
+    A run without a guarantee is the paper's. In a private one nothing that leaves stands on a teacher that it
+    does not ask, and validation images decide nothing unless their scores have noise.
+    """
+
+    teacher: Sequence[str]
+    generator: Sequence[str]
+    checkpoints: Sequence[str]
+    student: Sequence[str]
+    copies: Sequence[str]
+
+    @classmethod
+    def of(cls, config: Config) -> _Order:
+        asked = asks_the_generator(config)
+        teacher = ("data", "generator") if asked else ("data",)
+        if config.privacy is None:
+            generator = ("data",) if asked else ("data", "teacher")
+            checkpoints = ("generator", "teacher") if asked else ("generator",)
+            return cls(teacher, generator, checkpoints, ("tuning",), ("student",))
+        made_of = ("generator", *(("teacher",) if config.synthesis.asks_the_teacher else ()))
+        student = ("tuning",) if selects(config) else made_of
+        return cls(teacher, ("data",), made_of, student, ("student", "teacher"))
+
+    def sorted(self, teacher: Stage[Any], generator: Stage[Any]) -> list[Stage[Any]]:
+        """In the order in which they are trained."""
+        return [generator, teacher] if "generator" in self.teacher else [teacher, generator]
 
 
 def _digest(data: DataResult) -> str:

@@ -54,6 +54,9 @@ class Stage(Generic[R]):
         workers: the resources of its workers, a key of `cluster`; None: it is done without Ray.
         resumes: whether a killed or changed attempt's files name their own inputs,
             so that they stay whatever has changed.
+        reads: the splits of real images that its outputs depend on beside those of the stages before it
+            (`training`, `validation`; test images decide nothing). What a result does not cover by an event
+            counts as released; a stage that says nothing is taken to read all.
         stands_for: what later stages' fingerprints know of it; None: its own fingerprint.
     """
 
@@ -66,6 +69,7 @@ class Stage(Generic[R]):
     wanted: Callable[[], bool] = lambda: True
     workers: Literal["train", "trial"] | None = "trial"
     resumes: bool = False
+    reads: Sequence[str] = ("training", "validation")
     stands_for: Callable[[R], str] | None = None
 
     @property

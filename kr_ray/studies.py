@@ -14,7 +14,7 @@ from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
 from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary
-from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key
+from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, GUARANTEE, GuaranteeResult, Key
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.stages import Stage
 
@@ -131,8 +131,11 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     from kr_ray.cluster.stream import Makers, export_parquet
     from kr_ray.synthesis.parquet_set import parquet_schema
 
-    pipeline.run_until("student")
+    private = pipeline.config.privacy is not None
+    pipeline.run_until("guarantee" if private else "student")
     pipeline.run.check_artefacts()
+    if private:
+        _check_promise(pipeline.results[GUARANTEE])
     run, c, data, folder = pipeline.run.path, pipeline.config, pipeline.results[DATA], pipeline.run / "export"
     model, table = folder / "student.onnx", folder / "synthetic"
     difference = export_student(run / "student" / WEIGHTS_FILE, model, data.class_names, data.image_size)
@@ -151,7 +154,31 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     schema = parquet_schema(shape, data.num_classes, about)
     pipeline.connect()
     export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
-    return {
+    told = {"released report": _export_released(pipeline, folder)} if private else {}
+    return told | {
         "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
         "synthetic set": f"{table.resolve()} ({images} images)",
     }
+
+
+def _check_promise(promised: GuaranteeResult) -> None:
+    """Refuse to export from a private run what no guarantee covers.
+
+    Raises:
+        ConfigError: the guarantee does not hold.
+    """
+    if not promised.holds:
+        raise ConfigError(
+            f"`kr export` of a run with `privacy` needs a guarantee, but got: {promised.headline()}; "
+            "give every part noise of a secret key, or remove `privacy` to export without any"
+        )
+
+
+def _export_released(pipeline: Pipeline, folder: Path) -> str:
+    """Write the part of the report that may leave; nothing else of it is exported."""
+    from kr_ray.report.collect import released_of
+    from kr_ray.runs.artifacts import write_json
+
+    path = folder / "released.json"
+    write_json(path, released_of(pipeline.config, pipeline.results).model_dump(mode="json"))
+    return str(path.resolve())

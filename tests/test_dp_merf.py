@@ -3,7 +3,6 @@ released."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -13,19 +12,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from kr_ray.config import ConfigError
-from kr_ray.config.dp import DpMerfSection
+from kr_ray.compute.seeding import derive_seed
+from kr_ray.config import ConfigError, DpMerfConfig, SamplingSection
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.dp.noise import KEY_FILE, insecure_key
+from kr_ray.dp.noise import KEY_FILE, insecure_key, noise_key
+from kr_ray.generators.checkpoints import train_generator
 from kr_ray.generators.dp_merf.features import Embedding, RandomFeatures, release_embedding
+from kr_ray.generators.dp_merf.member import DpMerf
 from kr_ray.generators.dp_merf.network import MerfGenerator, MerfSampler
-from kr_ray.generators.dp_merf.training import MerfTraining, plan_dp_merf, train_dp_merf
+from kr_ray.generators.dp_merf.training import MerfTraining, plan_dp_merf
+from kr_ray.generators.interface import released_prior
 from kr_ray.privacy.accountants import epsilon_of, event_of_record, gaussian
-from kr_ray.runs.artifacts import ArtifactError, load_state, load_tensors, save_state
+from kr_ray.runs.artifacts import ArtifactError, load_state, load_tensors, save_state, save_tensors
+from kr_ray.runs.results import GeneratorResult
 
-SECTION = DpMerfSection(noise_multiplier=2.0, random_features=200, steps=60, batch_size=20)
+SECTION = DpMerfConfig(noise_multiplier=2.0, random_features=200, steps=60, batch_size=20)
 SHAPE = (1, 8, 8)
+LAST = "checkpoints/epoch_0005.safetensors"
 
 
 def bars(count: int, seed: int = 0) -> LabelledImages:
@@ -38,7 +42,7 @@ def bars(count: int, seed: int = 0) -> LabelledImages:
     return LabelledImages(images, labels)
 
 
-def features(section: DpMerfSection = SECTION) -> RandomFeatures:
+def features(section: DpMerfConfig = SECTION) -> RandomFeatures:
     return RandomFeatures.draw(64, section, 0)
 
 
@@ -51,6 +55,19 @@ def nothing(state: dict[str, Any], row: dict[str, float]) -> None:
     pass
 
 
+def trained(
+    run: Path,
+    folder: Path,
+    section: DpMerfConfig = SECTION,
+    state: dict[str, Any] | None = None,
+    save: Any = nothing,
+) -> GeneratorResult:
+    """As the run's generator is trained: without a teacher, for nobody watches for collapse."""
+    found = train_generator(run, folder, DpMerf(section), seed=0, state=state, save=save)
+    assert found is not None
+    return found
+
+
 def test_features_have_norm_one_and_the_kernels_products() -> None:
     section = SECTION.model_copy(update={"random_features": 20_000, "kernel_variance": 3.0})
     pixels = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -61,13 +78,13 @@ def test_features_have_norm_one_and_the_kernels_products() -> None:
 
 
 def test_the_default_kernel_is_the_authors_at_28_pixels_and_scales_with_the_values() -> None:
-    many = DpMerfSection(noise_multiplier=1.0)
+    many = DpMerfConfig(noise_multiplier=1.0)
     for values, variance in ((784, 127.0), (3 * 32 * 32, 127.0 * 3072 / 784)):
         assert RandomFeatures.draw(values, many, 0).frequencies.var() == pytest.approx(1 / variance, rel=0.01)
 
 
 def raw(
-    images: LabelledImages, key_text: str = "k", section: DpMerfSection = SECTION
+    images: LabelledImages, key_text: str = "k", section: DpMerfConfig = SECTION
 ) -> tuple[Tensor, Tensor]:
     """The released sums, undone from the means: [features, K], and counts [K]."""
     key = insecure_key(key_text)
@@ -143,8 +160,9 @@ def test_the_distance_is_unbiased() -> None:
 
 def test_a_generator_fitted_to_two_classes_draws_them(tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"steps": 400, "random_features": 1000, "kernel_variance": 5.0})
-    train_dp_merf(stored(tmp_path / "run", 2000), tmp_path / "part", section, 0, None, nothing)
-    sampler = MerfSampler.load(tmp_path / "part" / "generator.safetensors", torch.device("cpu"))
+    found = trained(stored(tmp_path / "run", 2000), tmp_path / "part", section)
+    assert found.checkpoints == [5] and found.collapse == [] and len(found.curve) == 5
+    sampler = DpMerf(section).open(tmp_path / "part" / LAST, SamplingSection(), device=torch.device("cpu"))
     labels = torch.arange(40) % 2
     images = sampler.images(labels, torch.Generator().manual_seed(0))
     assert images.dtype == torch.uint8 and images.shape == (40, *SHAPE)
@@ -153,13 +171,28 @@ def test_a_generator_fitted_to_two_classes_draws_them(tmp_path: Path) -> None:
     assert ((left < top) == labels.bool()).double().mean() > 0.9
     assert torch.equal(images, sampler.images(labels, torch.Generator().manual_seed(0)))
     assert sampler.images(labels[:0], torch.Generator()).shape == (0, *SHAPE)
+    assert found.parameters == {"generator": sum(p.numel() for p in sampler.network.parameters())}
+
+
+def test_a_training_that_ends_early_passes_through_the_same_states(tmp_path: Path) -> None:
+    """`up_to`, of the audit's runs: the rate falls with the share of the whole training."""
+    section = SECTION.model_copy(update={"checkpoint_every": 2, "epochs": 4, "insecure_noise_key": "k"})
+    run = stored(tmp_path / "run")
+    trained(run, tmp_path / "whole", section)
+    train_generator(run, tmp_path / "short", DpMerf(section).up_to(2), seed=0, state=None, save=nothing)
+    one, other = (
+        load_tensors(tmp_path / name / "checkpoints" / "epoch_0002.safetensors")[0]
+        for name in ("whole", "short")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "short" / "checkpoints" / "epoch_0004.safetensors").exists()
 
 
 class Killed(Exception):
     """Ends a training in the place of a kill."""
 
 
-@pytest.mark.parametrize("kill_at", [0, 7])
+@pytest.mark.parametrize("kill_at", [1, 3])
 def test_a_killed_training_releases_once_and_ends_with_the_same_weights(tmp_path: Path, kill_at: int) -> None:
     """Killed at the first save after the release, or in the middle; afterwards the private images are gone
     and not needed."""
@@ -167,49 +200,75 @@ def test_a_killed_training_releases_once_and_ends_with_the_same_weights(tmp_path
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / KEY_FILE).write_bytes(secret)
-    whole = train_dp_merf(run, tmp_path / "whole", SECTION, 0, None, nothing)
+    whole = trained(run, tmp_path / "whole")
     folder = tmp_path / "killed"
 
     def save(state: dict[str, Any], row: dict[str, float]) -> None:
         assert not (folder / KEY_FILE).exists(), "nothing is left to draw noise for"
-        if row["tick"] == kill_at:
+        if row["epoch"] == kill_at:
             raise Killed
         save_state(folder / "state.pt", state)
 
     with pytest.raises(Killed):
-        train_dp_merf(run, folder, SECTION, 0, None, save)
+        trained(run, folder, save=save)
     released = (folder / "release.safetensors").read_bytes()
     changed = Splits("bars", ("left", "top"), bars(400, 9), bars(40, 1), bars(40, 2))
     save_splits(run / SPLITS_FILE, changed)
-    again = train_dp_merf(run, folder, SECTION, 0, load_state(folder / "state.pt"), nothing)
+    again = trained(run, folder, state=load_state(folder / "state.pt"))
     assert (
         (folder / "release.safetensors").read_bytes()
         == released
         == (tmp_path / "whole" / "release.safetensors").read_bytes()
     )
-    one, other = (load_tensors(tmp_path / name / "generator.safetensors")[0] for name in ("whole", "killed"))
+    one, other = (load_tensors(tmp_path / name / LAST)[0] for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert whole.event == again.event == gaussian(2.0)
-    assert whole.result.privacy == again.result.privacy
+    assert whole.privacy is not None and whole.privacy == again.privacy
+    assert event_of_record(whole.privacy.release) == gaussian(2.0)
+
+
+def test_a_kill_between_key_and_release_replays_the_same_noise(tmp_path: Path) -> None:
+    """The key is written first: whoever goes on draws with it."""
+    run = stored(tmp_path / "run")
+    key = noise_key(tmp_path / "part")
+    trained(run, tmp_path / "part")
+    exact = release_embedding(bars(400), 2, drawn(), 2.0, 0.1, key)
+    kept = Embedding.load(tmp_path / "part" / "release.safetensors")
+    assert torch.equal(kept.means, exact.means) and torch.equal(kept.prior, exact.prior)
+    assert not any(
+        key.secret in path.read_bytes() for path in (tmp_path / "part").rglob("*") if path.is_file()
+    )
+
+
+def drawn() -> RandomFeatures:
+    """The features of a run of seed 0."""
+    return RandomFeatures.draw(64, SECTION, derive_seed(0, "generator"))
 
 
 def test_the_result_says_what_was_released_and_not_how_many_images_a_class_has(tmp_path: Path) -> None:
     section = SECTION.model_copy(update={"noise_multiplier": None, "target_epsilon": 2.0, "delta": 1e-5})
-    released = train_dp_merf(stored(tmp_path / "run"), tmp_path / "part", section, 0, None, nothing)
-    result = json.loads((tmp_path / "part" / "result.json").read_text())
-    assert event_of_record(result["privacy"]["release"]) == released.event
-    assert epsilon_of([released.event], 1e-5)[0] == pytest.approx(2.0, rel=2e-3)
-    assert result["privacy"]["guarantee"]["epsilon"] <= 2.0
-    assert result["class_prior"] != [0.75, 0.25] and sum(result["class_prior"]) == pytest.approx(1)
+    found = trained(stored(tmp_path / "run"), tmp_path / "part", section).privacy
+    assert found is not None
+    assert epsilon_of([event_of_record(found.release)], 1e-5)[0] == pytest.approx(2.0, rel=2e-3)
+    assert found.guarantee.epsilon is not None and found.guarantee.epsilon <= 2.0
+    prior = released_prior(tmp_path / "part" / LAST)
+    assert prior.tolist() != [0.75, 0.25] and prior.sum() == pytest.approx(1)
 
 
 def test_a_damaged_release_is_not_made_again(tmp_path: Path) -> None:
     run, part = stored(tmp_path / "run"), tmp_path / "part"
-    train_dp_merf(run, part, SECTION, 0, None, nothing)
+    trained(run, part)
     (part / "release.safetensors").write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match=r"spends the images. privacy again"):
-        train_dp_merf(run, part, SECTION, 0, None, nothing)
+        trained(run, part)
     assert (part / "release.safetensors").read_bytes() == b"damaged"
+
+
+def test_another_kinds_checkpoint_is_refused(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"config": {"kind": "edm"}})
+    with pytest.raises(ArtifactError, match=r"`kind: dp_merf` must be in the metadata .* says 'edm'"):
+        MerfSampler.open(tmp_path / "other.safetensors", torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"`synthesis.class_prior: released` needs class frequencies"):
+        released_prior(tmp_path / "other.safetensors")
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -24,7 +24,6 @@ from kr_ray.config.dp import DpSgdSection
 from kr_ray.data.images import LabelledImages, Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.dp.noise import KEY_FILE, forget_key, insecure_key, noise_key
-from kr_ray.dp.release import refuse_private_facts
 from kr_ray.methods.dp_sgd import DpSgdTraining, plan_dp_sgd, train_dp_sgd
 from kr_ray.privacy.accountants import epsilon_of, event_of_record
 from kr_ray.runs.artifacts import ArtifactError, load_state, load_tensors
@@ -351,14 +350,6 @@ def test_what_cannot_be_private_is_refused_before_any_work(
     with pytest.raises(ConfigError) as refused:
         plan_dp_sgd(SECTION.model_copy(update=section), RECIPE.model_copy(update=recipe), 80)
     assert said in str(refused.value)
-
-
-def test_the_real_class_prior_is_refused_with_a_private_method() -> None:
-    with pytest.raises(
-        ConfigError, match=r"`class_prior: uniform` must hold with dp_merf, but got .*real; use uniform"
-    ):
-        refuse_private_facts("dp_merf", "real")
-    refuse_private_facts("dp_merf", "uniform")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from conftest import tiny_config, tiny_settings
 
 from kr_ray.cluster.submit import entrypoint
 from kr_ray.config import ConfigError, EdmConfig, EdmSampling, Section
-from kr_ray.config.dp import DpMerfSection, PrivacySection
+from kr_ray.config.dp import DpdfdTeacher, DpMerfConfig, DpSgdTeacher, PrivacySection
 from kr_ray.config.file import load_config, parse_config
 from kr_ray.config.kinds import METHODS
 from kr_ray.config.limits import LARGEST
+from kr_ray.config.privacy import RunPrivacyConfig
 from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml, write_yaml
 from kr_ray.plan.estimate import Devices
 from kr_ray.runs.storage import LocationError, check_location, make_folder
@@ -180,7 +181,8 @@ def every_section() -> list[Section]:
         )
         for name, kind in METHODS.items()
     ]
-    return [config, EdmConfig(preset="edm64"), EdmSampling(), DpMerfSection.model_validate(private), *methods]
+    others = [kind.model_validate(private) for kind in (DpMerfConfig, DpSgdTeacher, DpdfdTeacher)]
+    return [config, EdmConfig(preset="edm64"), EdmSampling(), RunPrivacyConfig(), *others, *methods]
 
 
 def test_every_limit_belongs_to_a_key_and_no_default_reaches_it() -> None:

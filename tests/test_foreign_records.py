@@ -147,7 +147,7 @@ def test_weights_of_another_kind_are_refused_with_their_remedy(tmp_path: Path) -
     path, cpu = tmp_path / "w.safetensors", torch.device("cpu")
     loaders: tuple[Callable[[], object], ...] = (
         lambda: load_classifier(path, cpu), lambda: load_sampler(path), lambda: EdmCheckpoint.load(path),
-        lambda: MerfSampler.load(path, cpu), lambda: Embedding.load(path), lambda: load_pool(path, "print"),
+        lambda: MerfSampler.open(path, cpu), lambda: Embedding.load(path), lambda: load_pool(path, "print"),
     )  # fmt: skip
     for metadata in (
         {"network": "other", "config": {"kind": "edm"}, "fingerprint": "print"},

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from kr_ray.classifiers.networks import new_classifier
-from kr_ray.config import ClassifierConfig
+from kr_ray.config import ClassifierConfig, DpMerfConfig
 from kr_ray.config.dp import DpSgdSection
 from kr_ray.data.images import LabelledImages
 from kr_ray.dp.noise import NoiseKey, insecure_key
+from kr_ray.generators.dp_merf.features import RandomFeatures, release_embedding
+from kr_ray.generators.dp_merf.training import plan_dp_merf
 from kr_ray.methods.dp_sgd import DpSgdTraining, plan_dp_sgd
 from kr_ray.privacy.accountants import epsilon_of, gaussian, poisson_gaussian
 from kr_ray.privacy.epsilon import epsilon_bounds
@@ -122,6 +124,43 @@ def test_a_private_step_keeps_its_guarantee_and_one_without_noise_is_caught() ->
     scores, member, promised = step_scores(noise=False, runs=120)
     found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
     assert found.clopper_pearson > promised and promised == pytest.approx(1.27, abs=0.05)
+
+
+def merf_scores(noise_multiplier: float, noise: bool, runs: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """DP-MERF's release of 8 images of a class, with or without the first, `runs` times with fresh noise.
+
+    The attacker knows the other images and the frequencies, and sees what the generator sees: the noisy mean
+    features, whose divisor is itself noisy. It cancels in the ratio of two projections, on what the first
+    image adds beside the others and on the others. Returns scores, membership and the promised epsilon.
+    """
+    keys = {"random_features": 400, "kernel_variance": 0.5, "delta": 1e-5}
+    section = DpMerfConfig.model_validate(keys | {"noise_multiplier": noise_multiplier})
+    pixels = torch.randint(
+        0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    real = LabelledImages(pixels, torch.zeros(8, dtype=torch.int64))
+    features = RandomFeatures.draw(64, section, 0)
+    own = features(pixels.float() / 255).double()
+    others = own[1:].sum(0)
+    along = others / others.norm()
+    adds = own[0] - (own[0] @ along) * along
+    member = np.random.default_rng(0).random(runs) < 0.5
+    scores = []
+    for run, present in enumerate(member):
+        key = insecure_key(str(run)) if noise else NoNoise(b"")
+        shown = real if present else real.subset(torch.arange(1, 8))
+        seen = release_embedding(shown, 1, features, noise_multiplier, section.prior_share, key).means[:, 0]
+        scores.append(float(seen.double() @ adds) / float(seen.double() @ along))
+    return np.array([scores]), member[None], epsilon_of([plan_dp_merf(section, 8)[1]], DELTA)[0]
+
+
+def test_a_released_embedding_keeps_its_guarantee_and_one_without_noise_is_caught() -> None:
+    scores, member, promised = merf_scores(0.7, noise=True, runs=400)
+    found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
+    assert 0.5 < found.clopper_pearson <= promised and found.one_run <= promised
+    scores, member, promised = merf_scores(2.0, noise=False, runs=400)
+    found = epsilon_bounds(scores, member, seed=0, delta=DELTA)
+    assert found.clopper_pearson > promised == pytest.approx(1.99, abs=0.05)
 
 
 def test_subsampled_steps_are_more_private_than_whole_ones_and_audits_agree() -> None:

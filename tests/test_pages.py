@@ -21,7 +21,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(r"`([\w./-]+\.(?:py|yaml|yml|sh|txt|json|toml|html|css|md))`")
 NAMED_ELSEWHERE = re.compile(
-    r"^(?:runs/.*|mine\.yaml|bench\.(?:json|md)|config\.yaml|status\.json|(?:started|done|report)\.json|report(?:_summary)?\.html)$"
+    r"^(?:runs/.*|mine\.yaml|bench\.(?:json|md)|config\.yaml|status\.json|(?:started|done|report|released)\.json|report(?:_summary)?\.html)$"
 )
 """Files that a person or a run makes."""
 

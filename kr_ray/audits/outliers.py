@@ -37,7 +37,7 @@ def held_out_losses(run: Path, config: Config, repeat: int) -> NDArray[np.float6
     train, losses = splits.train, torch.empty(len(splits.train), dtype=torch.float64)
     halves = held_out_halves(train.labels, seed)
     for half, other in (halves, halves[::-1]):
-        schedule = Schedule.fit(config.classifier, len(half), config.teacher.epochs)
+        schedule = Schedule.fit(config.classifier, len(half), config.teacher.passes)
         training = train_on_real(
             train.subset(half), splits.num_classes, config.classifier, schedule, derive_seed(seed, len(half))
         )

@@ -141,7 +141,7 @@ class _Tuned:
                     student_recipe(self.sizes),
                     TICKS,
                     self.cluster,
-                    os.getpid(),
+                    driver=os.getpid(),
                 )
                 for seed in range(count)
             ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from kr_ray.bench import attacks, captured, diffusion, generation, orchestration, startup, training
+from kr_ray.bench import attacks, captured, diffusion, generation, orchestration, private, startup, training
 from kr_ray.bench.document import Document, Environment, FigureRow, RateRow, SuiteFound, TimingRow
 from kr_ray.bench.harness import DeviceRates, Meter, device_rates
 from kr_ray.bench.materials import Bench, Found
@@ -39,6 +39,7 @@ SUITES = (
     Suite("augmentation", training.augmentation),
     Suite("classifier", training.classifier_step),
     Suite("optimiser", training.optimiser),
+    Suite("private", private.dp_sgd_step),
     Suite("generator", generation.generator_iteration),
     Suite("generation", generation.generation_and_labelling),
     Suite("diffusion", diffusion.training_and_sampling),

@@ -37,7 +37,7 @@ class ConvNet3(Classifier):
         self.blocks = nn.ModuleList(_block(width if depth else channels, width) for depth in range(BLOCKS))
         self.head = nn.Linear(width * GRID**2, num_classes)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int | str]:
         return {"width": self.width}
 
     def features(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,12 @@ class Ticks:
 
 WHOLE_TRAINING = Ticks(20)
 """Of a classifier that is handed on: teacher, student, private ones."""
+Score = Callable[[float, int], float]
+"""What is told of an accuracy on validation images after so many ticks: in a private run, that with noise."""
+
+
+def told_as_it_is(accuracy: float, tick: int) -> float:
+    return accuracy
 
 
 class TickedTraining:
@@ -57,8 +63,9 @@ class TickedTraining:
         validation: LabelledImages,
         ticks: Ticks,
         state: State | None = None,
+        score: Score = told_as_it_is,
     ) -> None:
-        self.training, self.validation, self.ticks = training, validation, ticks
+        self.training, self.validation, self.ticks, self._score = training, validation, ticks, score
         self.history: list[Row] = []
         if state is not None:
             self.history = list(state["history"])
@@ -86,12 +93,12 @@ class TickedTraining:
             "images_seen": training.images_seen,
         }
         row |= training.data.figures(max(math.ceil(row["epoch"]), 1) - 1)
-        if "images_generated" in row:
+        if "images_generated" in row and "teacher_queries" not in row:
             row["teacher_queries"] = row["images_seen"] if training.labeller else row["images_generated"]
         if not math.isnan(loss):  # a tick of a very short schedule may hold no step
             row["train_loss"] = loss
         if self.ticks.validates(tick):
-            row["val_accuracy"] = from_first(self._val_accuracy)
+            row["val_accuracy"] = from_first(lambda: self._val_accuracy(tick))
         row["seconds"] = time.perf_counter() - started
         row["images_per_second"] = (training.images_seen - seen) / row["seconds"]
         row |= self._processor_time(time.process_time() - used, row["seconds"])
@@ -108,9 +115,10 @@ class TickedTraining:
             {"gpu_seconds": wall_s * worker_count()} if device.type == "cuda" else {}
         )
 
-    def _val_accuracy(self) -> float:
+    def _val_accuracy(self, tick: int) -> float:
+        """The one place where a classifier is judged on validation images."""
         logits = predict_logits(self.training.model, self.validation.images, self.training.device)
-        return accuracy(logits, self.validation.labels)
+        return self._score(accuracy(logits, self.validation.labels), tick)
 
     def give_up(self) -> None:
         """End here: a student that no image is left for stays as it is, and its
@@ -120,7 +128,7 @@ class TickedTraining:
             "images_seen": self.training.images_seen,
             "seconds": 0.0,
         }
-        row |= {"epoch": 0.0, "val_accuracy": self._val_accuracy()}
+        row |= {"epoch": 0.0, "val_accuracy": self._val_accuracy(len(self.history))}
         for tick in range(len(self.history), self.ticks.count):
             self.history.append(row | {"tick": tick, "share": (tick + 1) / self.ticks.count})
 

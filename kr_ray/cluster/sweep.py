@@ -19,6 +19,7 @@ from kr_ray.cluster.trials import (
     trial_resources,
 )
 from kr_ray.config import CheckpointsConfig, Config
+from kr_ray.dp.scores import NoisyScores
 from kr_ray.runs.comparisons import SearchCost
 from kr_ray.runs.figures import Best, SweptCheckpoint, Trial
 from kr_ray.runs.results import SweepResult, TuningResult
@@ -29,7 +30,11 @@ SWEEP_TICKS = Ticks(count=5, validated=(5,))
 
 
 def sweep_checkpoints(
-    run: Path, folder: Path, checkpoint_epochs: Sequence[int], config: Config
+    run: Path,
+    folder: Path,
+    checkpoint_epochs: Sequence[int],
+    config: Config,
+    scores: NoisyScores | None = None,
 ) -> list[SweptCheckpoint]:
     """Validation CAS per checkpoint, each with the schedule length (epochs) it was measured at.
 
@@ -43,7 +48,7 @@ def sweep_checkpoints(
     for epochs, count in sweep_rounds(config.checkpoints, len(checkpoint_epochs)):
         ranked = sorted(checkpoint_epochs, key=lambda epoch: (-found.get(epoch, (0, 0.0))[1], epoch))
         checkpoint_epochs = sorted(ranked[:count])
-        works = [_sweep_student(run, folder, epoch, epochs, config) for epoch in checkpoint_epochs]
+        works = [_sweep_student(run, folder, epoch, epochs, config, scores) for epoch in checkpoint_epochs]
         cas = train_students(works, folder, config.cluster)
         found |= {epoch: (epochs, value) for epoch, value in zip(checkpoint_epochs, cas, strict=True)}
     return [
@@ -63,12 +68,30 @@ def sweep_rounds(sweep: CheckpointsConfig, checkpoints: int) -> list[tuple[int, 
     return [(short, checkpoints), (whole, stay)]
 
 
-def _sweep_student(run: Path, folder: Path, checkpoint: int, epochs: int, config: Config) -> StudentWork:
+def selection_scores(config: Config) -> dict[str, int]:
+    """Validation scores that a run's sweep and tuning make, at most, by stage."""
+    tuning, checkpoints = config.tuning, config.generator.epochs // config.generator.checkpoint_every
+    swept = sum(students for _, students in sweep_rounds(config.checkpoints, checkpoints))
+    brackets = hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor)
+    judged = sum(trials for bracket in brackets for trials, _ in bracket.rungs)
+    defaults = int(tuning.epochs != config.checkpoints.epochs)
+    return {"checkpoints": swept, "tuning": judged + defaults + tuning.confirmed_students}
+
+
+def _sweep_student(
+    run: Path,
+    folder: Path,
+    checkpoint: int,
+    epochs: int,
+    config: Config,
+    scores: NoisyScores | None = None,
+) -> StudentWork:
     name = f"checkpoint_{checkpoint:04d}" + (
         f"_{epochs}_epochs" if epochs != config.checkpoints.epochs else ""
     )
     spec = StudentSpec(config.generator, checkpoint, config.synthesis, epochs, config.seed)
-    return StudentWork(run, folder / "trials" / name, spec, config.classifier, SWEEP_TICKS, config.cluster)
+    folder = folder / "trials" / name
+    return StudentWork(run, folder, spec, config.classifier, SWEEP_TICKS, config.cluster, scores)
 
 
 def best_checkpoint(swept: Sequence[SweptCheckpoint]) -> SweptCheckpoint:
@@ -96,7 +119,12 @@ def sweep_cost(run: Path, folder: Path, swept: Sequence[SweptCheckpoint], config
 
 
 def tune_generation(
-    run: Path, folder: Path, sweep: SweepResult, config: Config, validation_images: int
+    run: Path,
+    folder: Path,
+    sweep: SweepResult,
+    config: Config,
+    validation_images: int,
+    scores: NoisyScores | None = None,
 ) -> TuningResult:
     """The best generation parameters (`tuning.space`) of the best
     checkpoint, and what they gain over the defaults."""
@@ -105,7 +133,7 @@ def tune_generation(
     # different scale are compared at equal work.
     synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
     spec = StudentSpec(config.generator, sweep.best_epoch, synthesis, tuning.epochs, config.seed)
-    shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs), config.cluster)
+    shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs), config.cluster, scores)
     brackets = hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor)
     judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
     outcomes = run_tuning(
@@ -122,7 +150,7 @@ def tune_generation(
     best = max(
         (o for o in outcomes if o.state == "complete"), key=lambda o: (o.history[tuning.rungs], -o.number)
     )
-    best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config)
+    best_cas, default_cas = best.history[tuning.rungs], _default_cas(run, folder, sweep, config, scores)
     defaults = config.synthesis.values(tuning.space)
     # The defaults are a candidate too: a search that found nothing better must not make the student worse.
     chosen, confirmed = best.params if best_cas >= default_cas else defaults, None
@@ -164,14 +192,15 @@ def _images_seen(folder: Path, outcomes: Sequence[TrialOutcome], rungs: int) -> 
     return seen, sum(rows[-1]["images_seen"] * rungs / len(rows) for rows in histories)
 
 
-def _default_cas(run: Path, folder: Path, sweep: SweepResult, config: Config) -> float:
+def _default_cas(
+    run: Path, folder: Path, sweep: SweepResult, config: Config, scores: NoisyScores | None
+) -> float:
     """Validation CAS of the best checkpoint at the default parameters and the tuning's budget."""
     if config.tuning.epochs == config.checkpoints.epochs:
         return sweep.best_cas  # it is the same student, bit for bit
     spec = StudentSpec(
         config.generator, sweep.best_epoch, config.synthesis, config.tuning.epochs, config.seed
     )
-    work = StudentWork(
-        run, folder / "trials" / "defaults", spec, config.classifier, SWEEP_TICKS, config.cluster
-    )
-    return train_students([work], folder, config.cluster)[0]
+    folder = folder / "trials" / "defaults"
+    work = StudentWork(run, folder, spec, config.classifier, SWEEP_TICKS, config.cluster, scores)
+    return train_students([work], folder.parent.parent, config.cluster)[0]

@@ -18,7 +18,7 @@ import torch
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
-from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.classifiers.ticks import Score, TickedTraining, Ticks, told_as_it_is
 from kr_ray.cluster.hyperband import Reported, TrialKeys
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
@@ -28,6 +28,7 @@ from kr_ray.cluster.train import run_workers
 from kr_ray.cluster.watched import TrialCounts, with_resources
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.config import ClassifierConfig, ClusterConfig
+from kr_ray.dp.scores import NoisyScores
 from kr_ray.methods.knowledge_recycling import start_student
 from kr_ray.runs.artifacts import fingerprint, load_state, save_state
 from kr_ray.runs.attempts import stage_name
@@ -39,8 +40,8 @@ from kr_ray.synthesis.student_set import StudentSpec
 
 @dataclass(frozen=True)
 class StudentWork:
-    """One student and the folder of its history; `cluster` says where
-    its images are made, which changes no number."""
+    """One student and the folder of its history; `cluster` says where its images are made, which changes no
+    number, and `scores` how it is judged in a private run."""
 
     run: Path
     folder: Path
@@ -48,6 +49,7 @@ class StudentWork:
     recipe: ClassifierConfig
     ticks: Ticks
     cluster: ClusterConfig
+    scores: NoisyScores | None = None
 
     @property
     def stamp(self) -> str:
@@ -86,7 +88,12 @@ class StudentWork:
     def start(self) -> TickedTraining:
         """The student's training, from the saved state."""
         images = student_images(self.cluster, self.title)
-        return start_student(self.run, self.spec, self.recipe, self.ticks, self.load(), images)
+        return start_student(self.run, self.spec, self.recipe, self.ticks, self.load(), images, self._score())
+
+    def _score(self) -> Score:
+        if (scores := self.scores) is None:
+            return told_as_it_is
+        return lambda accuracy, tick: scores.of(accuracy, self.stamp, tick)
 
     def advance(self, training: TickedTraining, publisher: Publisher | None) -> None:
         """Train for a tick; the worker that has the publisher keeps and tells what came out."""
@@ -223,6 +230,7 @@ class TuningTrial(StudentTrial):
             shared.recipe,
             ticks,
             shared.cluster,
+            shared.scores,
         )
 
 

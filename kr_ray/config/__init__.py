@@ -10,6 +10,7 @@ from kr_ray.config.base import ConfigError, Location, Resources, Section
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
+from kr_ray.config.dp import DpdfdTeacher, DpMerfConfig, DpSgdTeacher
 from kr_ray.config.edm import EdmConfig, EdmSampling
 from kr_ray.config.generators import (
     BigGanConfig,
@@ -23,6 +24,7 @@ from kr_ray.config.methods import (
     FixedGeneratorSection,
     KnowledgeRecyclingSection,
     MethodSection,
+    OwnTeacherSection,
     ParquetSection,
     StudentConfig,
     SynthesisConfig,
@@ -30,6 +32,7 @@ from kr_ray.config.methods import (
     TeacherSection,
     TuningConfig,
 )
+from kr_ray.config.privacy import RunPrivacyConfig
 from kr_ray.config.run import Config, cross_section_mistakes
 
 __all__ = [
@@ -44,6 +47,9 @@ __all__ = [
     "ConfigError",
     "CopiesConfig",
     "DataConfig",
+    "DpMerfConfig",
+    "DpSgdTeacher",
+    "DpdfdTeacher",
     "EdmConfig",
     "EdmSampling",
     "FixedGeneratorSection",
@@ -51,8 +57,10 @@ __all__ = [
     "KnowledgeRecyclingSection",
     "Location",
     "MethodSection",
+    "OwnTeacherSection",
     "ParquetSection",
     "Resources",
+    "RunPrivacyConfig",
     "SamplingSection",
     "Section",
     "ShadowConfig",

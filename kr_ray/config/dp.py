@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from kr_ray.config.base import Section
-from kr_ray.config.methods import MethodSection
+from kr_ray.config.generators import CollapseConfig, GeneratorSection, SamplingSection
+from kr_ray.config.methods import MethodSection, OwnTeacherSection
 
 CITED_OTHERS_WEIGHT = 8.0
 """Of decoupled distillation, CIFAR-100 settings (Zhao et al. 2022, section 4); the DPDFD paper names none."""
+
+SIDE_MULTIPLE = 4
+"""Of the images that dp_merf draws: its network doubles the side twice."""
 
 
 class PrivacySection(Section):
     """What every private method is told: how much noise, or what guarantee to fit it to."""
 
+    may_stay_open: ClassVar[bool] = False
+    """Whether neither may be given: the part then takes what `privacy.target_epsilon` leaves it."""
+
     noise_multiplier: float | None = Field(None, gt=0)
     """Standard deviation of the noise over the sensitivity. Exactly one of this and `target_epsilon` is
-    given."""
+    given; neither by one part of a run with `privacy.target_epsilon`, which takes what the others leave."""
     target_epsilon: float | None = Field(None, gt=0, le=50)
     """The noise is fitted so that this part alone keeps it. Above 50 epsilon says nothing about a person."""
     delta: float | None = Field(None, gt=0, lt=1)
@@ -29,6 +36,8 @@ class PrivacySection(Section):
 
     @model_validator(mode="after")
     def _one_of_noise_and_target(self) -> PrivacySection:
+        if self.is_open and self.may_stay_open:
+            return self
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError(
                 "exactly one of `noise_multiplier` and `target_epsilon` must be given, but got "
@@ -36,6 +45,11 @@ class PrivacySection(Section):
                 "target_epsilon: 1 (strong) to 10"
             )
         return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the section says nothing about its noise."""
+        return self.noise_multiplier is None and self.target_epsilon is None
 
 
 class DpSgdSection(PrivacySection, MethodSection):
@@ -79,10 +93,16 @@ class DpSgdSection(PrivacySection, MethodSection):
         return self
 
 
-class DpMerfSection(PrivacySection):
+class DpMerfConfig(PrivacySection, GeneratorSection):
     """DP-MERF (Harder et al. 2021): the mean random Fourier features of each class, released once with
-    noise."""
+    noise; all that follows sees these numbers alone."""
 
+    added: ClassVar[frozenset[str]] = frozenset()
+    may_stay_open: ClassVar[bool] = True
+    releases_prior: ClassVar[bool] = True
+
+    kind: Literal["dp_merf"] = "dp_merf"
+    """Of generator; tells this section from the others'."""
     random_features: int = Field(2_000, ge=2, multiple_of=2)
     """Numbers by which the kernel is approximated: cosines and sines together."""
     kernel_variance: float | None = Field(None, gt=0)
@@ -92,15 +112,43 @@ class DpMerfSection(PrivacySection):
     """Of the privacy (as precision of the noise) that the class histogram takes; the features take the
     rest."""
     steps: int = Field(600, ge=1)
-    """Of the generator's training, which sees the released numbers alone."""
-    batch_size: int = Field(100, ge=1)
-    """Generated images of one step."""
+    """Gradient steps of the whole training, which sees the released numbers alone."""
+    batch_size: int = Field(100, ge=2)
+    """Generated images of one gradient step."""
+    epochs: int = Field(5, ge=1)
+    """Equal parts that `steps` falls into. No pass over the real images, which are read once."""
     learning_rate: float = Field(1e-2, gt=0)
     """First rate of the generator's Adam."""
     latent_dim: int = Field(5, ge=1)
     """Numbers of a latent vector."""
     channels: tuple[int, int] = (16, 8)
     """Of the generator's two feature maps."""
+    collapse: CollapseConfig = CollapseConfig(action="off")
+    """Off, for the alarm compares with real images."""
+
+    @model_validator(mode="after")
+    def _every_part_has_a_step(self) -> DpMerfConfig:
+        if self.epochs > self.steps:
+            raise ValueError(
+                f"`epochs <= steps` must hold, but got epochs={self.epochs}, steps={self.steps}; "
+                "use epochs: 5"
+            )
+        return self
+
+    def images_trained(self, real: int) -> int:
+        return self.steps * self.batch_size
+
+    def measured(self, batch: int) -> Self:
+        """A step per epoch, of its own batch: smaller ones would not hold every class twice."""
+        return self.model_copy(update={"steps": 10**6, "epochs": 10**6})
+
+    def fits(self, image_size: int, sampling: SamplingSection | None = None) -> list[str]:
+        if image_size % SIDE_MULTIPLE == 0:
+            return []
+        return [
+            f"`data.image_size` must be a multiple of {SIDE_MULTIPLE} for generator.kind=dp_merf, but got "
+            f"{image_size}; use {SIDE_MULTIPLE * round(image_size / SIDE_MULTIPLE)}"
+        ]
 
 
 class DpdfdSection(PrivacySection, MethodSection):
@@ -173,3 +221,46 @@ class DpdfdSection(PrivacySection, MethodSection):
         """`others_weight`, or what it defaults to."""
         default = CITED_OTHERS_WEIGHT if self.accounting == "paper" else 0.0
         return default if self.others_weight is None else self.others_weight
+
+
+class DpSgdTeacher(DpSgdSection, OwnTeacherSection):
+    """The run's teacher, trained with DP-SGD: its answers to generated images may then leave the run."""
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    may_stay_open: ClassVar[bool] = True
+    step_cost: ClassVar[float] = 2.65
+    """ResNet14 of width 12 at 16 px on a CPU, mode `hooks`."""
+
+    kind: Literal["dp_sgd"] = "dp_sgd"
+    """Of teacher; tells this section from the others'."""
+
+    @property
+    def passes(self) -> int:
+        return self.epochs
+
+
+class DpdfdTeacher(DpdfdSection, OwnTeacherSection):
+    """The run's teacher, taught by noisy answers of teachers on disjoint shards (PATE, with
+    `answer: votes`)."""
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    may_stay_open: ClassVar[bool] = True
+
+    kind: Literal["dpdfd"] = "dpdfd"
+    """Of teacher; tells this section from the others'."""
+    ask_about: Literal["generator", "student"] = "generator"
+    """Whose images are answered: the run's generator's, at its last checkpoint, or those of one trained
+    against the asking student."""
+
+    @property
+    def passes(self) -> int:
+        return self.teacher_epochs
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> DpdfdTeacher:
+        if self.accounting != "sound":
+            raise ValueError(
+                "`accounting: sound` must hold for a teacher, but got paper, whose epsilon is no guarantee; "
+                "use sound"
+            )
+        return self

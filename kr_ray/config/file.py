@@ -13,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from kr_ray.config.base import ConfigError, Raw, Section
 from kr_ray.config.generators import GeneratorSection
-from kr_ray.config.kinds import GENERATORS, METHODS
-from kr_ray.config.methods import MethodSection
+from kr_ray.config.kinds import GENERATORS, METHODS, TEACHERS
+from kr_ray.config.methods import MethodSection, TeacherConfig
 from kr_ray.config.plugins import plugin_sections
+from kr_ray.config.privacy import RunPrivacyConfig
 from kr_ray.config.renamed import RENAMED
 from kr_ray.config.run import DEFAULT_KIND, STUDENT_NAME, Config, RunKeys, cross_section_mistakes
 from kr_ray.foreign.files import read_text, shown
@@ -128,16 +129,33 @@ class _Sections:
             self.mistakes.append(((name,), "required key is missing; add it"))
             return
         value = self.raw.pop(name)
+        own = self._own_class(name, value, kind)
+        if own is None:
+            return
         if name == "synthesis" and isinstance(value, dict) and generator:
             sampling = self._section(value.get("sampling") or {}, generator.sampling(), (name, "sampling"))
-            checked = self._section({k: v for k, v in value.items() if k != "sampling"}, kind, (name,))
+            checked = self._section({k: v for k, v in value.items() if k != "sampling"}, own, (name,))
             if checked and sampling:
                 self.found[name] = checked.model_copy(update={"sampling": sampling})
             return
         if name == "tuning" and isinstance(value, dict) and generator:
             value = {"space": generator.space()} | value
-        if checked := self._section(value, kind, (name,)):
+        if checked := self._section(value, own, (name,)):
             self.found[name] = checked
+
+    def _own_class(self, name: str, value: Any, kind: type[Section]) -> type[Section] | None:
+        """The class that a section's value is of, where its field allows several; None: nothing is left to
+        check."""
+        if name == "teacher":
+            return (
+                self._class_of(value, (name,), TEACHERS, "classifier")
+                if isinstance(value, dict)
+                else TeacherConfig
+            )
+        if name == "privacy" and value is None:
+            self.found[name] = None
+            return None
+        return RunPrivacyConfig if name == "privacy" else kind
 
     def _default(self, name: str, default: Any, generator: type[GeneratorSection] | None) -> Any:
         if name == "synthesis" and generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,8 +54,9 @@ class CollapseConfig(Section):
     min_diversity: float = Field(0.1, ge=0)
     """Alarm when the within-class spread of teacher features is
     below this share of the real images' spread."""
-    action: Literal["record", "stop"] = "record"
-    """`record` only tells; `stop` ends the training."""
+    action: Literal["record", "stop", "off"] = "record"
+    """`record` only tells; `stop` ends the training; with `off` no teacher looks at checkpoints, as a private
+    run demands."""
     patience: int = Field(3, ge=1)
     """`stop` ends the training after this many alarmed checkpoints in a row."""
 
@@ -72,6 +73,8 @@ class GeneratorSection(Section):
     """What every kind of generator has; a kind's own section adds its keys."""
 
     added: ClassVar[frozenset[str]] = frozenset({"kind"})
+    releases_prior: ClassVar[bool] = False
+    """Whether its checkpoints hold noisy class frequencies (`synthesis.class_prior: released`)."""
 
     kind: str
     """Which generator: `biggan_deep`, or one that a module named in `plugins` brings."""
@@ -96,6 +99,14 @@ class GeneratorSection(Section):
     def fits(self, image_size: int, sampling: SamplingSection | None = None) -> list[str]:
         """What is wrong with images of this side, or with drawing as `sampling` says; nothing by default."""
         return []
+
+    def images_trained(self, real: int) -> int:
+        """Images that the training of so many real images looks at."""
+        return self.epochs * real
+
+    def measured(self, batch: int) -> Self:
+        """The same with epochs that can be repeated for ever, to measure their speed at a batch size."""
+        return self.model_copy(update={"batch_size": batch, "epochs": 10**6})
 
     @classmethod
     def expand(cls, raw: Raw) -> Raw:

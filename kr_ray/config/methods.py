@@ -18,11 +18,35 @@ Labelling = Literal["gkd", "gap_filler", "filter", "hard"]
 """See kr_ray.synthesis.labelling; from the paper's own strategy to its baseline (appendix D)."""
 
 
-class TeacherConfig(Section):
-    """The classifier on the real images (section 3.1), with the recipe of `classifier`."""
+class OwnTeacherSection(Section):
+    """Base of the run's own teachers; a kind's own section adds its keys."""
 
+    step_cost: ClassVar[float] = 1.0
+    """Of a gradient step, in plain ones."""
+
+    kind: str
+    """Which way of training: a key of `kr_ray.config.kinds.TEACHERS`."""
+
+    @property
+    def passes(self) -> int:
+        """Over the real images that it is trained on."""
+        raise NotImplementedError
+
+
+class TeacherConfig(OwnTeacherSection):
+    """The classifier on the real images (section 3.1), with the recipe of `classifier` and without any
+    defence."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"kind"})
+
+    kind: Literal["classifier"] = "classifier"
+    """Of teacher; tells this section from the others'."""
     epochs: int = Field(500, ge=1)
     """Passes over the real training images."""
+
+    @property
+    def passes(self) -> int:
+        return self.epochs
 
 
 class SynthesisConfig(Section):
@@ -33,8 +57,9 @@ class SynthesisConfig(Section):
     labelling: Labelling = "gkd"
     """`gkd` (the paper): the teacher labels all images. Else they keep the class they were made for, and are
     kept: all (`hard`), where the teacher agrees (`filter`), or agrees with confidence (`gap_filler`)."""
-    class_prior: Literal["real", "uniform"] = "real"
-    """How often each class is drawn: as among the real images, or all equally."""
+    class_prior: Literal["real", "uniform", "released"] = "real"
+    """How often each class is drawn: as among the real images, all equally, or as the noisy frequencies say
+    that a private generator released."""
     sampling: SerializeAsAny[SamplingSection] = BigGanSampling()
     """How the generator draws; the keys are those of its kind."""
     regeneration_rate: int = Field(10, ge=1)
@@ -72,6 +97,11 @@ class SynthesisConfig(Section):
                 f"temperature={self.temperature}; use gkd, or view: clean and temperature: 1"
             )
         return self
+
+    @property
+    def asks_the_teacher(self) -> bool:
+        """Whether what a student learns depends on a teacher: all but `hard` do."""
+        return self.labelling != "hard"
 
     def student_recipe(self, recipe: ClassifierConfig) -> ClassifierConfig:
         """The recipe as students follow it: without MixUp if `student_mixup` is off."""

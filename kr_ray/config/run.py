@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
@@ -16,11 +16,13 @@ from kr_ray.config.generators import GeneratorSection
 from kr_ray.config.methods import (
     CheckpointsConfig,
     MethodSection,
+    OwnTeacherSection,
     StudentConfig,
     SynthesisConfig,
     TeacherConfig,
     TuningConfig,
 )
+from kr_ray.config.privacy import RunPrivacyConfig, private_run_mistakes
 
 if TYPE_CHECKING:
     from typing import Any
@@ -51,9 +53,11 @@ class RunKeys(Section):
 class Config(RunKeys):
     """A whole run."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"privacy"})
+
     data: DataConfig
     classifier: ClassifierConfig = ClassifierConfig()
-    teacher: TeacherConfig = TeacherConfig()
+    teacher: SerializeAsAny[OwnTeacherSection] = TeacherConfig()
     generator: SerializeAsAny[GeneratorSection]
     synthesis: SynthesisConfig = SynthesisConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
@@ -62,6 +66,8 @@ class Config(RunKeys):
     students: dict[str, SerializeAsAny[MethodSection]] = {}
     """Further students beside the run's own, by name: each is trained,
     reported and may be an arm of the worst-case audit."""
+    privacy: RunPrivacyConfig | None = None
+    """Given: what leaves the run keeps one epsilon."""
     audit: AuditConfig = AuditConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -114,6 +120,7 @@ def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
     for name, student in sections.get("students", {}).items():
         mistakes = student.fits(sections.get("classifier"), data)
         wrong += [f"students.{name}: {mistake}" for mistake in mistakes]
+    wrong += private_run_mistakes(sections)
     audit = sections.get("audit")
     if audit and "students" in sections:
         wrong += _arm_mistakes(audit.worst_case.arms, sections["students"])

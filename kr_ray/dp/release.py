@@ -68,21 +68,3 @@ def privacy_record(
     alone = guarantee({part: event}, records, delta, insecure_noise=insecure)
     found = PrivacyRecord(release=event_record(event), guarantee=alone.record(), words=alone.words())
     return PrivacyRecord.model_validate(dict(found) | constants)
-
-
-def refuse_private_facts(method: str, class_prior: str) -> None:
-    """Refuse settings that would release facts of the private images beside the mechanism.
-
-    Args:
-        method: its name, for the message.
-        class_prior: of the synthetic labels, `real` or `uniform`.
-
-    Raises:
-        ConfigError: labels would be drawn by the real class frequencies, which no noise covers.
-    """
-    if class_prior == "real":
-        raise ConfigError(
-            f"`class_prior: uniform` must hold with {method}, but got class_prior: real; use uniform, or "
-            "the generator's noisy "
-            "frequencies, for the real ones would be released without noise"
-        )

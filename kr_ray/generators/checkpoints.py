@@ -3,6 +3,7 @@ checkpoint every few epochs, watch for collapse."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,18 +11,21 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from kr_ray.classifiers.interface import Classifier
 from kr_ray.classifiers.networks import load_classifier
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import from_first, worker_rank
 from kr_ray.compute.seeding import derive_seed, seeded_generator
-from kr_ray.config import GeneratorSection
+from kr_ray.config import CollapseConfig, GeneratorSection
 from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.generators.collapse import measure_collapse, within_class_spread
+from kr_ray.generators.collapse import Judged, measure_collapse, within_class_spread
 from kr_ray.generators.interface import (
     Checkpoint,
+    CountsItself,
     Generator,
     GeneratorTraining,
+    PrivateGenerator,
     Sampler,
     checkpoint_file,
     save_checkpoint,
@@ -35,6 +39,47 @@ GRID_ROWS, GRID_COLUMNS = 8, 20
 STATES_PER_TRAINING = 20
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What the collapse alarm compares a checkpoint's images with.
+
+    Attributes:
+        teacher: on `device`.
+        prior: real class frequencies, float64 [K].
+        real_spread: within the classes of real images.
+        seed: of the images that are drawn to be judged.
+    """
+
+    teacher: Classifier
+    prior: Tensor
+    real_spread: float
+    alarm: CollapseConfig
+    seed: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, run: Path, splits: Splits, generator: Generator, seed: int, device: torch.device) -> Watch:
+        alarm = generator.section.collapse
+        teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, device)
+        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[
+            : 4 * alarm.images
+        ]
+        real = splits.train.subset(some).to(device)
+        spread = within_class_spread(teacher, real.images, real.labels)
+        prior = class_prior(splits.train.labels, splits.num_classes)
+        return cls(teacher, prior, spread, alarm, seed, device)
+
+    def judge(self, sampler: Sampler) -> Judged:
+        classes = torch.multinomial(
+            self.prior,
+            self.alarm.images,
+            replacement=True,
+            generator=seeded_generator(self.seed, "alarm classes"),
+        )
+        images = sampler.images(classes, seeded_generator(self.seed, "alarm images"))
+        return measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.alarm)
+
+
 class CheckpointKeeper:
     """Writes each checkpoint with its sample grid, and says when the training has collapsed for good."""
 
@@ -42,13 +87,9 @@ class CheckpointKeeper:
         self.folder, self.splits, self.generator, self.seed = folder, splits, generator, seed
         self.alarm = generator.section.collapse
         self.device = pick_device()
-        self.teacher = load_classifier(run / "teacher" / WEIGHTS_FILE, self.device)
-        self.prior = class_prior(splits.train.labels, splits.num_classes)
-        some = torch.randperm(len(splits.train), generator=seeded_generator(seed, "alarm real"))[
-            : 4 * self.alarm.images
-        ]
-        real = splits.train.subset(some).to(self.device)
-        self.real_spread = within_class_spread(self.teacher, real.images, real.labels)
+        self.watch = (
+            None if self.alarm.action == "off" else Watch.of(run, splits, generator, seed, self.device)
+        )
         self.collapse: list[CollapsePoint] = []
 
     def keep(self, checkpoint: Checkpoint) -> bool:
@@ -63,22 +104,21 @@ class CheckpointKeeper:
         sampler = generator.open(
             path,
             generator.section.sampling()(),
-            prior=self.prior,
+            prior=self.watch.prior if self.watch else self._equal_prior(),
             seed=derive_seed(self.seed, "alarm"),
             device=self.device,
             batch_size=64,
             calibration_images=256,
         )
         self._save_grid(sampler, path.with_suffix(".png"))
-        classes = torch.multinomial(
-            self.prior,
-            self.alarm.images,
-            replacement=True,
-            generator=seeded_generator(self.seed, "alarm classes"),
-        )
-        images = sampler.images(classes, seeded_generator(self.seed, "alarm images"))
-        found = measure_collapse(self.teacher, images, classes.to(self.device), self.real_spread, self.alarm)
+        if self.watch is None:
+            return CollapsePoint(epoch=checkpoint.epoch, agreement=None, diversity=None, alarm=False)
+        found = self.watch.judge(sampler)
         return CollapsePoint(epoch=checkpoint.epoch, **vars(found))
+
+    def _equal_prior(self) -> Tensor:
+        """Where nobody watches, nothing is asked of the real labels."""
+        return torch.full((self.splits.num_classes,), 1 / self.splits.num_classes, dtype=torch.float64)
 
     def has_collapsed(self) -> bool:
         """Whether the last `patience` checkpoints all raised the alarm and that is to end the training."""
@@ -168,9 +208,9 @@ def train_generator(
     """
     splits = load_stored_splits(run / SPLITS_FILE)
     keeper = CheckpointKeeper(run, folder, splits, generator, derive_seed(seed, "checkpoint"))
-    training = generator.training(
-        splits.train, splits.num_classes, derive_seed(seed, "generator"), keeper.device
-    )
+    what = (splits.train, splits.num_classes, derive_seed(seed, "generator"), keeper.device)
+    private = generator if isinstance(generator, PrivateGenerator) else None
+    training = private.private_training(folder, *what) if private else generator.training(*what)
     checkpointed = CheckpointedTraining(training, generator.section, keeper, state)
     checkpointed.finish(save)
     if worker_rank() != 0:
@@ -178,8 +218,11 @@ def train_generator(
     return GeneratorResult(
         checkpoints=[int(row.epoch) for row in keeper.collapse],
         curve=[GeneratorPoint.model_validate(row) for row in checkpointed.curve],
-        collapse=keeper.collapse,
-        parameters=generator.parameters(splits.num_classes, splits.channels),
+        collapse=keeper.collapse if keeper.watch else [],
+        parameters=training.parameters()
+        if isinstance(training, CountsItself)
+        else generator.parameters(splits.num_classes, splits.channels),
+        privacy=private.privacy(len(splits.train)) if private else None,
     )
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from kr_ray.config import GeneratorSection, SamplingSection
+from kr_ray.config import ConfigError, GeneratorSection, SamplingSection
 from kr_ray.data.images import LabelledImages
-from kr_ray.runs.artifacts import save_tensors
+from kr_ray.runs.artifacts import load_tensors, save_tensors
+from kr_ray.runs.figures import PrivacyRecord
 from kr_ray.runs.stages import State
+
+PRIOR = "prior"
+"""Among a checkpoint's weights: noisy class frequencies that its training released, float64 [K]."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class GeneratorTraining(Protocol):
         ...
 
     def load_state(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class CountsItself(Protocol):
+    """A training whose number of weights depends on the images' side."""
+
+    def parameters(self) -> dict[str, int]:
+        """As `Generator.parameters`."""
+        ...
 
 
 class Sampler(Protocol):
@@ -121,6 +134,46 @@ class Generator(Protocol):
             ValueError: `prior` does not have one entry per class.
         """
         ...
+
+
+@runtime_checkable
+class PrivateGenerator(Protocol):
+    """A kind whose training has a guarantee: what it tells of the real images is noisy, and has an event."""
+
+    def private_training(
+        self, folder: Path, images: LabelledImages, num_classes: int, seed: int, device: torch.device
+    ) -> GeneratorTraining:
+        """As `Generator.training`, with a secret noise key, and what was released, kept in `folder`: called
+        again there, it releases nothing anew.
+
+        Raises:
+            kr_ray.runs.artifacts.ArtifactError: what was released is damaged.
+        """
+        ...
+
+    def with_section(self, section: GeneratorSection) -> Generator:
+        """The same with other keys of its kind, such as a noise that was left open."""
+        ...
+
+    def privacy(self, records: int) -> PrivacyRecord:
+        """What the whole training releases of so many images, and the guarantee of that alone."""
+        ...
+
+
+def released_prior(checkpoint: Path) -> Tensor:
+    """The noisy class frequencies in a checkpoint, float64 [K].
+
+    Raises:
+        ConfigError: its kind of generator releases none.
+        kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
+    """
+    tensors, _ = load_tensors(checkpoint)
+    if PRIOR not in tensors:
+        raise ConfigError(
+            f"`synthesis.class_prior: released` needs class frequencies in {checkpoint}, but there are none; "
+            "use uniform"
+        )
+    return tensors[PRIOR]
 
 
 def checkpoint_file(epoch: int) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Protocol, assert_never, cast, runtime_checkable
 
-from kr_ray.config import BigGanConfig, EdmConfig, GeneratorSection
+from kr_ray.config import BigGanConfig, DpMerfConfig, EdmConfig, GeneratorSection
 from kr_ray.generators.biggan.member import BigGan
+from kr_ray.generators.dp_merf.member import DpMerf
 from kr_ray.generators.edm.member import Edm
 from kr_ray.generators.interface import Generator
 
-BuiltIn = BigGanConfig | EdmConfig
+BuiltIn = BigGanConfig | EdmConfig | DpMerfConfig
 """The union of the project's own sections: one that has no line in `generator_of` is a type error."""
 
 
@@ -31,5 +32,7 @@ def generator_of(section: GeneratorSection) -> Generator:
             return BigGan(built_in)
         case EdmConfig():
             return Edm(built_in)
+        case DpMerfConfig():
+            return DpMerf(built_in)
         case _:
             assert_never(built_in)

@@ -56,12 +56,17 @@ class DpSgd:
     takes_over: tuple[str, ...] = ()
 
     def parts(self, site: Site, name: str = "dp_sgd") -> Sequence[ClassifierPart]:
-        recipe, section = site.config.classifier.model_copy(update={"norm": self.section.norm}), self.section
+        recipe, section = dp_sgd_recipe(self.section, site.config.classifier), self.section
 
         def work(folder: Path, state: State | None, save: Save) -> ClassifierResult:
             return train_dp_sgd(site.path, folder, section, recipe, site.seed, state, save).result
 
         return [Part(name=name, inputs=[recipe, section], result=ClassifierResult, work=work)]
+
+
+def dp_sgd_recipe(section: DpSgdSection, recipe: ClassifierConfig) -> ClassifierConfig:
+    """The run's recipe with a norm that looks at one image alone."""
+    return recipe.model_copy(update={"norm": section.norm})
 
 
 @dataclass(frozen=True)

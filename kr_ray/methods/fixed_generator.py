@@ -15,8 +15,8 @@ from typing import Any
 from kr_ray.generators.interface import checkpoint_file
 from kr_ray.generators.registry import generator_of
 from kr_ray.methods.interface import Part, Site
-from kr_ray.methods.knowledge_recycling import generator_part, student_part
-from kr_ray.methods.teacher import teacher_part
+from kr_ray.methods.knowledge_recycling import sources, student_part
+from kr_ray.methods.run_generator import generator_after, generator_part
 from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.results import Result
 from kr_ray.runs.stages import Save, State
@@ -36,7 +36,7 @@ class FixedGenerator:
             if site.audited is None
             else copied_generator_part(site, site.audited / checkpoint_file(site.student.checkpoint_epoch))
         )
-        return [teacher_part(site), generator, student_part(site, name, site.student)]
+        return [*sources(site, generator), student_part(site, name, site.student)]
 
 
 def copied_generator_part(site: Site, checkpoint: Path) -> Part[Result]:
@@ -52,7 +52,7 @@ def copied_generator_part(site: Site, checkpoint: Path) -> Part[Result]:
     return Part(
         name="generator",
         inputs=[digest],
-        after=("data", "teacher"),
+        after=generator_after(site.config),
         result=Result,
         work=work,
         costs=("generator", 0.0),

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.classifiers.networks import new_classifier, save_classifier
-from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining, Ticks
+from kr_ray.classifiers.ticks import WHOLE_TRAINING, Score, TickedTraining, Ticks, told_as_it_is
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import ClassifierConfig
+from kr_ray.config import ClassifierConfig, Config
+from kr_ray.config.privacy import asks_the_generator
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
-from kr_ray.generators.checkpoints import train_generator
-from kr_ray.generators.interface import Generator
 from kr_ray.generators.registry import generator_of
 from kr_ray.methods.interface import Part, Site
-from kr_ray.methods.teacher import teacher_part
-from kr_ray.runs.results import GeneratorResult, StudentResult
+from kr_ray.methods.run_generator import generator_part
+from kr_ray.methods.run_teacher import run_teacher_part
+from kr_ray.runs.results import StudentResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_labeller, student_schedule
 
@@ -53,27 +53,26 @@ class KnowledgeRecycling:
                 generator.up_to(spec.checkpoint_epoch),
                 spec.checkpoint_epoch / generator.section.epochs,
             )
-        return [teacher_part(site), generator_part(site, generator, share), student_part(site, name, spec)]
+        return [*sources(site, generator_part(site, generator, share)), student_part(site, name, spec)]
 
     def spec(self, site: Site) -> StudentSpec:
         return replace(site.student, synthesis=site.student.synthesis.with_values(self.synthesis))
 
 
-def generator_part(site: Site, generator: Generator, share: float = 1.0) -> Part[GeneratorResult]:
-    """Section 3.2. The teacher only watches for collapse. `share` of
-    the run's generator stage is what it costs."""
+def sources(site: Site, generator: Part[Any]) -> list[Part[Any]]:
+    """Teacher and generator, in the order in which they are trained; no teacher where a private run's
+    student never asks one."""
+    config = site.config
+    if config.privacy and not config.synthesis.asks_the_teacher:
+        return [generator]
+    teacher = run_teacher_part(site)
+    return [generator, teacher] if asks_the_generator(config) else [teacher, generator]
 
-    def work(folder: Path, state: State | None, save: Save) -> GeneratorResult | None:
-        return train_generator(site.path, folder, generator, seed=site.seed, state=state, save=save)
 
-    return Part(
-        name="generator",
-        inputs=[generator.section],
-        after=("data", "teacher"),
-        result=GeneratorResult,
-        work=work,
-        costs=("generator", share),
-    )
+def student_after(config: Config) -> tuple[str, ...]:
+    """The parts that a student stands on: in a private run without a teacher that it never asks."""
+    teacher = ("teacher",) if config.synthesis.asks_the_teacher or not config.privacy else ()
+    return ("data", *teacher, "generator")
 
 
 def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult]:
@@ -87,7 +86,7 @@ def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult
     return Part(
         name=name,
         inputs=[spec.checkpoint_epoch, spec.synthesis, spec.epochs],
-        after=("data", "teacher", "generator"),
+        after=student_after(site.config),
         result=StudentResult,
         work=work,
         costs=("student", 1.0),
@@ -119,11 +118,12 @@ def start_student(
     ticks: Ticks,
     state: State | None,
     open_set: OpenSet = on_device,
+    score: Score = told_as_it_is,
 ) -> TickedTraining:
     """A student of the sweep, the tuning or a comparison, from `state` if
     there is one; it is judged on validation images."""
     training, splits = student_training(run, spec, recipe, open_set)
-    return TickedTraining(training, splits.validation, ticks, state)
+    return TickedTraining(training, splits.validation, ticks, state, score)
 
 
 def train_student(

@@ -25,6 +25,7 @@ from kr_ray.methods.fixed_generator import FixedGenerator
 from kr_ray.methods.interface import Method
 from kr_ray.methods.knowledge_recycling import KnowledgeRecycling
 from kr_ray.methods.parquet import ParquetStudent
+from kr_ray.methods.run_teacher import run_teacher
 from kr_ray.methods.teacher import Teacher
 
 BuiltIn = (
@@ -53,7 +54,7 @@ def method_of(name: str, config: Config) -> Method:
     student), `fixed_generator`, or one of `students`."""
     match name:
         case "teacher":
-            return Teacher()
+            return run_teacher(config)
         case "kr":
             return KnowledgeRecycling()
         case "fixed_generator":

@@ -14,7 +14,7 @@ from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import ClassifierConfig
+from kr_ray.config import ClassifierConfig, TeacherConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.methods.interface import ClassifierPart, Part, Site
@@ -42,9 +42,10 @@ class Teacher:
 
 
 def teacher_part(site: Site, name: str = "teacher", epochs: int | None = None) -> ClassifierPart:
-    """`epochs` passes over the real training split."""
+    """`epochs` passes over the real training split (None: as many as the run's own teacher), without any
+    defence."""
     config = site.config
-    length = config.teacher if epochs is None else config.teacher.model_copy(update={"epochs": epochs})
+    length = TeacherConfig(epochs=config.teacher.passes if epochs is None else epochs)
 
     def work(folder: Path, state: State | None, save: Save) -> ClassifierResult | None:
         images = len(load_stored_splits(site.path / SPLITS_FILE).train)

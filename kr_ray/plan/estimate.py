@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from kr_ray.config import Config, ConfigError, Resources
+from kr_ray.config.privacy import selects
 from kr_ray.plan.speeds import Costs, Rates
 from kr_ray.plan.work import DataSize, StageWork
 
@@ -137,6 +138,8 @@ def total_s(stages: list[StageEstimate]) -> float:
 def what_if(config: Config) -> dict[str, Config]:
     """The same run in other ways; what is not among the config's keys now."""
     c = config
+    if not selects(c):
+        return {}
     other = {
         "halving over checkpoints": _with(c, "checkpoints", search="halving"),
         "exhaustive over checkpoints": _with(c, "checkpoints", search="exhaustive"),

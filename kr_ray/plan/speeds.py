@@ -27,7 +27,7 @@ from kr_ray.compute.graphs import plain_calls
 from kr_ray.compute.seeding import seeded_generator
 from kr_ray.config import Config
 from kr_ray.data.images import LabelledImages
-from kr_ray.generators.interface import Generator, GeneratorTraining, Sampler, save_checkpoint
+from kr_ray.generators.interface import CountsItself, Generator, GeneratorTraining, Sampler, save_checkpoint
 from kr_ray.generators.registry import generator_of
 from kr_ray.plan.work import DataSize
 from kr_ray.privacy.shadow import ShadowScores
@@ -78,14 +78,19 @@ def count_costs(config: Config, size: DataSize) -> Costs:
     """By running each network once on a few images of the config's size."""
     with plain_calls():
         few = _Networks(config, size, torch.device("cpu"), batch=4)
+        weights = (
+            few.gan.parameters()
+            if isinstance(few.gan, CountsItself)
+            else few.generator.parameters(size.classes, size.channels)
+        )
         return Costs(
             training=_count(few.train) / len(few.images),
             prediction=_count(few.predict) / len(few.images),
             generation=_count(few.generate) / few.batch,
             gan=_count(few.gan.train_epoch) / few.generator.round_images(),
             classifier=_size(few.teacher),
-            generator_trained=sum(few.generator.parameters(size.classes, size.channels).values()),
-            generator_sampled=next(iter(few.generator.parameters(size.classes, size.channels).values())),
+            generator_trained=sum(weights.values()),
+            generator_sampled=next(iter(weights.values())),
         )
 
 
@@ -123,8 +128,7 @@ class _Networks:
 
     @cached_property
     def generator(self) -> Generator:
-        keys = {"batch_size": self.batch, "epochs": 10**6}
-        return generator_of(self.config.generator.model_copy(update=keys))
+        return generator_of(self.config.generator.measured(self.batch))
 
     @cached_property
     def gan(self) -> GeneratorTraining:

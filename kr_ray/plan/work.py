@@ -14,6 +14,7 @@ from kr_ray.classifiers.training import Schedule
 from kr_ray.cluster.hyperband import hyperband_brackets
 from kr_ray.cluster.sweep import sweep_rounds
 from kr_ray.config import Config, DataConfig, SynthesisConfig
+from kr_ray.config.privacy import selects
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, medmnist_names
 from kr_ray.privacy.shadow import TRAIN_SHARE
@@ -92,13 +93,12 @@ def data_size(data: DataConfig) -> DataSize:
 def run_work(config: Config, size: DataSize) -> list[StageWork]:
     """Every stage of `kr run` that takes time."""
     c, recipe = config, config.classifier
-    teacher = Schedule.fit(recipe, size.train, c.teacher.epochs)
+    teacher = _training("teacher", Schedule.fit(recipe, size.train, c.teacher.passes), size)
     checkpoints = c.generator.epochs // c.generator.checkpoint_every
     stages = [
-        _training("teacher", teacher, size),
+        replace(teacher, trained=c.teacher.step_cost * teacher.trained),
         _generator(config, size, checkpoints),
-        _sweep(config, size, checkpoints),
-        _tuning(config, size),
+        *([_sweep(config, size, checkpoints), _tuning(config, size)] if selects(c) else []),
         student := _student(config, size),
     ]
     if c.student.equal_compute_teacher:
@@ -126,12 +126,14 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
 def _generator(config: Config, size: DataSize, checkpoints: int) -> StageWork:
     """The collapse alarm looks at a generated set of every checkpoint."""
     c = config
-    watched = checkpoints * (
-        c.generator.collapse.images + c.synthesis.sampling.calibration_batches() * c.synthesis.batch_size
+    watched = (
+        0
+        if c.generator.collapse.action == "off"
+        else checkpoints
+        * (c.generator.collapse.images + c.synthesis.sampling.calibration_batches() * c.synthesis.batch_size)
     )
-    return StageWork(
-        "generator", "train", gan_images=float(c.generator.epochs * size.train), generated=float(watched)
-    )
+    trained = float(c.generator.images_trained(size.train))
+    return StageWork("generator", "train", gan_images=trained, generated=float(watched))
 
 
 def _training(stage: str, schedule: Schedule, size: DataSize) -> StageWork:

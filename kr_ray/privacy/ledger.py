@@ -181,7 +181,11 @@ def guarantee(
 
 
 def calibrate_noise(
-    event_of: Callable[[float], DpEvent], epsilon: float, delta: float, spent: Sequence[DpEvent] = ()
+    event_of: Callable[[float], DpEvent],
+    epsilon: float,
+    delta: float,
+    spent: Sequence[DpEvent] = (),
+    group_size: int = 1,
 ) -> float:
     """The least noise multiplier with which `event_of(noise_multiplier)` and `spent` together keep (epsilon,
     delta).
@@ -190,6 +194,7 @@ def calibrate_noise(
         event_of: what will be released at a noise multiplier; more noise must mean less epsilon.
         epsilon, delta: of the whole.
         spent: what other parts release about the same images.
+        group_size: records whose joint presence is hidden.
 
     Returns:
         A noise multiplier in [0.01, 1000], at most 0.1 % above the least one.
@@ -200,11 +205,11 @@ def calibrate_noise(
     check_target(epsilon, delta)
 
     def total(noise_multiplier: float) -> float:
-        return accountants.epsilon_of([*spent, event_of(noise_multiplier)], delta)[0]
+        return accountants.epsilon_of([*spent, event_of(noise_multiplier)], delta, group_size)[0]
 
     if (least := total(MAX_NOISE_MULTIPLIER)) > epsilon:
         already = (
-            f", of which {accountants.epsilon_of(spent, delta)[0]:.3g} is spent by other parts"
+            f", of which {accountants.epsilon_of(spent, delta, group_size)[0]:.3g} is spent by other parts"
             if spent
             else ""
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kr_ray.config.run import OWN_ARMS
-from kr_ray.report.guarantees import bound_words, contradiction, student_title
+from kr_ray.report.guarantees import bound_words, contradiction, student_title, whole_run
 from kr_ray.report.repetition import repetition
 from kr_ray.report.schema import FurtherStudent, Report
 from kr_ray.report.verdict import STAYS_HERE, found_in, handed_on
@@ -74,7 +74,7 @@ def artefacts(report: Report) -> list[Artefact]:
     return [
         Artefact(
             "Student",
-            "its answers to images",
+            f"its answers to images{_promised(report)}",
             tuple([_worst_case(name, arm) for name, arm in own.items()] + _average(report)),
             f"{unworst}{UNTRIED}",
             "none on average; worst case not tried",
@@ -82,7 +82,7 @@ def artefacts(report: Report) -> list[Artefact]:
         *_further_students(report),
         Artefact(
             "Synthetic set",
-            "the generated images and their labels",
+            f"the generated images and their labels{_promised(report)}",
             looked_at,
             "Attacks that infer membership from the set; linking its images to persons by other data; "
             "the teacher's soft labels beside the images.",
@@ -90,13 +90,19 @@ def artefacts(report: Report) -> list[Artefact]:
         ),
         Artefact(
             "Generator",
-            "its weights, or free sampling from it",
+            f"its weights, or free sampling from it{_promised(report)}",
             looked_at,
             "Attacks that infer membership from its weights or many samples; reconstruction from its "
             "weights. Only images drawn from it were looked at.",
             "no copies found; not attacked",
         ),
     ]
+
+
+def _promised(report: Report) -> str:
+    """The bound of all that leaves a private run together."""
+    bound = whole_run(report)
+    return f"; {bound_words(bound)}, together with all that leaves" if bound and bound.guarantee else ""
 
 
 def _further_students(report: Report) -> list[Artefact]:

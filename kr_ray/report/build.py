@@ -23,6 +23,7 @@ from kr_ray.runs.figures import Bound, KrAudit, Work
 
 Context = dict[str, Any]
 """Variables of a template, by name."""
+STUDENT_NOTE = "trained on synthetic images alone"
 VISIBLE_CLASSES = 12
 """More classes than this go into a part of the page that opens on demand."""
 
@@ -108,6 +109,12 @@ def _verdict_context(report: Report) -> Context:
         "risk_tests": assessment.tests(report),
         "no_guarantee": guarantees.caveat(report),
         "guaranteed": list(guarantees.guaranteed(report)),
+        "promise": guarantees.whole_run(report),
+        "promise_means": words.bind(guarantees.meaning(promise))
+        if (promise := guarantees.whole_run(report))
+        else "",
+        "promise_scope": guarantees.scope(report),
+        "promise_broken": guarantees.broken(report),
     }
 
 
@@ -172,8 +179,9 @@ def result_rows(report: Report) -> dict[str, ResultRow]:
                 work=equal.work,
             )
     if report.student:
-        rows["student"] = _row(
-            report, "student", "Student", "trained on synthetic images alone", report.student.test_cas, audit
+        rows["student"] = replace(
+            _row(report, "student", "Student", STUDENT_NOTE, report.student.test_cas, audit),
+            bound=guarantees.whole_run(report),
         )
     if "teacher" in rows and "student" in rows:
         teacher, student = rows["teacher"], rows["student"]

@@ -24,6 +24,7 @@ from kr_ray.report.schema import (
     EqualCompute,
     FurtherStudent,
     Generator,
+    Released,
     Report,
     Stage,
     Student,
@@ -39,6 +40,7 @@ from kr_ray.runs.results import (
     DATA,
     EQUAL_COMPUTE_TEACHER,
     GENERATOR,
+    GUARANTEE,
     STUDENT,
     TEACHER,
     TUNING,
@@ -61,6 +63,11 @@ PACKAGES = (
     "numpy",
 )
 
+ARTEFACTS = ["student.onnx", "synthetic"]
+"""What `kr export` writes beside the released part of the report."""
+INTERNAL = [name for name in Report.model_fields if name not in ("schema_version", "released", "internal")]
+"""All else of a private run's report: it holds figures of real images that no guarantee covers."""
+
 
 def write_run_report(
     run: Path, folder: Path, config: Config, results: Results, skipped: Mapping[str, bool]
@@ -73,7 +80,7 @@ def write_run_report(
 def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]) -> Report:
     """What has been found; sections of stages without a result are left out."""
     data = results[DATA].model_dump(exclude={"wall_s"})
-    sweep = results.get(CHECKPOINTS)
+    sweep, released = results.get(CHECKPOINTS), _released(config, results)
     return Report(
         run=config.name,
         seed=config.seed,
@@ -88,6 +95,8 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         tuning=_tuning(results),
         student=_student(results),
         students=_further_students(config, results),
+        released=released,
+        internal=INTERNAL if released else [],
         audit=_audit(results),
         stages={
             name: Stage(
@@ -140,7 +149,9 @@ def _tuning(results: Results) -> Tuning | None:
     if tuning is None:
         return None
     importance = parameter_importance(tuning.history, list(tuning.chosen), results[DATA].validation)
-    return Tuning.model_validate(tuning.model_dump(exclude={"wall_s"}) | {"importance": importance})
+    return Tuning.model_validate(
+        tuning.model_dump(exclude={"wall_s", "privacy"}) | {"importance": importance}
+    )
 
 
 def _student(results: Results) -> Student | None:
@@ -180,6 +191,32 @@ def _further_students(config: Config, results: Results) -> dict[str, FurtherStud
                 work=result.work,
             )
     return found
+
+
+def _released(config: Config, results: Results) -> Released | None:
+    """What may leave a private run; None for any other, and before it is known what was promised."""
+    return released_of(config, results) if results.get(GUARANTEE) else None
+
+
+def released_of(config: Config, results: Results) -> Released:
+    """All that the report of a private run may tell outside."""
+    promised, student, data = results[GUARANTEE], results[STUDENT], results[DATA]
+    sweep, generator = results.get(CHECKPOINTS), results[GENERATOR]
+    return Released(
+        run=config.name,
+        guarantee=promised.bounds,
+        words=promised.words,
+        artefacts=ARTEFACTS,
+        class_names=data.class_names,
+        channels=1 if data.channels == 1 else 3,
+        image_size=data.image_size,
+        training_images=data.train,
+        generator=config.generator.kind,
+        checkpoint_epoch=sweep.best_epoch if sweep else generator.checkpoints[-1],
+        synthesis=student.synthesis,
+        student_parameters=student.parameters,
+        versions=_versions(),
+    )
 
 
 def _audit(results: Results) -> Audit | None:

@@ -12,6 +12,7 @@ from kr_ray.report.verdict import headline
 from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.results import (
     AUDIT,
+    GUARANTEE,
     STUDENT,
     TEACHER,
     WORST_CASE,
@@ -38,6 +39,10 @@ def print_summary(config: Config, stage: str, results: Results, result: Result) 
         return
     page = storage_path(result.page)
     console.print(_first_sentences(result))
+    if promised := results.get(GUARANTEE):
+        for split, said in promised.words.items():
+            console.print(f"guarantee, {split} images: {said}", soft_wrap=True)
+        console.print("the report stays inside; `kr export` writes what may leave", soft_wrap=True)
     console.print(Text.assemble("report: ", (str(page.resolve()), "bold")), soft_wrap=True)
     console.print("one sheet for the data-protection officer: report_summary.html, beside it")
 

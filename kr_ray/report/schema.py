@@ -27,6 +27,7 @@ from kr_ray.runs.figures import (
     Count,
     Figures,
     Fraction,
+    Generation,
     GeneratorPoint,
     KrAudit,
     LiraArm,
@@ -175,6 +176,32 @@ class Audit(Figures):
     """By arm (`audit.worst_case.arms`)."""
 
 
+class Released(Figures):
+    """All of a private run's report that may leave it: what the guarantee covers, and what was public before.
+    No score is among it, for validation and test images decide scores and the guarantee covers neither."""
+
+    run: str
+    guarantee: dict[str, Bound]
+    """By split: to the people of the training images, and to those of the validation images where these
+    decided anything."""
+    words: dict[str, str]
+    """The same in a line each."""
+    artefacts: list[str]
+    """What it covers, as `kr export` writes it."""
+    class_names: list[str]
+    channels: Literal[1, 3]
+    image_size: Count
+    training_images: Count
+    """Public under the guarantee's adjacency."""
+    generator: str
+    """Its kind."""
+    checkpoint_epoch: Count
+    synthesis: Generation | None
+    """The generation parameters of the student."""
+    student_parameters: Count
+    versions: dict[str, str]
+
+
 class Stage(OpenFigures):
     wall_s: Annotated[float, Field(ge=0)]
     skipped: bool = False
@@ -199,6 +226,10 @@ class Report(Figures):
     student: Student | None = None
     students: dict[str, FurtherStudent] = {}
     """By name (`students` in the configuration)."""
+    released: Released | None = None
+    """Of a private run: what may leave it."""
+    internal: list[str] = []
+    """Of a private run: the other sections, which must not."""
     audit: Audit | None = None
     stages: dict[str, Stage] = {}
 

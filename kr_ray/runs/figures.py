@@ -66,6 +66,12 @@ class Bound(OpenFigures):
     """Images of one unit, at most."""
     guarantee: bool
     """Whether it may be called one: epsilon is not absurdly large, and nobody knows the noise."""
+    insecure_noise: bool = False
+    """Somebody knows the noise."""
+    covers: list[str] = []
+    """The parts whose releases are composed."""
+    uncovered: list[str] = []
+    """The parts that said nothing of what they released: each makes epsilon infinite."""
 
 
 class PrivacyRecord(OpenFigures):

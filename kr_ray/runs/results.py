@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from kr_ray.runs.figures import (
     AuditedKeys,
     Best,
+    Bound,
     ClassifierPoint,
     CollapsePoint,
     Confirmed,
@@ -50,6 +51,13 @@ class Result(BaseModel):
     def throughput(self) -> float | None:
         """Images per second of its training, where it is one."""
         return None
+
+
+class PrivateResult(Result):
+    """Of work that reads private images."""
+
+    privacy: PrivacyRecord | None = None
+    """What it released of them, by a mechanism with an event; None: it may have told anything."""
 
 
 R = TypeVar("R", bound=Result)
@@ -125,7 +133,7 @@ class DataResult(Result):
         return f"{self.name}: {self.train} / {self.validation} / {self.test} images"
 
 
-class ClassifierResult(Result):
+class ClassifierResult(PrivateResult):
     """Of a trained classifier: teacher, student, shadow or any other."""
 
     test_accuracy: Fraction
@@ -149,8 +157,6 @@ class ClassifierResult(Result):
     """Of the method that made it, in tables; empty where its stage says what it is."""
     note: str = ""
     """What the method is, in a few words."""
-    privacy: PrivacyRecord | None = None
-    """Of a private method."""
 
     def headline(self) -> str:
         return f"test accuracy {self.test_accuracy:.4f}"
@@ -238,7 +244,7 @@ class DistillationResult(Result):
         return said
 
 
-class GeneratorResult(Result):
+class GeneratorResult(PrivateResult):
     checkpoints: list[int]
     """Epochs."""
     curve: list[GeneratorPoint]
@@ -252,11 +258,13 @@ class GeneratorResult(Result):
         return by_network(value)
 
     def headline(self) -> str:
-        alarms = sum(row.alarm for row in self.collapse)
-        return f"{len(self.checkpoints)} checkpoints, {alarms} collapse alarms"
+        checkpoints = f"{len(self.checkpoints)} checkpoints"
+        if not self.collapse:
+            return checkpoints
+        return f"{checkpoints}, {sum(row.alarm for row in self.collapse)} collapse alarms"
 
 
-class SweepResult(Result):
+class SweepResult(PrivateResult):
     checkpoints: list[SweptCheckpoint]
     best_epoch: int
     best_cas: Fraction
@@ -269,7 +277,7 @@ class SweepResult(Result):
         )
 
 
-class TuningResult(Result):
+class TuningResult(PrivateResult):
     searcher: str
     trials: Count
     best: Best
@@ -338,6 +346,23 @@ class WorstCaseResult(Result):
         )
 
 
+class GuaranteeResult(Result):
+    """What a private run promises to the people of its images (see kr_ray.privacy.whole_run)."""
+
+    bounds: dict[str, Bound]
+    """By split: training, and validation where its images decided anything."""
+    words: dict[str, str]
+    """The same in a line each."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether all of it may be called a guarantee."""
+        return all(bound.guarantee for bound in self.bounds.values())
+
+    def headline(self) -> str:
+        return "; ".join(f"{split} images: {said}" for split, said in self.words.items())
+
+
 class ReportResult(Result):
     page: str
     mlflow_run: str | None = None
@@ -353,5 +378,6 @@ COPIES = Key("copies", CopiesResult)
 EQUAL_COMPUTE_TEACHER = Key("equal_compute_teacher", ClassifierResult)
 SHADOWS = Key("shadows", ShadowsResult)
 AUDIT = Key("audit", AuditResult)
+GUARANTEE = Key("guarantee", GuaranteeResult)
 WORST_CASE = Key("worst_case", WorstCaseResult)
 REPORT = Key("report", ReportResult)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kr_ray.classifiers.networks import load_classifier
 from kr_ray.classifiers.training import Labeller, Schedule
@@ -15,7 +15,7 @@ from kr_ray.compute.graphs import compiled
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig, GeneratorSection, SynthesisConfig
 from kr_ray.data.images import Splits, class_prior
-from kr_ray.generators.interface import checkpoint_file
+from kr_ray.generators.interface import checkpoint_file, released_prior
 from kr_ray.generators.registry import generator_of
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.synthesis.labelling import seen_labeller
@@ -82,10 +82,7 @@ def synthetic_set(
     `images` other than 0 asks for a set of that size from the same seeds.
     """
     size, seed = images or set_size(spec, splits), derive_seed(spec.seed, "synthetic set")
-    prior = class_prior(splits.train.labels, splits.num_classes)
-    if spec.synthesis.class_prior == "uniform":
-        prior = torch.full_like(prior, 1 / len(prior))
-    synthesis = spec.synthesis
+    prior, synthesis = _prior(run, spec, splits), spec.synthesis
     sampler = generator_of(spec.generator).open(
         run / checkpoint_file(spec.checkpoint_epoch),
         synthesis.sampling,
@@ -97,13 +94,27 @@ def synthetic_set(
     )
     return SyntheticSet(
         sampler=sampler,
-        teacher=compiled_teacher(run, device, size * regenerations) if synthesis.view == "clean" else None,
+        teacher=compiled_teacher(run, device, size * regenerations)
+        if synthesis.asks_the_teacher and synthesis.view == "clean"
+        else None,
         prior=prior,
         images=size,
         config=synthesis,
         label_smoothing=recipe.label_smoothing,
         seed=seed,
     )
+
+
+def _prior(run: Path, spec: StudentSpec, splits: Splits) -> Tensor:
+    """Class frequencies of the labels that are asked for, float64 [K]. Only `real` looks at the real
+    labels."""
+    match spec.synthesis.class_prior:
+        case "real":
+            return class_prior(splits.train.labels, splits.num_classes)
+        case "uniform":
+            return torch.full((splits.num_classes,), 1 / splits.num_classes, dtype=torch.float64)
+        case "released":
+            return released_prior(run / checkpoint_file(spec.checkpoint_epoch))
 
 
 def set_size(spec: StudentSpec, splits: Splits) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kr_ray.compute.seeding import seeded_generator
-from kr_ray.config.dp import DpMerfSection
+from kr_ray.config import DpMerfConfig
 from kr_ray.data.images import LabelledImages
 from kr_ray.dp.noise import NoiseKey
 from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
@@ -35,7 +35,7 @@ class RandomFeatures:
     frequencies: Tensor
 
     @classmethod
-    def draw(cls, values: int, section: DpMerfSection, seed: int) -> RandomFeatures:
+    def draw(cls, values: int, section: DpMerfConfig, seed: int) -> RandomFeatures:
         """Features for images of `values` = C * H * W numbers."""
         variance = section.kernel_variance or AUTHORS_VARIANCE * values / AUTHORS_VALUES
         random = seeded_generator(seed, "random features")

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kr_ray.config import ConfigError
-from kr_ray.runs.artifacts import holding, load_tensors, save_tensors
+from kr_ray.config import ConfigError, DpMerfConfig
+from kr_ray.config.dp import SIDE_MULTIPLE
+from kr_ray.generators.interface import PRIOR
+from kr_ray.runs.artifacts import ArtifactError, holding, load_tensors
 
 HIDDEN = 200
-UPSAMPLINGS = 2
+KIND = "dp_merf"
 AT_ONCE = 1000
 
 
@@ -35,7 +37,7 @@ class MerfGenerator(nn.Module):
     ) -> None:
         super().__init__()
         image_channels, height, width = shape
-        step = 2**UPSAMPLINGS
+        step = SIDE_MULTIPLE
         if height % step or width % step:
             raise ConfigError(
                 f"`image_size` must be a multiple of {step} for dp_merf, but got {height} x {width}; "
@@ -62,20 +64,6 @@ class MerfGenerator(nn.Module):
         hidden = F.relu(self.conv1(F.interpolate(hidden, scale_factor=2, mode="bilinear")))
         return torch.sigmoid(self.conv2(F.interpolate(hidden, scale_factor=2, mode="bilinear")))
 
-    def save(self, path: Path, prior: Tensor) -> None:
-        """Write weights, noisy class frequencies and what is needed to build the network again."""
-        metadata = {
-            "num_classes": self.num_classes,
-            "shape": list(self.shape),
-            "latent_dim": self.latent_dim,
-            "channels": list(self.channels),
-        }
-        save_tensors(
-            path,
-            {f"network.{name}": value for name, value in self.state_dict().items()} | {"prior": prior},
-            metadata,
-        )
-
 
 class MerfSampler:
     """A frozen generator, ready to draw.
@@ -91,21 +79,27 @@ class MerfSampler:
         self.num_classes = network.num_classes
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> MerfSampler:
-        """Read what `MerfGenerator.save` wrote.
+    def open(cls, checkpoint: Path, device: torch.device) -> MerfSampler:
+        """Read a checkpoint of the kind `dp_merf`.
 
         Raises:
-            kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
+            kr_ray.runs.artifacts.ArtifactError: the file is missing, broken, or another kind of generator's.
         """
-        tensors, metadata = load_tensors(path)
-        with holding(path, "a DP-MERF generator"):
-            sizes = {"shape": tuple(metadata["shape"]), "channels": tuple(metadata["channels"])}
-            network = MerfGenerator(**metadata | sizes)
-            weights = {
-                name.removeprefix("network."): value for name, value in tensors.items() if name != "prior"
-            }
-            network.load_state_dict(weights)
-            prior = tensors["prior"]
+        tensors, metadata = load_tensors(checkpoint)
+        with holding(checkpoint, "a DP-MERF generator"):
+            kind = metadata.get("config", {}).get("kind", "unknown")
+            if kind != KIND:
+                raise ArtifactError(
+                    f"`kind: {KIND}` must be in the metadata of {checkpoint}, but it says {kind!r}; "
+                    "open it with its own kind of generator, or run the generator stage again"
+                )
+            section = DpMerfConfig.model_validate(metadata["config"], strict=False)
+            side, channels = int(metadata["image_size"]), metadata["channels"]
+            network = MerfGenerator(
+                metadata["num_classes"], (channels, side, side), section.latent_dim, section.channels
+            )
+            prior = tensors.pop(PRIOR)
+            network.load_state_dict(tensors)
         return cls(network, prior, device)
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
-"""DP-MERF as a resumable part: one release, then a generator trained on what was released alone.
+"""DP-MERF: one release, then a generator trained on what was released alone.
 
-The private images are read once. When their noisy embedding stands in the part's folder the key is deleted,
+The private images are read once. When their noisy embedding stands in the stage's folder the key is deleted,
 and everything after is post-processing: longer training, another network, checkpoints and students cost
 nothing more.
 """
@@ -16,34 +16,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kr_ray.compute.devices import pick_device
 from kr_ray.compute.seeding import derive_seed, seeded_generator
-from kr_ray.config import ConfigError
-from kr_ray.config.dp import DpMerfSection
+from kr_ray.config import ConfigError, DpMerfConfig
 from kr_ray.data.images import LabelledImages
-from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.dp.noise import forget_key, noise_key
-from kr_ray.dp.release import Released, own_delta, privacy_record, read_release
+from kr_ray.dp.release import own_delta, read_release
 from kr_ray.generators.dp_merf.features import Embedding, RandomFeatures, release_embedding
 from kr_ray.generators.dp_merf.network import MerfGenerator
+from kr_ray.generators.interface import PRIOR, Checkpoint
 from kr_ray.privacy.accountants import gaussian
 from kr_ray.privacy.ledger import LedgerError, calibrate_noise
-from kr_ray.runs.artifacts import write_json
-from kr_ray.runs.figures import PrivacyRecord
-from kr_ray.runs.results import Result
-from kr_ray.runs.stages import RESULT_FILE, Row, Save, State
+from kr_ray.runs.stages import State
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 RELEASE_FILE = "release.safetensors"
-GENERATOR_FILE = "generator.safetensors"
-TICKS = 20
 RATE_DECAYS, RATE_DECAY = 5, 0.9
 """The rate falls five times in a training, as over the authors' five epochs."""
 
 
-def plan_dp_merf(section: DpMerfSection, records: int) -> tuple[float, DpEvent]:
+def plan_dp_merf(section: DpMerfConfig, records: int) -> tuple[float, DpEvent]:
     """The noise multiplier, and what will be released, for N = `records` images; needs no images.
 
     Raises:
@@ -59,36 +52,22 @@ def plan_dp_merf(section: DpMerfSection, records: int) -> tuple[float, DpEvent]:
     return noise, gaussian(noise)
 
 
-class MerfResult(Result):
-    """What a private generator says of itself."""
-
-    parameters: int
-    """Trained numbers."""
-    steps: int
-    class_prior: list[float]
-    """As released: noisy frequencies of the classes."""
-    curve: list[dict[str, int | float]]
-    """A row per tick."""
-    privacy: PrivacyRecord
-    random_features: int
-    values: int
-    """Of an image."""
-
-
 class MerfTraining:
     """Adam on the squared distance of mean features (maximum mean discrepancy), class by class.
 
     The squared norm of a generated mean is its unbiased estimate over pairs of different images: features
-        have norm 1, so with k
-    images of a class the plain one is too large by (1 - |mean|^2) / (k - 1), which would drive all images of
-    a class together.
+    have norm 1, so with k images of a class the plain one is too large by (1 - |mean|^2) / (k - 1), which
+    would drive all images of a class together.
+
+    Attributes:
+        epoch: of `section.epochs` equal parts of `section.steps`, those done.
     """
 
     def __init__(
         self,
         embedding: Embedding,
         features: RandomFeatures,
-        section: DpMerfSection,
+        section: DpMerfConfig,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -104,15 +83,42 @@ class MerfTraining:
             )
         self.network = network.to(device).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=section.learning_rate)
-        self.step = 0
+        self.epoch = self.step = 0
+        self._loss = math.nan
 
-    def train_until(self, step: int) -> float:
-        """Train up to (excluding) `step`; the last step's loss (nan if nothing was left to do)."""
-        loss = math.nan
-        while self.step < min(step, self.section.steps):
-            loss = float(self._train_step())
+    @property
+    def images_seen(self) -> int:
+        """Generated ones: of the real images it sees the released numbers alone."""
+        return self.step * self._each * len(self._classes)
+
+    def parameters(self) -> dict[str, int]:
+        return {"generator": sum(parameter.numel() for parameter in self.network.parameters())}
+
+    def train_epoch(self) -> dict[str, float]:
+        started, seen = time.perf_counter(), self.images_seen
+        until = round(self.section.steps * (self.epoch + 1) / self.section.epochs)
+        while self.step < until:
+            self._loss = float(self._train_step())
             self.step += 1
-        return loss
+        if not math.isfinite(self._loss) and self.step:
+            raise FloatingPointError(
+                f"the loss is not finite at step {self.step}; lower generator.learning_rate "
+                f"(now {self.section.learning_rate})"
+            )
+        self.epoch += 1
+        seconds = time.perf_counter() - started
+        return {
+            "epoch": self.epoch,
+            "loss": self._loss,
+            "images_seen": self.images_seen,
+            "seconds": seconds,
+            "images_per_second": (self.images_seen - seen) / seconds,
+        }
+
+    def checkpoint(self) -> Checkpoint:
+        weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        figures = {"loss": self._loss, "image_size": self.embedding.shape[1]}
+        return Checkpoint(self.epoch, weights | {PRIOR: self.embedding.prior}, self.images_seen, figures)
 
     def _train_step(self) -> Tensor:
         decays = RATE_DECAYS * self.step // self.section.steps
@@ -135,81 +141,36 @@ class MerfTraining:
         pairs = (k * generated.square().sum(1) - 1) / (k - 1)
         return (released.square().sum(1) - 2 * (released * generated).sum(1) + pairs).mean()
 
-    def state_dict(self) -> State:
+    def state(self) -> State:
         """A copy: further training does not change it."""
         modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {"step": self.step} | copy.deepcopy(modules)
+        return {"epoch": self.epoch, "step": self.step, "loss": self._loss} | copy.deepcopy(modules)
 
-    def load_state_dict(self, state: State) -> None:
-        self.step = state["step"]
+    def load_state(self, state: State) -> None:
+        self.epoch, self.step, self._loss = state["epoch"], state["step"], state["loss"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def train_dp_merf(
-    run: Path, folder: Path, section: DpMerfSection, seed: int, state: State | None, save: Save
-) -> Released[MerfResult]:
-    """Release once, then train; leaves release.safetensors, generator.safetensors and result.json in
-    `folder`.
-
-    Raises:
-        ConfigError: see `plan_dp_merf`, or an image size that is no multiple of 4.
-    """
-    splits = load_stored_splits(run / SPLITS_FILE)
-    noise, event = plan_dp_merf(section, len(splits.train))
-    own_seed = derive_seed(seed, "dp_merf")
-    features = RandomFeatures.draw(splits.train.images[0].numel(), section, own_seed)
-    embedding = _released(folder, splits.train, splits.num_classes, features, noise, section)
-    training = MerfTraining(embedding, features, section, own_seed, pick_device())
-    history: list[Row] = []
-    if state is not None:
-        history = list(state["history"])
-        training.load_state_dict(state["training"])
-    for tick in range(len(history), TICKS):
-        history.append(_tick(training, tick))
-        save({"history": history, "training": training.state_dict()}, history[-1])
-    training.network.save(folder / GENERATOR_FILE, embedding.prior)
-    insecure = bool(section.insecure_noise_key)
-    records = len(splits.train)
-    result = MerfResult(
-        parameters=sum(parameter.numel() for parameter in training.network.parameters()),
-        steps=training.step,
-        class_prior=embedding.prior.tolist(),
-        curve=history,
-        privacy=privacy_record(
-            "dp_merf", event, records, own_delta(section, records), insecure, noise_multiplier=noise
-        ),
-        random_features=2 * features.frequencies.shape[1],
-        values=features.frequencies.shape[0],
-    )
-    write_json(folder / RESULT_FILE, result.model_dump(mode="json", exclude={"wall_s"}))
-    return Released(result, event)
+def draw_features(images: LabelledImages, section: DpMerfConfig, seed: int) -> RandomFeatures:
+    """Those of images of this size: public, from the run's seed."""
+    return RandomFeatures.draw(images.images[0].numel(), section, seed)
 
 
-def _tick(training: MerfTraining, tick: int) -> Row:
-    started, before = time.perf_counter(), training.step
-    loss = training.train_until(round(training.section.steps * (tick + 1) / TICKS))
-    row: Row = {
-        "tick": tick,
-        "share": (tick + 1) / TICKS,
-        "step": training.step,
-        "seconds": time.perf_counter() - started,
-    }
-    return row if training.step == before else row | {"loss": loss}
-
-
-def _released(
+def released_embedding(
     folder: Path,
     images: LabelledImages,
     num_classes: int,
     features: RandomFeatures,
-    noise: float,
-    section: DpMerfSection,
+    noise_multiplier: float,
+    section: DpMerfConfig,
 ) -> Embedding:
     """The embedding in `folder`, released now unless it already stands there: never twice."""
     path = folder / RELEASE_FILE
     if not path.exists():
         key = noise_key(folder, section.insecure_noise_key)
-        release_embedding(images, num_classes, features, noise, section.prior_share, key).save(path)
+        release_embedding(images, num_classes, features, noise_multiplier, section.prior_share, key).save(
+            path
+        )
     forget_key(folder)
     return read_release(path, Embedding.load)

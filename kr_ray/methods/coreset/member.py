@@ -93,5 +93,5 @@ def coreset_part(site: Site, name: str, section: CoresetSection) -> Part[Coreset
         after=("data", *before),
         result=CoresetResult,
         work=work,
-        costs=("teacher", section.fraction * section.epochs / site.config.teacher.epochs),
+        costs=("teacher", section.fraction * section.epochs / site.config.teacher.passes),
     )

@@ -50,7 +50,7 @@ def selection_part(site: Site, epochs: int) -> Part[SelectionResult]:
         inputs=[recipe, epochs],
         result=SelectionResult,
         work=work,
-        costs=("teacher", epochs / site.config.teacher.epochs),
+        costs=("teacher", epochs / site.config.teacher.passes),
     )
 
 
