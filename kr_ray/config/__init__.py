@@ -11,6 +11,7 @@ from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
 from kr_ray.config.edm import EdmConfig, EdmSampling
+from kr_ray.config.frontier import FrontierConfig
 from kr_ray.config.generators import (
     BigGanConfig,
     BigGanSampling,
@@ -22,6 +23,7 @@ from kr_ray.config.methods import (
     CheckpointsConfig,
     FixedGeneratorSection,
     KnowledgeRecyclingSection,
+    MainKey,
     MethodSection,
     ParquetSection,
     StudentConfig,
@@ -47,9 +49,11 @@ __all__ = [
     "EdmConfig",
     "EdmSampling",
     "FixedGeneratorSection",
+    "FrontierConfig",
     "GeneratorSection",
     "KnowledgeRecyclingSection",
     "Location",
+    "MainKey",
     "MethodSection",
     "ParquetSection",
     "Resources",

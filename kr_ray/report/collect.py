@@ -38,6 +38,7 @@ from kr_ray.runs.results import (
     COPIES,
     DATA,
     EQUAL_COMPUTE_TEACHER,
+    FRONTIER,
     GENERATOR,
     STUDENT,
     TEACHER,
@@ -72,7 +73,7 @@ def write_run_report(
 def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]) -> Report:
     """What has been found; sections of stages without a result are left out."""
     data = results[DATA].model_dump(exclude={"wall_s"})
-    sweep = results.get(CHECKPOINTS)
+    sweep, frontier = results.get(CHECKPOINTS), results.get(FRONTIER)
     return Report(
         run=config.name,
         seed=config.seed,
@@ -88,6 +89,7 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         student=_student(results),
         students=_further_students(config, results),
         audit=_audit(results),
+        frontier=frontier.frontier if frontier else None,
         stages={
             name: Stage(
                 wall_s=result.wall_s, skipped=skipped.get(name, False), images_per_s=result.throughput()

@@ -27,6 +27,7 @@ from kr_ray.runs.figures import (
     Count,
     Figures,
     Fraction,
+    Frontier,
     GeneratorPoint,
     KrAudit,
     LiraArm,
@@ -200,6 +201,8 @@ class Report(Figures):
     students: dict[str, FurtherStudent] = {}
     """By name (`students` in the configuration)."""
     audit: Audit | None = None
+    frontier: Frontier | None = None
+    """Accuracy against leak of the methods that `kr frontier` compared."""
     stages: dict[str, Stage] = {}
 
     @model_validator(mode="after")

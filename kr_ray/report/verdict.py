@@ -86,9 +86,14 @@ def worst_found(report: Report) -> Found | None:
     )
 
 
-def found_in(name: str, arm: LiraArm) -> Found:
-    """What the attack chosen beforehand, or one that finds clearly more, found among the arm's canaries."""
-    rate = _comparable_rate(arm.canary)
+def found_in(name: str, arm: LiraArm, coarsest: float = 0.0) -> Found:
+    """What the attack chosen beforehand, or one that finds clearly more, found among the arm's canaries.
+
+    Args:
+        coarsest: a false-positive rate that it is not counted below, so that several arms share one.
+    """
+    rate = finest_rate(arm.canary)
+    rate = None if rate is None else max(rate, coarsest)
     stronger = _stronger_attack(arm, rate)
     attack, figures = stronger or (arm.headline, arm.canary)
     share, low, high, hits = _at(figures, rate)
@@ -153,7 +158,7 @@ def _logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def _comparable_rate(figures: AttackFigures) -> float | None:
+def finest_rate(figures: AttackFigures) -> float | None:
     """The finest false-positive rate that the counts can bear."""
     if figures.tpr_at_01 is not None:
         return 0.001
