@@ -11,6 +11,7 @@ from typing import get_args
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
+from kr_ray.runs.artifacts import atomic_write
 from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary
 from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, Key
 from kr_ray.runs.stages import WEIGHTS_FILE
@@ -118,7 +119,21 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     schema = parquet_schema(shape, data.num_classes, about)
     pipeline.connect()
     export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
+    attacked = folder / "ATTACKED.md"
+    with atomic_write(attacked) as temporary:
+        temporary.write_text(_attacked(pipeline), encoding="utf-8")
     return {
         "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
         "synthetic set": f"{table.resolve()} ({images} images)",
+        "what was attacked, and what not": f"{attacked.resolve()}",
     }
+
+
+def _attacked(pipeline: Pipeline) -> str:
+    """Of all that this run hands on: attacked by, found, not covered."""
+    from kr_ray.report.artefacts import markdown
+    from kr_ray.report.collect import collect_report
+
+    pipeline.run_missing(())
+    report = collect_report(pipeline.config, pipeline.results, pipeline.skipped)
+    return f"# {pipeline.config.name}: what is handed on, and what was attacked\n\n{markdown(report)}"

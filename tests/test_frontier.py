@@ -230,7 +230,7 @@ def test_a_private_method_that_leaks_more_than_it_promises_is_caught_and_never_r
     arms: dict[str, LiraArm],
 ) -> None:
     """As if its noise were off and its ledger untouched."""
-    promise = {"guarantee": bound(0.5)}
+    promise = {"guarantee": bound(0.5), "release": {}, "words": ""}
     rows = [trained("broken", 0.95, privacy=promise), trained("sound", 0.8, privacy=promise)]
     found = together(rows, {"broken": arms["teacher"], "sound": arms["kr"]}, leak_limit=0.999)
     broken, sound = found.rows

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kr_ray.audits.design import check_batches, design_audit
 from kr_ray.audits.exposed import exposed_images, write_exposed
+from kr_ray.audits.handed_on import ARTEFACTS, STATISTICS
 from kr_ray.audits.outliers import held_out_losses
 from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.cluster.tasks import run_tasks
@@ -20,10 +21,10 @@ from kr_ray.config import Config, ConfigError
 from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits
 from kr_ray.methods.registry import method_of
-from kr_ray.privacy.attacks import ByAttack, audit_arm
+from kr_ray.privacy.attacks import ByAttack, audit_arm, statistic_figures
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
-from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm
+from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm, SetAttack
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import ClassifierResult, Result, Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
@@ -200,6 +201,7 @@ def _attack(plan: AuditPlan, arm: str, models: int) -> LiraArm:
         test_accuracy=float(np.mean(accuracies)),
         test_accuracy_sd=float(np.std(accuracies, ddof=1)),
         seconds=float(sum(run.seconds for run in runs)),
+        sets=_attack_sets(plan, arm, models),
         exposed=_list_exposed(plan, arm, {"canary": canary, "population": population}),
     )
 
@@ -211,6 +213,27 @@ def _without_curves(attacks: ByAttack) -> ByAttack:
         name: {group: found.model_copy(update={"roc": None}) for group, found in groups.items()}
         for name, groups in attacks.items()
     }
+
+
+
+def _attack_sets(plan: AuditPlan, arm: str, models: int) -> list[SetAttack]:
+    """The images that the arm hands on, attacked; nothing where not every run has scores of them."""
+    runs = [scores for number in range(models) if (scores := plan.set_scores(number, arm)) is not None]
+    if not runs or len(runs) < models or len({len(run.images) for run in runs}) > 1:
+        return []
+    values, member = np.stack([run.statistics for run in runs]), plan.design.member(models)
+    first, seed = len(plan.design.canaries), derive_seed(plan.config.seed, "set attack") % 2**32
+    return [
+        SetAttack(
+            artefact=ARTEFACTS[index],
+            attack=name,
+            images=int(runs[0].images[index]),
+            canary=statistic_figures(values[:, index, k, :first], member[:, :first], seed),
+            population=statistic_figures(values[:, index, k, first:], member[:, first:], seed),
+        )
+        for index in range(values.shape[1])
+        for k, name in enumerate(STATISTICS)
+    ]
 
 
 def _list_exposed(plan: AuditPlan, arm: str, groups: dict[str, SampleScores]) -> Exposed:

@@ -11,23 +11,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining, Ticks
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
-from kr_ray.compute.seeding import derive_seed
+from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import ClassifierConfig
-from kr_ray.data.images import Splits
+from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.generators.checkpoints import train_generator
-from kr_ray.generators.interface import Generator
+from kr_ray.generators.interface import Generator, checkpoint_file
 from kr_ray.generators.registry import generator_of
-from kr_ray.methods.interface import Part, Site
+from kr_ray.methods.interface import HandedOn, Part, Site
 from kr_ray.methods.teacher import teacher_part
 from kr_ray.runs.results import GeneratorResult, StudentResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
-from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_labeller, student_schedule
+from kr_ray.synthesis.student_set import (
+    OpenSet,
+    StudentSpec,
+    on_device,
+    set_size,
+    student_labeller,
+    student_schedule,
+)
+
+SAMPLES_PER_IMAGE, MOST_SAMPLES = 4, 40_000
+"""Drawn of a generator that is attacked, for every image of its set; and at most."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,27 @@ class KnowledgeRecycling:
 
     def spec(self, site: Site) -> StudentSpec:
         return replace(site.student, synthesis=site.student.synthesis.with_values(self.synthesis))
+
+    def handed_on(self, site: Site, name: str) -> HandedOn:
+        """A set as large as the student's, and further samples of the generator, within MOST_SAMPLES."""
+        spec = self.spec(site)
+        splits, device = load_stored_splits(site.path / SPLITS_FILE), pick_device()
+        size = min(set_size(spec, splits), MOST_SAMPLES // SAMPLES_PER_IMAGE)
+        prior = class_prior(splits.train.labels, splits.num_classes)
+        if spec.synthesis.class_prior == "uniform":
+            prior = torch.full_like(prior, 1 / len(prior))
+        sampler = generator_of(spec.generator).open(
+            site.path / checkpoint_file(spec.checkpoint_epoch),
+            spec.synthesis.sampling,
+            prior=prior,
+            seed=derive_seed(site.seed, "handed on standing"),
+            device=device,
+            batch_size=spec.synthesis.batch_size,
+        )
+        random = seeded_generator(site.seed, "handed on")
+        classes = torch.multinomial(prior, SAMPLES_PER_IMAGE * size, replacement=True, generator=random)
+        images = sampler.images(classes, random).cpu()
+        return HandedOn(images=images, labels=classes, set_size=size)
 
 
 def generator_part(site: Site, generator: Generator, share: float = 1.0) -> Part[GeneratorResult]:

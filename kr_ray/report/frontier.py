@@ -90,7 +90,7 @@ def _row(
     one: Trained, arm: LiraArm | None, missing: list[int], rate: float | None, test_images: int
 ) -> FrontierRow:
     result = one.result
-    bound = Bound.model_validate(result.privacy["guarantee"]) if result and result.privacy else None
+    bound = result.privacy.guarantee if result and result.privacy else None
     interval = wilson_interval(result.test_accuracy, test_images) if result else None
     cpu_s, gpu_s = _seconds(one) if result else (None, None)
     return FrontierRow(

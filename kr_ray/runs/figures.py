@@ -322,6 +322,19 @@ class Exposed(Figures):
     """Those that stand out after correction for all of them (see kr_ray.privacy.exposure)."""
 
 
+class SetAttack(Figures):
+    """Membership inferred from images that are handed on, no model being asked (see
+    kr_ray.audits.handed_on)."""
+
+    artefact: Literal["set", "generator"]
+    """`generator`: attacked by its samples."""
+    attack: Literal["nearest", "density"]
+    images: Count
+    """Of a run, that were looked at."""
+    canary: AttackFigures
+    population: AttackFigures
+
+
 class LiraArm(OpenFigures):
     """The worst-case audit of one arm: `models` runs, each trained on half of
     the canaries and half of the population samples."""
@@ -354,6 +367,8 @@ class LiraArm(OpenFigures):
     test_accuracy_sd: Annotated[float, Field(ge=0)]
     """Mean and standard deviation over the runs."""
     seconds: Annotated[float, Field(ge=0)]
+    sets: list[SetAttack] = []
+    """Attacks on the images that the method hands on; none of methods without any."""
     exposed: Exposed | None = None
     """None of runs audited before there were such lists."""
 

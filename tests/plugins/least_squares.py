@@ -88,5 +88,5 @@ class LeastSquares:
             learning_rate=0.0,
             parameters=weights.numel(),
             seconds=0.1,
-            privacy={"guarantee": claimed.record()},
+            privacy={"release": {}, "guarantee": claimed.record(), "words": claimed.words()},
         )
