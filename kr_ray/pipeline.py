@@ -578,11 +578,8 @@ class Pipeline(StageRunner):
 
     def begin_worst_case(self) -> AuditPlan:
         """The audit with the scores that its runs have left, whatever has become of it since."""
-        stage = self.stages["worst_case"]
-        folder = self.run.begin(stage.name, stage.name)
         self.connect()
-        with self.watched(stage, folder):
-            return self._audit_plan(folder)
+        return self._audit_plan(self.run.begin("worst_case", "worst_case"))
 
     def _frontier_config(self) -> Config | None:
         """With all that the frontier has changed: the one that is being made, or the one that was made last;
@@ -605,12 +602,10 @@ class Pipeline(StageRunner):
         arms = c.audit.worst_case.arms
         rows = self.run.latest("frontier").get("frontier", {}).get("rows", [])
         state = {row["name"]: [row["missing"], row["accuracy"] is not None] for row in rows}
-        if self.making is not None:
-            missing, trained = (
-                self.making.missing,
-                {arm: self.method_stage(arm) in self.results for arm in arms},
-            )
-            state = {arm: [missing.get(arm, []), trained[arm]] for arm in arms}
+        if (making := self.making) is not None:
+            state = {
+                arm: [making.missing.get(arm, []), self.method_stage(arm) in self.results] for arm in arms
+            }
         base = [c.seed, c.classifier, c.teacher, c.generator, c.synthesis, c.checkpoints, c.tuning, c.student]
         students = [c.students[arm] for arm in arms if arm in c.students]
         return [*base, *students, c.audit.worst_case, c.frontier, state, ATTACKS_VERSION]
@@ -625,9 +620,7 @@ class Pipeline(StageRunner):
         return FrontierResult(
             frontier=frontier_of(
                 trained=[self._trained(arm) for arm in keys.arms],
-                lira=self._attacked_so_far(making.missing)
-                if making.missing
-                else self.results[WORST_CASE].lira,
+                lira=self._attacked(making.missing),
                 missing=making.missing,
                 matched=making.matched,
                 unmatched=making.unmatched,
@@ -640,13 +633,14 @@ class Pipeline(StageRunner):
             )
         )
 
-    def _attacked_so_far(self, missing: Mapping[str, Sequence[int]]) -> dict[str, LiraArm]:
+    def _attacked(self, missing: Mapping[str, Sequence[int]]) -> dict[str, LiraArm]:
+        """The whole audit, or what can be attacked of a part of one."""
         from kr_ray.cluster.worst_case import attack_arms, whole_pairs
 
-        plan = self._audit_plan(self.run.begin("worst_case", "worst_case"))
-        models = {
-            arm: whole_pairs(absent, plan.config.audit.worst_case.models) for arm, absent in missing.items()
-        }
+        if not missing and (whole := self.results.get(WORST_CASE)):
+            return whole.lira
+        plan, keys = self.begin_worst_case(), self.config.audit.worst_case
+        models = {arm: whole_pairs(missing.get(arm, []), keys.models) for arm in keys.arms}
         return attack_arms(plan, {arm: count for arm, count in models.items() if count})
 
     def _trained(self, arm: str) -> Trained:

@@ -58,7 +58,22 @@ def of_rows(*rows: FrontierRow, **keys: Any) -> Frontier:
     return found.model_copy(update={"recommended": best.name if best else ""})
 
 
+PRIVATE = Bound.model_validate(bound(2.0))
+
+
 # --- who is beaten by whom ----------------------------------------------------------------------------------
+
+
+def test_a_guarantee_counts_and_one_that_is_none_or_contradicted_does_not() -> None:
+    proves = Bound.model_validate(bound(8.0))
+    rows = (
+        row("kr", 0.9, 0.02), row("dp", 0.6, 0.1, bound=proves), row("tight", 0.7, 0.05, bound=PRIVATE),
+        row("vacuous", 0.6, 0.1, bound=Bound.model_validate(bound(800.0))),
+        row("broken", 0.6, 0.1, bound=proves, alarm="wrong"),
+    )  # fmt: skip
+    beaten = {one.name: one.dominated_by for one in of_rows(*rows).rows}
+    assert beaten["kr"] == [] and beaten["tight"] == [] and beaten["dp"] == ["tight"]
+    assert beaten["vacuous"] == beaten["broken"] == ["kr", "dp", "tight"]
 
 
 def test_a_method_is_beaten_by_those_at_least_as_good_in_both_and_better_in_one() -> None:
@@ -275,7 +290,6 @@ def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-PRIVATE = Bound.model_validate(bound(2.0))
 DEGENERATE = {
     "none": [],
     "one": [row("kr", 0.9, 0.05)],

@@ -17,8 +17,9 @@ from test_pipeline import kr, write_config
 from test_worst_case_run import score_files
 
 from kr_ray.cli import main
+from kr_ray.cluster.matching import main_key_settings
 from kr_ray.cluster.worst_case import whole_pairs
-from kr_ray.config import ConfigError
+from kr_ray.config import ConfigError, MainKey
 from kr_ray.config.file import with_overrides
 from kr_ray.frontier import frontier_settings
 from kr_ray.report.schema import Report, validate_report
@@ -161,6 +162,14 @@ def test_wrong_input_is_refused_before_ray_starts(
     config = write_config(tmp_path, tiny_settings())
     assert main(["frontier", config, *arguments]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_whole_key_is_set_to_a_whole_number() -> None:
+    key = MainKey(name="expected_batch_size", low=1, high=100, rising=True, whole=True, excludes=("delta",))
+    settings = main_key_settings("mine", key, 7.0)
+    assert settings == ["students.mine.expected_batch_size=7", "students.mine.delta=null"]
+    config = tiny_config(students={"mine": {"kind": "dp_sgd", "target_epsilon": 3.0}})
+    assert with_overrides(config, settings).students["mine"].model_dump()["expected_batch_size"] == 7
 
 
 def test_whole_pairs_before_the_first_missing_run_are_attacked() -> None:

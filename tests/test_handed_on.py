@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_generator
 from scipy import special
 from test_further_students import further
 from test_report import constructed_arm, fake_report
 from torch import Tensor
 
 from kr_ray.audits.handed_on import KERNEL, SMALLEST, SetScores, nearness, set_scores
+from kr_ray.config import EdmConfig
+from kr_ray.data.images import LabelledImages
+from kr_ray.generators.interface import Judge, save_checkpoint
+from kr_ray.generators.registry import generator_of
 from kr_ray.methods.interface import HandedOn, HandsOnImages
 from kr_ray.methods.knowledge_recycling import KnowledgeRecycling
 from kr_ray.methods.teacher import Teacher
@@ -95,6 +100,25 @@ def test_scores_are_kept_with_their_inputs(tmp_path: Path) -> None:
     assert SetScores.load(file, "b") is None
     file.write_bytes(b"damaged")
     assert SetScores.load(file, "a") is None
+
+
+def test_a_diffusion_model_knows_by_its_denoising_loss_and_says_it_again(tmp_path: Path) -> None:
+    section = EdmConfig.model_validate(
+        {"channels": [8, 16], "embedding": 16, "batch_size": 8, "warmup_steps": 5, "epochs": 40}
+    )
+    generator = generator_of(section)
+    assert isinstance(generator, Judge) and not isinstance(generator_of(tiny_generator()), Judge)
+    some, others = images(3, 16, 16), images(4, 16, 16)
+    labels = torch.arange(16) % 2
+    training = generator.training(LabelledImages(some, labels), 2, 0, torch.device("cpu"))
+    for _ in range(40):
+        training.train_epoch()
+    file = tmp_path / "40.safetensors"
+    save_checkpoint(file, training.checkpoint(), section, 2, 1)
+    known, unknown = (generator.knows(file, part, labels, torch.device("cpu")) for part in (some, others))
+    assert known.dtype == torch.float64 and known.shape == (16,) and known.isfinite().all()
+    assert torch.equal(known, generator.knows(file, some, labels, torch.device("cpu")))
+    assert known.mean() > unknown.mean()  # noise that it was trained on, against noise that it was not
 
 
 def test_methods_say_whether_they_hand_on_images() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from kr_ray.methods.interface import HandedOn
 from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, is_damage, load_arrays
+from kr_ray.runs.figures import SetArtefact, SetAttackName
 
-STATISTICS: tuple[Literal["nearest", "density"], ...] = ("nearest", "density")
+STATISTICS: tuple[SetAttackName, ...] = ("nearest", "density")
 """The first is the one chosen beforehand."""
-ARTEFACTS: tuple[Literal["set", "generator"], ...] = ("set", "generator")
+ARTEFACTS: tuple[SetArtefact, ...] = ("set", "generator")
 SMALLEST = 1e-3
 """Of a distance (root mean square over pixels in [0, 1]): a fourth of a grey level; an exact copy has it."""
 KERNEL = 0.25
@@ -40,10 +40,12 @@ class SetScores:
         statistics: float64 [artefacts, 2, samples]: `STATISTICS` of the set alone, then, if there is a
             generator, of all its samples; higher = nearer.
         images: int64 [artefacts], how many there are of each.
+        known: float64 [samples], how well the generator's weights know each sample; [0] if they do not say.
     """
 
     statistics: NDArray[np.float64]
     images: NDArray[np.int64]
+    known: NDArray[np.float64]
 
     def save(self, path: Path, stamp: str) -> None:
         """Write atomically; `stamp` names the inputs."""
@@ -57,22 +59,25 @@ class SetScores:
             return None
         try:
             found = load_arrays(path)
-            return cls(found["statistics"], found["images"]) if str(found["stamp"]) == stamp else None
+            parts = found["statistics"], found["images"], found["known"]
+            return cls(*parts) if str(found["stamp"]) == stamp else None
         except READ_ERRORS as error:
             if not is_damage(error, path):
                 raise
             return None
 
 
-def set_scores(handed: HandedOn, images: Tensor, labels: Tensor) -> SetScores:
+def set_scores(handed: HandedOn, images: Tensor, labels: Tensor, known: Tensor | None = None) -> SetScores:
     """Score audit samples against images that are handed on.
 
     Args:
         images, labels: of the samples: uint8 [M, C, S, S], int64 [M], as given in training.
+        known: float64 [M], what the generator's weights say of them.
     """
     sizes = [handed.set_size] + ([len(handed.images)] if len(handed.images) > handed.set_size else [])
     values = [nearness(images, labels, handed.images[:size], handed.labels[:size]) for size in sizes]
-    return SetScores(np.stack(values), np.array(sizes, dtype=np.int64))
+    weights = np.zeros(0) if known is None else known.numpy()
+    return SetScores(np.stack(values), np.array(sizes, dtype=np.int64), weights)
 
 
 def nearness(images: Tensor, labels: Tensor, among: Tensor, their_labels: Tensor) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig, ClusterConfig, Config
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
-from kr_ray.methods.interface import HandsOnImages, Part, Site, Tell, inputs_of, train_here
+from kr_ray.methods.interface import HandsOnGenerator, HandsOnImages, Part, Site, Tell, inputs_of, train_here
 from kr_ray.methods.registry import method_of
 from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, fingerprint, is_damage, load_arrays
 from kr_ray.runs.locks import lock_file
@@ -220,7 +220,10 @@ class AuditPlan:
         handed = method.handed_on(self.site(number), self.parts(number, arm)[-1].name)
         true = splits.train.labels[torch.from_numpy(design.population)]
         labels = torch.cat([torch.from_numpy(design.given_labels), true])
-        found = set_scores(handed, splits.train.images[torch.from_numpy(design.samples)], labels)
+        images = splits.train.images[torch.from_numpy(design.samples)]
+        generates = isinstance(method, HandsOnGenerator)
+        known = method.knows(self.site(number), images, labels) if generates else None
+        found = set_scores(handed, images, labels, known)
         found.save(self._set_file(number, arm), self._stamp(number, arm))
 
     def _tidy(self, number: int) -> None:

@@ -26,7 +26,8 @@ TRIED_FILE = "tried.json"
 
 def main_key_settings(name: str, key: MainKey, value: float) -> list[str]:
     """Overrides of a configuration that give the method's main key this value."""
-    return [f"students.{name}.{key.name}={value!r}", *(f"students.{name}.{k}=null" for k in key.excludes)]
+    given = int(value) if key.whole else value
+    return [f"students.{name}.{key.name}={given!r}", *(f"students.{name}.{k}=null" for k in key.excludes)]
 
 
 @dataclass(frozen=True, kw_only=True)

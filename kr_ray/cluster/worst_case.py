@@ -21,10 +21,11 @@ from kr_ray.config import Config, ConfigError
 from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits
 from kr_ray.methods.registry import method_of
+from kr_ray.privacy.arrays import BoolArray, FloatArray
 from kr_ray.privacy.attacks import ByAttack, audit_arm, statistic_figures
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
-from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm, SetAttack
+from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm, SetArtefact, SetAttack, SetAttackName
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import ClassifierResult, Result, Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
@@ -215,25 +216,40 @@ def _without_curves(attacks: ByAttack) -> ByAttack:
     }
 
 
-
 def _attack_sets(plan: AuditPlan, arm: str, models: int) -> list[SetAttack]:
     """The images that the arm hands on, attacked; nothing where not every run has scores of them."""
     runs = [scores for number in range(models) if (scores := plan.set_scores(number, arm)) is not None]
     if not runs or len(runs) < models or len({len(run.images) for run in runs}) > 1:
         return []
     values, member = np.stack([run.statistics for run in runs]), plan.design.member(models)
-    first, seed = len(plan.design.canaries), derive_seed(plan.config.seed, "set attack") % 2**32
-    return [
-        SetAttack(
-            artefact=ARTEFACTS[index],
-            attack=name,
-            images=int(runs[0].images[index]),
-            canary=statistic_figures(values[:, index, k, :first], member[:, :first], seed),
-            population=statistic_figures(values[:, index, k, first:], member[:, first:], seed),
-        )
-        for index in range(values.shape[1])
+    found = [
+        _attack_set(plan, values[:, index, k], member, artefact, name, int(runs[0].images[index]))
+        for index, artefact in enumerate(ARTEFACTS[: values.shape[1]])
         for k, name in enumerate(STATISTICS)
     ]
+    if all(len(run.known) for run in runs):
+        known = np.stack([run.known for run in runs])
+        found.append(_attack_set(plan, known, member, "generator", "denoising", 0))
+    return found
+
+
+def _attack_set(
+    plan: AuditPlan,
+    statistic: FloatArray,
+    member: BoolArray,
+    artefact: SetArtefact,
+    attack: SetAttackName,
+    images: int,
+) -> SetAttack:
+    """One statistic [models, samples], of canaries and then of the population."""
+    first, seed = len(plan.design.canaries), derive_seed(plan.config.seed, "set attack") % 2**32
+    return SetAttack(
+        artefact=artefact,
+        attack=attack,
+        images=images,
+        canary=statistic_figures(statistic[:, :first], member[:, :first], seed),
+        population=statistic_figures(statistic[:, first:], member[:, first:], seed),
+    )
 
 
 def _list_exposed(plan: AuditPlan, arm: str, groups: dict[str, SampleScores]) -> Exposed:

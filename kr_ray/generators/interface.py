@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -120,6 +120,16 @@ class Generator(Protocol):
             kr_ray.runs.artifacts.ArtifactError: the file is missing or broken.
             ValueError: `prior` does not have one entry per class.
         """
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A kind of generator whose weights say how well they know an image; the audit attacks them by that."""
+
+    def knows(self, checkpoint: Path, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+        """Of uint8 [N, C, S, S] images and int64 [N] labels: float64 [N], on the CPU; higher = better known.
+        The same numbers whenever it is asked."""
         ...
 
 

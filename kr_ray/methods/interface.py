@@ -117,6 +117,16 @@ class HandsOnImages(Protocol):
         ...
 
 
+@runtime_checkable
+class HandsOnGenerator(Protocol):
+    """A method with a generator of its own, whose weights may say how well they know an image."""
+
+    def knows(self, site: Site, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Of uint8 [N, C, S, S] images and int64 [N] labels: float64 [N], higher = better known; None of
+        generators that do not say (see kr_ray.generators.interface.Judge)."""
+        ...
+
+
 def train_here(site: Site, parts: Sequence[Part[Any]], stamp: str, tell: Tell) -> Path:
     """Train parts in this process, each unless it is done on the same inputs; returns the last one's folder.
 

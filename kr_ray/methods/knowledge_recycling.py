@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining, Ticks
@@ -23,7 +24,7 @@ from kr_ray.config import ClassifierConfig
 from kr_ray.data.images import Splits, class_prior
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.generators.checkpoints import train_generator
-from kr_ray.generators.interface import Generator, checkpoint_file
+from kr_ray.generators.interface import Generator, Judge, checkpoint_file
 from kr_ray.generators.registry import generator_of
 from kr_ray.methods.interface import HandedOn, Part, Site
 from kr_ray.methods.teacher import teacher_part
@@ -90,6 +91,13 @@ class KnowledgeRecycling:
         classes = torch.multinomial(prior, SAMPLES_PER_IMAGE * size, replacement=True, generator=random)
         images = sampler.images(classes, random).cpu()
         return HandedOn(images=images, labels=classes, set_size=size)
+
+    def knows(self, site: Site, images: Tensor, labels: Tensor) -> Tensor | None:
+        spec = self.spec(site)
+        judge = generator_of(spec.generator)
+        if not isinstance(judge, Judge):
+            return None
+        return judge.knows(site.path / checkpoint_file(spec.checkpoint_epoch), images, labels, pick_device())
 
 
 def generator_part(site: Site, generator: Generator, share: float = 1.0) -> Part[GeneratorResult]:

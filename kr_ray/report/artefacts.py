@@ -167,7 +167,7 @@ def _further_sets(report: Report) -> list[Artefact]:
     ]
 
 
-SET_ATTACKS = {"nearest": "nearest image", "density": "density of images"}
+SET_ATTACKS = {"nearest": "nearest image", "density": "density of images", "denoising": "denoising loss"}
 
 
 def _membership(arm: LiraArm | None, artefact: str) -> tuple[Test, ...]:
@@ -186,7 +186,8 @@ def _membership(arm: LiraArm | None, artefact: str) -> tuple[Test, ...]:
             f"{percent(high, 1)}"
         )
         of = "samples" if artefact == "generator" else "images"
-        name = f"Membership by {SET_ATTACKS[one.attack]}, {count(one.images)} {of}"
+        asked = f"{count(one.images)} {of}" if one.images else "of its weights"
+        name = f"Membership by {SET_ATTACKS[one.attack]}, {asked}"
         runs = f", {count(arm.models)} repetitions" if arm else ""
         tests.append(Test(name + runs, bind(text), surely > guessing, worst_case=True))
     return tuple(tests)

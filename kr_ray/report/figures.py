@@ -400,6 +400,16 @@ def _label_points(ax: Axes, rows: Sequence[FrontierRow], floor: float) -> None:
     ]
     taken = [(x - 7 * scale, y - 7 * scale, x + 7 * scale, y + 7 * scale) for x, y in points]
     for row, (x, y) in zip(rows, points, strict=True):
+        if row.leak and row.accuracy_low is not None and row.accuracy_high is not None:
+            (left, bottom), (right, top) = (
+                ax.transData.transform((accuracy, max(share, floor)))
+                for accuracy, share in (
+                    (row.accuracy_low, row.leak.low),
+                    (row.accuracy_high, row.leak.high),
+                )
+            )
+            taken += [(left, y - scale, right, y + scale), (x - scale, bottom, x + scale, top)]
+    for row, (x, y) in zip(rows, points, strict=True):
         lines = frontier_label(row).split("\n")
         width, height = 4.6 * scale * max(map(len, lines)), 10.5 * scale * len(lines)
 

@@ -9,6 +9,7 @@ off measured values; a recommendation asks more: that the whole interval of the 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -148,20 +149,25 @@ def _seconds(one: Trained) -> tuple[float, float]:
 
 
 def dominators(row: FrontierRow, rows: Sequence[FrontierRow]) -> list[str]:
-    """Methods that are at least as accurate and leak no more, one of the two being better."""
+    """Methods that are at least as accurate, leak no more, prove no less, and are better in one of these."""
     if (here := _point(row)) is None:
         return []
     found = []
     for other in rows:
         there = _point(other)
-        if other.name != row.name and there and there != here and there[0] >= here[0] and there[1] <= here[1]:
+        if other.name != row.name and there and there != here and all(map(operator.le, there, here)):
             found.append(other.name)
     return found
 
 
-def _point(row: FrontierRow) -> tuple[float, float] | None:
-    """Accuracy and leak; None where one of them was not measured."""
-    return (row.accuracy, row.leak.share) if row.accuracy is not None and row.leak else None
+def _point(row: FrontierRow) -> tuple[float, float, float] | None:
+    """What is to be small: mistakes, leak, and the epsilon of a guarantee (infinite without one); None where
+    accuracy or leak was not measured."""
+    if row.accuracy is None or row.leak is None:
+        return None
+    bound = row.bound
+    epsilon = bound.epsilon if bound and bound.guarantee and not row.alarm else None
+    return 1 - row.accuracy, row.leak.share, math.inf if epsilon is None else epsilon
 
 
 def surely_beaten(row: FrontierRow, rows: Sequence[FrontierRow]) -> bool:

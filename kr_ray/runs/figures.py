@@ -322,15 +322,19 @@ class Exposed(Figures):
     """Those that stand out after correction for all of them (see kr_ray.privacy.exposure)."""
 
 
+SetArtefact = Literal["set", "generator"]
+SetAttackName = Literal["nearest", "density", "denoising"]
+
+
 class SetAttack(Figures):
     """Membership inferred from images that are handed on, no model being asked (see
     kr_ray.audits.handed_on)."""
 
-    artefact: Literal["set", "generator"]
-    """`generator`: attacked by its samples."""
-    attack: Literal["nearest", "density"]
+    artefact: SetArtefact
+    attack: SetAttackName
+    """`denoising`: by the loss of a diffusion model's weights; else by images."""
     images: Count
-    """Of a run, that were looked at."""
+    """Of a run, that were looked at; 0: the weights were."""
     canary: AttackFigures
     population: AttackFigures
 
@@ -514,7 +518,8 @@ class FrontierRow(Figures):
     unmatched: str
     """Where equal accuracy was asked for and the method stayed as it is, why; else empty."""
     dominated_by: list[str] = []
-    """Methods at least as accurate that leak no more, one of the two being better; by measured values."""
+    """Methods at least as accurate that leak no more and prove no less, one of the three being better; by
+    measured values."""
 
 
 class Frontier(Figures):
