@@ -86,8 +86,13 @@ def make_frontier(
 
 def _what_follows(config: Config) -> str:
     keys = config.audit.worst_case
+    aim = config.frontier.match_accuracy or config.frontier.match_method
+    searched = ", ".join(_searched(config)[0]) if aim else ""
+    tuned = (
+        f"up to {config.frontier.match_trainings} times to find {aim} ({searched}), then " if searched else ""
+    )
     return (
-        f"frontier of {', '.join(keys.arms)}: each is trained once on the whole set, then again in "
+        f"frontier of {', '.join(keys.arms)}: each is trained {tuned}once on the whole set, then again in "
         f"{keys.models} runs of the audit; what those cost is told before they start"
     )
 

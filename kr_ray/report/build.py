@@ -146,6 +146,7 @@ def _worst_case_context(report: Report) -> Context:
         "headline_attack": worst_case.headline_attack(report),
         "worst_findings": worst_case.findings(report),
         "attack_rows": worst_case.attack_rows(report),
+        "sets_attacked": any(arm.sets for arm in arms.values()),
         "exposed": [(arm.title or name, arm.exposed) for name, arm in arms.items() if arm.exposed],
     }
 
