@@ -16,15 +16,24 @@ from conftest import tiny_config, tiny_settings
 from test_pipeline import kr, write_config
 from test_worst_case_run import score_files
 
+from kr_ray.audits.design import design_audit
+from kr_ray.audits.runs import AuditPlan
+from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.cli import main
-from kr_ray.cluster.matching import main_key_settings
-from kr_ray.cluster.worst_case import whole_pairs
-from kr_ray.config import ConfigError, MainKey
+from kr_ray.cluster.matching import Matching, main_key_settings
+from kr_ray.cluster.worst_case import missing_runs, whole_pairs
+from kr_ray.config import Config, ConfigError, MainKey
 from kr_ray.config.file import with_overrides
+from kr_ray.data.datasets import load_splits
+from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.frontier import frontier_settings
+from kr_ray.methods.interface import ClassifierPart, Part, Site
 from kr_ray.report.schema import Report, validate_report
 from kr_ray.runs.artifacts import read_json
-from kr_ray.runs.figures import Frontier, FrontierRow
+from kr_ray.runs.figures import Frontier, FrontierRow, Matched
+from kr_ray.runs.results import ClassifierResult
+from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
+from kr_ray.synthesis.student_set import StudentSpec
 
 PLUGINS = Path(__file__).parent / "plugins"
 SETTINGS: dict[str, Any] = {
@@ -170,6 +179,96 @@ def test_a_whole_key_is_set_to_a_whole_number() -> None:
     assert settings == ["students.mine.expected_batch_size=7", "students.mine.delta=null"]
     config = tiny_config(students={"mine": {"kind": "dp_sgd", "target_epsilon": 3.0}})
     assert with_overrides(config, settings).students["mine"].model_dump()["expected_batch_size"] == 7
+
+
+class Shares:
+    """A method of a shared part, and a part of its own; both leave an untrained classifier."""
+
+    title = note = "shares"
+    takes_over = ()
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def parts(self, site: Site, name: str) -> list[ClassifierPart]:
+        def train(folder: Path, state: State | None, save: Save) -> ClassifierResult:
+            self.calls.append(folder.name)
+            save_classifier(folder / WEIGHTS_FILE, new_classifier(10, 1, site.config.classifier, 0))
+            return ClassifierResult(
+                test_accuracy=0.1, test_loss=0.0, val_accuracy=0.1, confusion=[], steps=0, images_seen=0,
+                batch_size=1, learning_rate=0.0, parameters=0, seconds=0.0,
+            )  # fmt: skip
+
+        own = Part(name=name, inputs=[name], after=("data", "shared"), result=ClassifierResult, work=train)
+        return [Part(name="shared", inputs=["the same"], result=ClassifierResult, work=train), own]
+
+
+def test_a_part_that_several_methods_share_is_trained_once_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {name: {"kind": "teacher"} for name in ("a", "b", "c")}
+    worst = {"arms": ["a", "b"], "models": 4, "queries": 1, "max_canary_share": 0.1}
+    config = tiny_config(students=kinds, audit={"worst_case": worst})
+    splits, calls = load_splits(config.data), list[str]()
+    save_splits(tmp_path / SPLITS_FILE, splits)
+    spec = StudentSpec(config.generator, 1, config.synthesis, 1, 0)
+
+    def plan(made: Config) -> AuditPlan:
+        design = design_audit(splits, made.audit.worst_case, 0)
+        return AuditPlan(
+            run=tmp_path, folder=tmp_path, config=made, student=spec, design=design, digest="digits"
+        )
+
+    monkeypatch.setattr("kr_ray.audits.runs.method_of", lambda name, config: Shares(calls))
+    plan(config).train(0, lambda share, what: None)
+    assert calls == ["shared", "student_a", "student_b"]
+    plan(config).train(0, lambda share, what: None)
+    assert len(calls) == 3 and missing_runs(plan(config)) == {"a": [1, 2, 3], "b": [1, 2, 3]}
+    more = with_overrides(config, ["audit.worst_case.arms=[a, b, c]"])
+    plan(more).train(0, lambda share, what: None)  # what it builds on was not kept, so that is made again
+    assert calls[3:] == ["shared", "student_c"]
+    kept = with_overrides(more, ["audit.worst_case.keep_models=true", "audit.worst_case.arms=[a, c]"])
+    plan(kept).train(2, lambda share, what: None)
+    plan(with_overrides(kept, ["audit.worst_case.arms=[a, b, c]"])).train(2, lambda share, what: None)
+    assert calls[5:] == ["shared", "student_a", "student_c", "student_b"]
+
+
+def test_a_search_trains_real_methods_and_repeats_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PLUGINS))  # type: ignore[no-untyped-call]
+    import least_squares  # type: ignore[import-not-found]
+
+    fitted: list[float] = []
+    fit = least_squares.LeastSquares.fit
+
+    def counted(self: Any, site: Site, folder: Path) -> Any:
+        fitted.append(self.section.ridge)
+        return fit(self, site, folder)
+
+    monkeypatch.setattr(least_squares.LeastSquares, "fit", counted)
+    config = tiny_config(
+        classifier={"width": 16}, plugins=["least_squares"], students={"mine": {"kind": "least_squares"}}
+    )
+    splits = load_splits(config.data)
+    save_splits(tmp_path / SPLITS_FILE, splits)
+    spec = StudentSpec(config.generator, 1, config.synthesis, 1, 0)
+
+    def search(target: float) -> Matched:
+        matching = Matching(
+            run=tmp_path, folder=tmp_path / "matching", config=config, student=spec, target=target, digest="x"
+        )
+        key = config.students["mine"].main_key()
+        assert key is not None
+        return matching.search("mine", key)
+
+    first = search(0.6)
+    assert first.reached and abs(first.accuracy - 0.6) <= first.error and first.value > 1e-6
+    assert fitted == [one.value for one in first.tried] and first.tried[0].accuracy > 0.65
+    assert {path.name for path in (tmp_path / "matching" / "mine").iterdir()} == {"tried.json"}
+    assert search(0.6) == first and len(fitted) == len(first.tried)
+    second = search(0.5)  # what was tried for another aim is known
+    assert len(fitted) < len(first.tried) + len(second.tried)
 
 
 def test_whole_pairs_before_the_first_missing_run_are_attacked() -> None:
