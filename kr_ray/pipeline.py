@@ -600,7 +600,8 @@ class Pipeline(StageRunner):
         if c is None:
             return ["none"]
         arms = c.audit.worst_case.arms
-        rows = self.run.latest("frontier").get("frontier", {}).get("rows", [])
+        kept = self.run.latest("frontier")
+        rows = kept["frontier"]["rows"] if kept else []
         state = {row["name"]: [row["missing"], row["accuracy"] is not None] for row in rows}
         if (making := self.making) is not None:
             state = {

@@ -34,6 +34,7 @@ def test_every_checked_in_config_loads(path: Path) -> None:
 def test_there_is_a_config_for_every_data_set_of_the_paper_and_the_small_ones() -> None:
     assert {path.stem for path in CONFIGS} == PAPER_SETS | {
         "quickstart", "pneumoniamnist_small", "breastmnist_small", "fashionmnist_small", "fashionmnist_audit",
+        "frontier_quickstart",
     }  # fmt: skip
 
 

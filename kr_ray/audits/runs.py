@@ -221,8 +221,8 @@ class AuditPlan:
         true = splits.train.labels[torch.from_numpy(design.population)]
         labels = torch.cat([torch.from_numpy(design.given_labels), true])
         images = splits.train.images[torch.from_numpy(design.samples)]
-        generates = isinstance(method, HandsOnGenerator)
-        known = method.knows(self.site(number), images, labels) if generates else None
+        site = self.site(number)
+        known = method.knows(site, images, labels) if isinstance(method, HandsOnGenerator) else None
         found = set_scores(handed, images, labels, known)
         found.save(self._set_file(number, arm), self._stamp(number, arm))
 

@@ -170,10 +170,8 @@ def finest_rate(figures: AttackFigures) -> float | None:
 def at_rate(figures: AttackFigures, rate: float | None) -> tuple[float, float, float, int | None]:
     """Share, its 95 % interval and the hits at a false-positive rate, or the AUC and its interval."""
     fine = (figures.tpr_at_01, figures.ci_low, figures.ci_high, figures.true_positives)
-    coarse = (figures.tpr_at_1, figures.ci_low_at_1, figures.ci_high_at_1)
-    extra = (figures.model_extra or {}).get("true_positives_0.01")
-    values = fine if rate == 0.001 else (*coarse, extra)
-    share, low, high, hits = values
+    coarse = (figures.tpr_at_1, figures.ci_low_at_1, figures.ci_high_at_1, figures.true_positives_at_1)
+    share, low, high, hits = fine if rate == 0.001 else coarse
     if rate is None or share is None or low is None or high is None:
         return figures.auc, figures.auc_low, figures.auc_high, None
     return share, low, high, hits
