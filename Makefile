@@ -1,13 +1,16 @@
-# `make run` and `make test` set everything up themselves: a .venv from pyproject.toml.
+# `make run`, `make frontier` and `make test` set everything up themselves: a .venv from pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/quickstart.yaml
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run test check bench clean
+.PHONY: run frontier test check bench clean
 
 run: .venv/ready
 	$(BIN)/kr run $(CONFIG)
+
+frontier: .venv/ready
+	$(BIN)/kr frontier configs/frontier_quickstart.yaml
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

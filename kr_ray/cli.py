@@ -156,6 +156,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(stage=stage, reports_only=name == "report")
         if name == "audit":
             _audit_options(sub)
+    _frontier_options(
+        add(
+            "frontier",
+            "accuracy against leak of several methods: each trained, tuned to equal accuracy if asked, "
+            "audited "
+            "on the same canaries",
+            commands.frontier,
+        )
+    )
     compare = add(
         "compare-labels",
         "appendix D: gkd, gap_filler, filter and hard labels from one generator",
@@ -192,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--command",
         dest="job",
-        choices=[*STAGE_COMMANDS, "compare-labels", "compare-search", "export"],
+        choices=[*STAGE_COMMANDS, "frontier", "compare-labels", "compare-search", "export"],
         default="run",
     )
     submit.add_argument(
@@ -280,6 +289,39 @@ def _audit_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--json", metavar="OUT", type=Path, help="with --scores: write all figures to this file")
     sub.epilog, sub.formatter_class = SCORE_FORMATS, argparse.RawDescriptionHelpFormatter
+
+
+def _frontier_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--methods",
+        metavar="METHOD,METHOD",
+        help="teacher, kr, fixed_generator, names from `students`, or kinds whose defaults do (default: "
+        "frontier.methods, else teacher, kr and all students)",
+    )
+    sub.add_argument(
+        "--models", type=int, help="runs of the worst-case audit, even (default: audit.worst_case.models)"
+    )
+    sub.add_argument(
+        "--match-accuracy",
+        metavar="A",
+        help="tune the methods that have a main key (dp_sgd: its noise) to this validation accuracy, 0 to "
+        "1, or "
+        "to that of this method",
+    )
+    sub.add_argument(
+        "--budget", type=float, metavar="HOURS", help="device hours of the audit's runs; cuts their number"
+    )
+    sub.add_argument(
+        "--leak-limit",
+        type=float,
+        metavar="SHARE",
+        help="largest share of canaries recognised that is accepted, 0 to 1: recommends the most accurate "
+        "method "
+        "below it",
+    )
+    sub.add_argument(
+        "--so-far", action="store_true", help="train nothing: what the runs that there are show, as a part"
+    )
 
 
 def _bench_options(sub: argparse.ArgumentParser) -> None:

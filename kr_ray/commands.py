@@ -123,6 +123,40 @@ def _audit_worst_case(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def frontier(parsed: argparse.Namespace) -> int:
+    """Accuracy against leak of several methods."""
+    if parsed.budget is not None and not parsed.budget > 0:
+        raise ConfigError(f"`--budget > 0` must hold, but got {parsed.budget}; give device hours")
+    asked = list(_asked_of_frontier(parsed))
+    config = load_config(parsed.config, [*parsed.set, *asked])
+    from kr_ray.config.file import with_overrides
+    from kr_ray.frontier import frontier_settings, make_frontier
+    from kr_ray.report.printed import print_summary
+
+    settings = frontier_settings(config)
+    with _pipeline(parsed, with_overrides(config, settings)) as pipeline:
+        result = make_frontier(
+            pipeline, [*asked, *settings], budget_hours=parsed.budget, so_far=parsed.so_far
+        )
+        results, config = pipeline.results, pipeline.config
+    print_summary(config, "report", results, result)
+    return 0
+
+
+def _asked_of_frontier(parsed: argparse.Namespace) -> Iterator[str]:
+    """The command's options as keys of the configuration."""
+    if parsed.methods is not None:
+        yield f"frontier.methods=[{parsed.methods}]"
+    if parsed.models is not None:
+        yield f"audit.worst_case.models={parsed.models}"
+    if parsed.leak_limit is not None:
+        yield f"frontier.leak_limit={parsed.leak_limit}"
+    if (aim := parsed.match_accuracy) is not None:
+        number = aim.replace(".", "", 1).isdigit()
+        yield f"frontier.match_accuracy={aim if number else 'null'}"
+        yield f"frontier.match_method={json.dumps('' if number else aim)}"
+
+
 def _audit_scores(parsed: argparse.Namespace) -> int:
     from kr_ray.privacy.score_files import audit_score_file
     from kr_ray.privacy.scores import ScoreError

@@ -11,21 +11,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import Config, ConfigError, Section, TeacherConfig
+from kr_ray.config.file import with_overrides
 from kr_ray.config.privacy import asks_the_generator, fitted_to, selects
+from kr_ray.config.run import OWN_ARMS
 from kr_ray.runs.artifacts import ArtifactError
-from kr_ray.runs.figures import AuditedKeys, CopySpace, Generation, PrivacyRecord, SweptCheckpoint
+from kr_ray.runs.figures import (
+    AuditedKeys,
+    CopySpace,
+    Generation,
+    LiraArm,
+    Matched,
+    PrivacyRecord,
+    SweptCheckpoint,
+)
 from kr_ray.runs.results import (
     AUDIT,
     CHECKPOINTS,
     COPIES,
     DATA,
     EQUAL_COMPUTE_TEACHER,
+    FRONTIER,
     GENERATOR,
     GUARANTEE,
     REPORT,
@@ -39,12 +50,14 @@ from kr_ray.runs.results import (
     CopiesResult,
     DataResult,
     DistillationResult,
+    FrontierResult,
     GuaranteeResult,
     Key,
     PrivateResult,
     R,
     ReportResult,
     Result,
+    Results,
     ShadowsResult,
     StudentResult,
     SweepResult,
@@ -58,6 +71,7 @@ if TYPE_CHECKING:
     from kr_ray.audits.runs import AuditPlan
     from kr_ray.dp.scores import NoisyScores
     from kr_ray.methods.interface import Part, Site
+    from kr_ray.report.frontier import Trained
     from kr_ray.synthesis.student_set import StudentSpec
 
 STAGES = tuple(
@@ -69,6 +83,26 @@ STAGES = tuple(
 )  # fmt: skip
 """Of every run, in the order in which a whole run has them; `students` add theirs before the worst case."""
 MIN_VALIDATION = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierWork:
+    """What a frontier that is being made is told beside the configuration.
+
+    Attributes:
+        settings: what it has changed there, as arguments of --set.
+        asked_models: runs of the audit before a budget cut them.
+        match: whose accuracy the methods were tuned to, in words.
+        matched: methods that were tuned; unmatched: those that were not, and why.
+        missing: numbers of the runs that a method lacks; {} where the audit is whole.
+    """
+
+    settings: list[str]
+    asked_models: int
+    match: str = ""
+    matched: dict[str, Matched] = field(default_factory=dict)
+    unmatched: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Pipeline(StageRunner):
@@ -92,6 +126,7 @@ class Pipeline(StageRunner):
                 "`storage` must not lie in data.path, or runs would be read as images, but got "
                 f"{config.storage!r} in {config.data.path!r}; use another storage"
             )
+        self.making: FrontierWork | None = None
         self.stages = self._stages()
         self._checked = False
 
@@ -192,6 +227,8 @@ class Pipeline(StageRunner):
                 "validation image decides anything, so there is nothing to find"
             )
         needed = self._ancestors(last)
+        if last == "report":
+            self._as_its_frontier(whole=True)
         for name, stage in self.stages.items():
             if name in needed or (last == "report" and self._wanted(name)):
                 self.run_stage(stage)
@@ -232,18 +269,46 @@ class Pipeline(StageRunner):
                 f"not been trained; run `kr {missing[0]}` first"
             )
         if budget_hours is not None:
-            self._cut_to(budget_hours)
+            self.cut_to(budget_hours)
         self.run_stage(self.stages["worst_case"])
         return self.run_stage(self.stages["report"])
 
     def report(self) -> Result:
         """Report on what has finished so far; runs no other stage."""
+        self._as_its_frontier(whole=False)
         self._find_finished()
         if "data" not in self.results:
             raise ArtifactError(
                 f"{self.run.path} holds no finished stage of this configuration; start it with `kr run`"
             )
         return self.run_stage(self.stages["report"])
+
+    def run_missing(self, names: Sequence[str]) -> None:
+        """Run these stages and all that they build on, as far as they do not stand."""
+        self._find_finished()
+        needed = {before for name in names for before in self._ancestors(name)}
+        for name, stage in self.stages.items():
+            if name in needed and name not in self.results:
+                self.run_stage(stage)
+
+    def change_config(self, config: Config) -> None:
+        """Go on with another configuration of the same run; what has finished of it is found again."""
+        self.config, self.results, self.prints, self.skipped = config, Results(), {}, {}
+        self.stages = self._stages()
+        self.keep_config()
+        self._find_finished()
+
+    def _as_its_frontier(self, whole: bool) -> None:
+        """Where a frontier of this configuration was made, with the methods that it added.
+
+        Args:
+            whole: only if nothing of it is missing.
+        """
+        if not (self.take_over(self.stages["data"]) and self.take_over(self.stages["frontier"])):
+            return
+        found = self.results[FRONTIER].frontier
+        if not (whole and found.partial):
+            self.change_config(with_overrides(self.config, found.settings))
 
     def _find_finished(self) -> None:
         """Take over the results of all stages that stand, running none."""
@@ -638,7 +703,9 @@ class Pipeline(StageRunner):
         configuration, those of the audit that was made are meant.
         """
         keys, done = self.config.audit.worst_case, self.run.latest("worst_case")
-        return AuditedKeys.model_validate(done["audit"] if done and not keys.arms else keys.stamp())
+        if not done or keys.arms or set(done["audit"]["arms"]) - {*OWN_ARMS, *self.config.students}:
+            return AuditedKeys.model_validate(keys.stamp())
+        return AuditedKeys.model_validate(done["audit"])
 
     def _worst_case_inputs(self) -> list[Any]:
         """What decides the arms' numbers beside the stages they build on."""
@@ -658,7 +725,7 @@ class Pipeline(StageRunner):
 
         return plan_audit(self.run.path, folder, self.config, self.final_spec(), self.results[DATA].digest)
 
-    def _cut_to(self, budget_hours: float) -> None:
+    def cut_to(self, budget_hours: float) -> None:
         """Lower `audit.worst_case.models` to what the budget bears."""
         from kr_ray.cluster.worst_case import models_within, run_seconds
 
@@ -675,6 +742,100 @@ class Pipeline(StageRunner):
             update={"worst_case": keys.model_copy(update={"models": models})}
         )
         self.config = self.config.model_copy(update={"audit": audit})
+
+    # --- the frontier ---
+
+    def method_stage(self, method: str) -> str:
+        """The stage that trains a method, named as an arm of the audit, on the whole training split."""
+        own = {"teacher": "teacher", "kr": "student", "fixed_generator": "student"}
+        return own.get(method, f"student_{method}")
+
+    def begin_worst_case(self) -> AuditPlan:
+        """The audit with the scores that its runs have left, whatever has become of it since."""
+        self.connect()
+        return self._audit_plan(self.run.begin("worst_case", "worst_case"))
+
+    def _frontier_config(self) -> Config | None:
+        """With all that the frontier has changed: the one that is being made, or the one that was made last;
+        None where there is none, or none that fits the configuration any more."""
+        if self.making is not None:
+            return self.config
+        kept = self.run.latest("frontier")
+        try:
+            return with_overrides(self.config, kept["frontier"]["settings"]) if kept else None
+        except ConfigError:
+            return None
+
+    def _frontier_inputs(self) -> list[Any]:
+        """All that decides its numbers; of a part of one also which runs there are."""
+        from kr_ray.privacy.scores import ATTACKS_VERSION
+
+        c = self._frontier_config()
+        if c is None:
+            return ["none"]
+        arms = c.audit.worst_case.arms
+        kept = self.run.latest("frontier")
+        rows = kept["frontier"]["rows"] if kept else []
+        state = {row["name"]: [row["missing"], row["accuracy"] is not None] for row in rows}
+        if (making := self.making) is not None:
+            state = {
+                arm: [making.missing.get(arm, []), self.method_stage(arm) in self.results] for arm in arms
+            }
+        base = [c.seed, c.classifier, c.teacher, c.generator, c.synthesis, c.checkpoints, c.tuning, c.student]
+        students = [c.students[arm] for arm in arms if arm in c.students]
+        return [*base, *students, c.audit.worst_case, c.frontier, state, ATTACKS_VERSION]
+
+    def _frontier(self, folder: Path) -> FrontierResult:
+        """Every method's accuracy, cost and guarantee beside what the worst-case audit found."""
+        from kr_ray.report.frontier import frontier_of
+
+        making, keys = self.making, self.config.audit.worst_case
+        if making is None:
+            raise ConfigError("`kr frontier` must make the frontier; give it the configuration")
+        return FrontierResult(
+            frontier=frontier_of(
+                trained=[self._trained(arm) for arm in keys.arms],
+                lira=self._attacked(making.missing),
+                missing=making.missing,
+                matched=making.matched,
+                unmatched=making.unmatched,
+                test_images=self.results[DATA].test,
+                models=keys.models,
+                asked_models=making.asked_models,
+                leak_limit=self.config.frontier.leak_limit,
+                match=making.match,
+                settings=making.settings,
+            )
+        )
+
+    def _attacked(self, missing: Mapping[str, Sequence[int]]) -> dict[str, LiraArm]:
+        """The whole audit, or what can be attacked of a part of one."""
+        from kr_ray.cluster.worst_case import attack_arms, whole_pairs
+
+        if not missing and (whole := self.results.get(WORST_CASE)):
+            return whole.lira
+        plan, keys = self.begin_worst_case(), self.config.audit.worst_case
+        models = {arm: whole_pairs(missing.get(arm, []), keys.models) for arm in keys.arms}
+        return attack_arms(plan, {arm: count for arm, count in models.items() if count})
+
+    def _trained(self, arm: str) -> Trained:
+        from kr_ray.methods.registry import method_of
+        from kr_ray.report.frontier import Trained
+
+        method, stage, found = method_of(arm, self.config), self.method_stage(arm), dict(self.results.items())
+        result = found.get(stage)
+        parts = method.parts(self.site(), stage) if arm not in OWN_ARMS else ()
+        own = [stage, "generator"] if stage == "student" else [stage]
+        return Trained(
+            name=arm,
+            kind=arm if arm in OWN_ARMS else self.config.students[arm].kind,
+            title=method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
+            note=method.note,
+            result=result if isinstance(result, ClassifierResult) else None,
+            stages=[found[name] for name in sorted(self._ancestors(stage) - {"data"}) if name in found],
+            folders=[part.name for part in parts] or own,
+            on_gpu=self.config.cluster.train.gpu > 0,
+        )
 
     # --- report ---
 

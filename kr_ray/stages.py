@@ -91,9 +91,13 @@ class StageRunner:
     def __enter__(self) -> Self:
         self._open = ExitStack()
         self._open.enter_context(self.run)
+        self.keep_config()
+        return self
+
+    def keep_config(self) -> None:
+        """Beside the results, with every default."""
         with atomic_write(self.run / "config.yaml") as temporary:
             temporary.write_text(write_yaml(self.config.model_dump(mode="json")))
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self._open.__exit__(*exception)

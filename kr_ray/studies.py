@@ -154,10 +154,14 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     schema = parquet_schema(shape, data.num_classes, about)
     pipeline.connect()
     export_parquet(Makers(run, spec, c.classifier, images, 1, c.cluster), table, schema)
-    told = {"released report": _export_released(pipeline, folder)} if private else {}
-    return told | {
+    if private:
+        told = {"released report": _export_released(pipeline, folder)}
+    else:
+        told = {"what was attacked, and what not": _export_attacked(pipeline, folder)}
+    return {
         "student": f"{model.resolve()} (largest difference to PyTorch's logits: {difference:.1e})",
         "synthetic set": f"{table.resolve()} ({images} images)",
+        **told,
     }
 
 
@@ -181,4 +185,19 @@ def _export_released(pipeline: Pipeline, folder: Path) -> str:
 
     path = folder / "released.json"
     write_json(path, released_of(pipeline.config, pipeline.results).model_dump(mode="json"))
+    return str(path.resolve())
+
+
+def _export_attacked(pipeline: Pipeline, folder: Path) -> str:
+    """Write, of all that this run hands on: attacked by, found, not covered. It tells of real images, so a
+    private run keeps it inside."""
+    from kr_ray.report.artefacts import markdown
+    from kr_ray.report.collect import collect_report
+
+    pipeline.run_missing(())
+    report = collect_report(pipeline.config, pipeline.results, pipeline.skipped)
+    title = f"# {pipeline.config.name}: what is handed on, and what was attacked"
+    path = folder / "ATTACKED.md"
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{title}\n\n{markdown(report)}", encoding="utf-8")
     return str(path.resolve())

@@ -35,6 +35,7 @@ def test_there_is_a_config_for_every_data_set_of_the_paper_and_the_small_ones() 
     assert {path.stem for path in CONFIGS} == PAPER_SETS | {
         "quickstart", "pneumoniamnist_small", "breastmnist_small", "fashionmnist_small", "fashionmnist_audit",
         "fashionmnist_private",
+        "frontier_quickstart",
     }  # fmt: skip
 
 

@@ -93,7 +93,12 @@ def test_the_audit_is_in_the_report_and_only_scores_stay(audited: tuple[str, Pat
         assert all(row["image"] == sources[int(row["training_index"])] for row in rows)
         assert f"most_exposed_{arm}.csv" in page  # the report says where the list is, and not what it holds
     kept = {path.name for path in (run / "worst_case" / "runs").glob("*/*")}
-    assert kept == {"scores_teacher.npz", "scores_kr.npz"}
+    assert kept == {"scores_teacher.npz", "scores_kr.npz", "set_kr.npz"}
+    assert [
+        (one["artefact"], one["attack"], one["canary"]["n_members"])
+        for one in report["audit"]["lira"]["kr"]["sets"]
+    ] == [(artefact, attack, 200) for artefact in ("set", "generator") for attack in ("nearest", "density")]
+    assert report["audit"]["lira"]["teacher"]["sets"] == [] and "Membership by nearest image" in page
     with np.load(run / "worst_case" / "runs" / "0" / "scores_kr.npz") as file:
         assert file["samples"].shape == (200, 3, 10) and file["samples"].dtype == np.float32
 

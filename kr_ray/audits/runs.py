@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kr_ray.audits.design import AuditDesign
+from kr_ray.audits.handed_on import SetScores, set_scores
 from kr_ray.classifiers.networks import load_classifier
 from kr_ray.classifiers.predict import accuracy, predict_logits
 from kr_ray.compute.devices import pick_device
@@ -24,7 +25,7 @@ from kr_ray.compute.seeding import derive_seed
 from kr_ray.config import ClassifierConfig, ClusterConfig, Config
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits, save_splits
-from kr_ray.methods.interface import Part, Site, Tell, inputs_of, train_here
+from kr_ray.methods.interface import HandsOnGenerator, HandsOnImages, Part, Site, Tell, inputs_of, train_here
 from kr_ray.methods.registry import method_of
 from kr_ray.methods.taken import load_taken
 from kr_ray.runs.artifacts import READ_ERRORS, atomic_write, fingerprint, is_damage, load_arrays
@@ -167,6 +168,14 @@ class AuditPlan:
     def scores_file(self, number: int, arm: str) -> Path:
         return self.folder / "runs" / str(number) / f"scores_{arm}.npz"
 
+    def set_scores(self, number: int, arm: str) -> SetScores | None:
+        """What the images that the arm hands on say; None of a method without any, or of runs made before
+        sets were attacked."""
+        return SetScores.load(self._set_file(number, arm), self._stamp(number, arm))
+
+    def _set_file(self, number: int, arm: str) -> Path:
+        return self.folder / "runs" / str(number) / f"set_{arm}.npz"
+
     def _stamp(self, number: int, arm: str) -> str:
         asked = [
             self.design.reference.tolist(),
@@ -201,6 +210,7 @@ class AuditPlan:
         with their queries, reference and test images."""
         started, recipe, device = time.perf_counter(), self.config.classifier, pick_device()
         folder = train_here(self.site(number), self.parts(number, arm), self.data_stamp(number), tell)
+        self._attack_images(number, arm, splits)
         model = load_classifier(folder / WEIGHTS_FILE, device)
         asked = splits.train.images[torch.from_numpy(self.design.samples)]
         offsets = query_offsets(recipe, self.config.audit.worst_case.queries)
@@ -215,9 +225,23 @@ class AuditPlan:
             taken=None if taken is None else self.design.samples_among(taken, number, len(splits.train)),
         )
 
+    def _attack_images(self, number: int, arm: str, splits: Splits) -> None:
+        """Of a method that hands on images: keep what they say of the audit samples."""
+        method, design = method_of(arm, self.config), self.design
+        if not isinstance(method, HandsOnImages):
+            return
+        handed = method.handed_on(self.site(number), self.parts(number, arm)[-1].name)
+        true = splits.train.labels[torch.from_numpy(design.population)]
+        labels = torch.cat([torch.from_numpy(design.given_labels), true])
+        images = splits.train.images[torch.from_numpy(design.samples)]
+        site = self.site(number)
+        known = method.knows(site, images, labels) if isinstance(method, HandsOnGenerator) else None
+        found = set_scores(handed, images, labels, known)
+        found.save(self._set_file(number, arm), self._stamp(number, arm))
+
     def _tidy(self, number: int) -> None:
         """Real images never stay in more places than needed; models stay if asked for."""
         for path in (self.folder / "runs" / str(number)).iterdir():
-            scores = path.name.startswith("scores_")
+            scores = path.name.startswith(("scores_", "set_"))
             if path.name == SPLITS_FILE.parts[0] or not (scores or self.config.audit.worst_case.keep_models):
                 remove_tree(path) if path.is_dir() else path.unlink()

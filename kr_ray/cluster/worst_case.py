@@ -3,7 +3,7 @@ task per run, and attacked by what they answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kr_ray.audits.design import check_batches, design_audit
 from kr_ray.audits.exposed import exposed_images, write_exposed
+from kr_ray.audits.handed_on import ARTEFACTS, STATISTICS
 from kr_ray.audits.outliers import held_out_losses
 from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.cluster.tasks import run_tasks
@@ -20,12 +21,21 @@ from kr_ray.config import Config, ConfigError
 from kr_ray.config.run import OWN_ARMS
 from kr_ray.data.store import SOURCES_FILE, SPLITS_FILE, load_sources, load_stored_splits
 from kr_ray.methods.registry import method_of
-from kr_ray.privacy.attacks import ByAttack, audit_arm, taken_figures
+from kr_ray.privacy.arrays import BoolArray, FloatArray
+from kr_ray.privacy.attacks import ByAttack, audit_arm, statistic_figures, taken_figures
 from kr_ray.privacy.scores import ReferenceScores, SampleScores
 from kr_ray.runs.artifacts import ArtifactError, read_json, read_own_json, write_json
-from kr_ray.runs.figures import AuditedKeys, Exposed, LiraArm, TakenFigures
+from kr_ray.runs.figures import (
+    AuditedKeys,
+    Exposed,
+    LiraArm,
+    SetArtefact,
+    SetAttack,
+    SetAttackName,
+    TakenFigures,
+)
 from kr_ray.runs.progress import report_progress
-from kr_ray.runs.results import Results, WorstCaseResult
+from kr_ray.runs.results import ClassifierResult, Result, Results, WorstCaseResult
 from kr_ray.synthesis.student_set import StudentSpec
 
 HELD_OUT_REPEATS = 2
@@ -82,16 +92,24 @@ def _train_one_run(plan: AuditPlan, number: int) -> None:
 
 
 def stage_seconds(plan: AuditPlan, results: Results) -> float | None:
-    """Seconds of one run, from what the stages of the audited run took;
-    None where one that is needed has not finished."""
-    parts = {(part.name, *(part.costs or ())): part for arm in plan.arms for part in plan.parts(0, arm)}
-    seconds = 0.0
-    for part in parts.values():
-        if part.costs is None or part.costs[0] not in results:
+    """Seconds of one run, from what the stages of the audited run took; None where one that is needed has not
+    finished. A part of unknown cost takes as long as the stage of its name."""
+    parts = {
+        (part.name, *(part.costs or (part.name, 1.0))): part
+        for arm in plan.arms
+        for part in plan.parts(0, arm)
+    }
+    stages, seconds = dict(results.items()), 0.0
+    for _, stage, share in parts:
+        if stage not in stages:
             return None
-        stage, share = part.costs
-        seconds += share * dict(results.items())[stage].wall_s
+        seconds += share * _training_s(stages[stage])
     return seconds
+
+
+def _training_s(result: Result) -> float:
+    """Without the start of Ray's workers, which the runs of an audit share, where the stage tells it."""
+    return (result.seconds if isinstance(result, ClassifierResult) else 0.0) or result.wall_s
 
 
 def run_seconds(plan: AuditPlan, results: Results) -> tuple[float, str]:
@@ -143,22 +161,40 @@ def models_within(budget_hours: float, seconds: float, config: Config) -> int:
 
 def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], None]) -> WorstCaseResult:
     """Train all runs and attack every arm. What it will take is told before."""
-    keys, cluster = plan.config.audit.worst_case, plan.config.cluster
+    keys = plan.config.audit.worst_case
     notice(describe_cost(plan.config, *run_seconds(plan, results)))
     train_runs(plan, range(keys.models))
-    attacked = run_tasks(
-        "worst-case attack", _attack, [(plan, arm) for arm in keys.arms], cluster.trial, cluster.max_retries
-    )
-    lira = dict(zip(keys.arms, attacked, strict=True))
+    lira = attack_arms(plan, dict.fromkeys(keys.arms, keys.models))
     return WorstCaseResult(
         audit=AuditedKeys.model_validate(keys.stamp()), excluded_copies=plan.design.excluded, lira=lira
     )
 
 
-def _attack(plan: AuditPlan, arm: str) -> LiraArm:
+def attack_arms(plan: AuditPlan, models: Mapping[str, int]) -> dict[str, LiraArm]:
+    """Attack each arm's first so many runs, an even number of them."""
+    work, cluster = [(plan, arm, count) for arm, count in models.items()], plan.config.cluster
+    attacked = run_tasks("worst-case attack", _attack, work, cluster.trial, cluster.max_retries)
+    return dict(zip(models, attacked, strict=True))
+
+
+def missing_runs(plan: AuditPlan) -> dict[str, list[int]]:
+    """For each arm the numbers of the runs that it has not been trained in."""
+    every = range(plan.config.audit.worst_case.models)
+    absent = {number: plan.missing(number) for number in every}
+    return {arm: [number for number in every if arm in absent[number]] for arm in plan.arms}
+
+
+def whole_pairs(missing: Sequence[int], models: int) -> int:
+    """How many of the first runs can be attacked before any of the missing ones: an even number, 0 where they
+    are fewer than an audit needs. (The first m runs are a design of their own for every even m.)"""
+    first = min(missing, default=models) // 2 * 2
+    return first if first >= FEWEST_MODELS else 0
+
+
+def _attack(plan: AuditPlan, arm: str, models: int) -> LiraArm:
     """Figures of one arm: what the attack finds, beside what the models are worth."""
     config, design = plan.config, plan.design
-    runs = [_scores(plan, number, arm) for number in range(config.audit.worst_case.models)]
+    runs = [_scores(plan, number, arm) for number in range(models)]
     canary, population, reference = collect_scores(plan, runs)
     accuracies, method = [run.test_accuracy for run in runs], method_of(arm, config)
     seed = derive_seed(config.seed, "worst case") % 2**32
@@ -178,6 +214,7 @@ def _attack(plan: AuditPlan, arm: str) -> LiraArm:
         test_accuracy=float(np.mean(accuracies)),
         test_accuracy_sd=float(np.std(accuracies, ddof=1)),
         seconds=float(sum(run.seconds for run in runs)),
+        sets=_attack_sets(plan, arm, models),
         exposed=_list_exposed(plan, arm, {"canary": canary, "population": population}),
     )
 
@@ -203,6 +240,42 @@ def _of_taken(
     return (
         taken_figures(canary, taken[:, :first], seed),
         taken_figures(population, taken[:, first:], seed),
+    )
+
+
+def _attack_sets(plan: AuditPlan, arm: str, models: int) -> list[SetAttack]:
+    """The images that the arm hands on, attacked; nothing where not every run has scores of them."""
+    runs = [scores for number in range(models) if (scores := plan.set_scores(number, arm)) is not None]
+    if not runs or len(runs) < models or len({len(run.images) for run in runs}) > 1:
+        return []
+    values, member = np.stack([run.statistics for run in runs]), plan.design.member(models)
+    found = [
+        _attack_set(plan, values[:, index, k], member, artefact, name, int(runs[0].images[index]))
+        for index, artefact in enumerate(ARTEFACTS[: values.shape[1]])
+        for k, name in enumerate(STATISTICS)
+    ]
+    if all(len(run.known) for run in runs):
+        known = np.stack([run.known for run in runs])
+        found.append(_attack_set(plan, known, member, "generator", "denoising", 0))
+    return found
+
+
+def _attack_set(
+    plan: AuditPlan,
+    statistic: FloatArray,
+    member: BoolArray,
+    artefact: SetArtefact,
+    attack: SetAttackName,
+    images: int,
+) -> SetAttack:
+    """One statistic [models, samples], of canaries and then of the population."""
+    first, seed = len(plan.design.canaries), derive_seed(plan.config.seed, "set attack") % 2**32
+    return SetAttack(
+        artefact=artefact,
+        attack=attack,
+        images=images,
+        canary=statistic_figures(statistic[:, :first], member[:, :first], seed),
+        population=statistic_figures(statistic[:, first:], member[:, first:], seed),
     )
 
 

@@ -12,6 +12,7 @@ from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
 from kr_ray.config.dp import DpdfdTeacher, DpMerfConfig, DpSgdTeacher
 from kr_ray.config.edm import EdmConfig, EdmSampling
+from kr_ray.config.frontier import FrontierConfig
 from kr_ray.config.generators import (
     BigGanConfig,
     BigGanSampling,
@@ -23,6 +24,7 @@ from kr_ray.config.methods import (
     CheckpointsConfig,
     FixedGeneratorSection,
     KnowledgeRecyclingSection,
+    MainKey,
     MethodSection,
     OwnTeacherSection,
     ParquetSection,
@@ -53,9 +55,11 @@ __all__ = [
     "EdmConfig",
     "EdmSampling",
     "FixedGeneratorSection",
+    "FrontierConfig",
     "GeneratorSection",
     "KnowledgeRecyclingSection",
     "Location",
+    "MainKey",
     "MethodSection",
     "OwnTeacherSection",
     "ParquetSection",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from kr_ray.config.base import Section
 from kr_ray.config.generators import CollapseConfig, GeneratorSection, SamplingSection
-from kr_ray.config.methods import MethodSection, OwnTeacherSection
+from kr_ray.config.methods import MainKey, MethodSection, OwnTeacherSection
 
 CITED_OTHERS_WEIGHT = 8.0
 """Of decoupled distillation, CIFAR-100 settings (Zhao et al. 2022, section 4); the DPDFD paper names none."""
@@ -81,6 +81,17 @@ class DpSgdSection(PrivacySection, MethodSection):
     """Of SGD, on the noisy gradients."""
     weight_decay: float = Field(0.0, ge=0)
     """L2; it reads no image and costs no privacy."""
+
+    def main_key(self) -> MainKey:
+        """Down to noise so small that its epsilon bounds nothing: equal accuracy is what counts there."""
+        return MainKey(
+            name="noise_multiplier",
+            low=0.02,
+            high=50.0,
+            rising=False,
+            start=self.noise_multiplier,
+            excludes=("target_epsilon",),
+        )
 
     @model_validator(mode="after")
     def _copies_fit_the_mode(self) -> DpSgdSection:
@@ -200,6 +211,16 @@ class DpdfdSection(PrivacySection, MethodSection):
     """Of the information entropy (second term)."""
     beta: float = Field(1.0, ge=0)
     """Of the activation norm (third term)."""
+
+    def main_key(self) -> MainKey:
+        return MainKey(
+            name="noise_multiplier",
+            low=0.1,
+            high=1000.0,
+            rising=False,
+            start=self.noise_multiplier,
+            excludes=("target_epsilon",),
+        )
 
     @model_validator(mode="after")
     def _votes_are_of_several(self) -> DpdfdSection:

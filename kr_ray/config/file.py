@@ -55,6 +55,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(raw)
 
 
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """The same configuration but for `overrides` (`section.key=value`), checked as a whole.
+
+    Raises:
+        ConfigError: an override is wrong, or does not fit the rest.
+    """
+    raw = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(raw)
+
+
 def _apply_override(raw: Raw, override: str) -> None:
     key_path, equals, text = override.partition("=")
     keys = key_path.split(".")

@@ -17,6 +17,7 @@ LARGEST: dict[str, float] = {
                      "regeneration_rate", "rungs", "patience"), 10**6),
     # trainings
     **dict.fromkeys(("models", "confirm"), 10**4),
+    "match_trainings": 10**3,
     **dict.fromkeys(("trials", "startup_trials", "brackets_in_flight", "reduction_factor", "shortening",
                      "finalists"), 10**5),
     **dict.fromkeys(("teachers", "rounds", "warmup_rounds"), 10**5),

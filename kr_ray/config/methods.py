@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, SerializeAsAny, model_validator
@@ -256,6 +257,28 @@ class TuningConfig(Section):
         return stamp | stamp.pop("space")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MainKey:
+    """The numeric key of a method that trades accuracy for something else, for the search for equal accuracy.
+
+    Attributes:
+        name: of the key.
+        low, high: where it is searched; both above 0, for the search is on a logarithmic scale.
+        rising: whether accuracy rises with it.
+        start: tried first; None: the geometric middle.
+        whole: only whole numbers.
+        excludes: keys that must be null where this one is given.
+    """
+
+    name: str
+    low: float
+    high: float
+    rising: bool
+    start: float | None = None
+    whole: bool = False
+    excludes: tuple[str, ...] = ()
+
+
 class MethodSection(Section):
     """Base of the ways of making a classifier that `students` names; a kind's own section adds its keys."""
 
@@ -266,6 +289,10 @@ class MethodSection(Section):
         """What is wrong with it beside these sections of the run (None: one that holds mistakes of its own),
         a message each."""
         return []
+
+    def main_key(self) -> MainKey | None:
+        """What `kr frontier --match-accuracy` varies of this kind; None: the method stays as it is."""
+        return None
 
 
 class TeacherSection(MethodSection):

@@ -12,6 +12,7 @@ from kr_ray.config.base import Location, Section
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.cluster import ClusterConfig, TrackingConfig
 from kr_ray.config.data import DataConfig
+from kr_ray.config.frontier import FrontierConfig
 from kr_ray.config.generators import GeneratorSection
 from kr_ray.config.methods import (
     CheckpointsConfig,
@@ -69,6 +70,7 @@ class Config(RunKeys):
     privacy: RunPrivacyConfig | None = None
     """Given: what leaves the run keeps one epsilon."""
     audit: AuditConfig = AuditConfig()
+    frontier: FrontierConfig = FrontierConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 

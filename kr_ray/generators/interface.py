@@ -176,6 +176,16 @@ def released_prior(checkpoint: Path) -> Tensor:
     return tensors[PRIOR]
 
 
+@runtime_checkable
+class Judge(Protocol):
+    """A kind of generator whose weights say how well they know an image; the audit attacks them by that."""
+
+    def knows(self, checkpoint: Path, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+        """Of uint8 [N, C, S, S] images and int64 [N] labels: float64 [N], on the CPU; higher = better known.
+        The same numbers whenever it is asked."""
+        ...
+
+
 def checkpoint_file(epoch: int) -> Path:
     """Relative to the run directory."""
     return Path("generator") / "checkpoints" / f"epoch_{epoch:04d}.safetensors"

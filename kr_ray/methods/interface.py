@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from kr_ray.config import Config, Section
 from kr_ray.runs.artifacts import RunDirectory, fingerprint, load_state, save_state
@@ -91,6 +93,39 @@ class Method(Protocol):
     def parts(self, site: Site, name: str) -> Sequence[Part[Any]]:
         """In the order in which they are trained. `name` is that of
         the last part, a `Part[ClassifierResult]`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandedOn:
+    """Images that leave the house beside a classifier, or may.
+
+    Attributes:
+        images: uint8 [N, C, S, S]; labels: int64 [N], of the class that each was made or taken for.
+        set_size: the first so many are the set; those after it are further samples of its generator, if any.
+    """
+
+    images: Tensor
+    labels: Tensor
+    set_size: int
+
+
+@runtime_checkable
+class HandsOnImages(Protocol):
+    """A method with a set of images of its own; the worst-case audit then attacks that set, too."""
+
+    def handed_on(self, site: Site, name: str) -> HandedOn:
+        """After the parts of `name` have been trained in the site."""
+        ...
+
+
+@runtime_checkable
+class HandsOnGenerator(Protocol):
+    """A method with a generator of its own, whose weights may say how well they know an image."""
+
+    def knows(self, site: Site, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Of uint8 [N, C, S, S] images and int64 [N] labels: float64 [N], higher = better known; None of
+        generators that do not say (see kr_ray.generators.interface.Judge)."""
         ...
 
 

@@ -11,23 +11,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kr_ray.classifiers.networks import new_classifier, save_classifier
 from kr_ray.classifiers.ticks import WHOLE_TRAINING, Score, TickedTraining, Ticks, told_as_it_is
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
-from kr_ray.compute.seeding import derive_seed
+from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import ClassifierConfig, Config
 from kr_ray.config.privacy import asks_the_generator
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+from kr_ray.generators.interface import Judge, checkpoint_file
 from kr_ray.generators.registry import generator_of
-from kr_ray.methods.interface import Part, Site
+from kr_ray.methods.interface import HandedOn, Part, Site
 from kr_ray.methods.run_generator import generator_part
 from kr_ray.methods.run_teacher import run_teacher_part
 from kr_ray.runs.results import StudentResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
-from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, student_labeller, student_schedule
+from kr_ray.synthesis.student_set import (
+    OpenSet,
+    StudentSpec,
+    on_device,
+    set_prior,
+    set_size,
+    student_labeller,
+    student_schedule,
+)
+
+SAMPLES_PER_IMAGE, MOST_SAMPLES = 4, 40_000
+"""Drawn of a generator that is attacked, for every image of its set; and at most."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,32 @@ class KnowledgeRecycling:
 
     def spec(self, site: Site) -> StudentSpec:
         return replace(site.student, synthesis=site.student.synthesis.with_values(self.synthesis))
+
+    def handed_on(self, site: Site, name: str) -> HandedOn:
+        """A set as large as the student's, and further samples of the generator, within MOST_SAMPLES."""
+        spec = self.spec(site)
+        splits, device = load_stored_splits(site.path / SPLITS_FILE), pick_device()
+        size = min(set_size(spec, splits), MOST_SAMPLES // SAMPLES_PER_IMAGE)
+        prior = set_prior(site.path, spec, splits)
+        sampler = generator_of(spec.generator).open(
+            site.path / checkpoint_file(spec.checkpoint_epoch),
+            spec.synthesis.sampling,
+            prior=prior,
+            seed=derive_seed(site.seed, "handed on standing"),
+            device=device,
+            batch_size=spec.synthesis.batch_size,
+        )
+        random = seeded_generator(site.seed, "handed on")
+        classes = torch.multinomial(prior, SAMPLES_PER_IMAGE * size, replacement=True, generator=random)
+        images = sampler.images(classes, random).cpu()
+        return HandedOn(images=images, labels=classes, set_size=size)
+
+    def knows(self, site: Site, images: Tensor, labels: Tensor) -> Tensor | None:
+        spec = self.spec(site)
+        judge = generator_of(spec.generator)
+        if not isinstance(judge, Judge):
+            return None
+        return judge.knows(site.path / checkpoint_file(spec.checkpoint_epoch), images, labels, pick_device())
 
 
 def sources(site: Site, generator: Part[Any]) -> list[Part[Any]]:

@@ -244,6 +244,18 @@ def rate_values(pairs: Pairs, seed: int) -> dict[str, float | int | str | None]:
     return {**tpr_figures(pairs, seed), **areas, **counts}
 
 
+def statistic_figures(
+    statistic: FloatArray, member: BoolArray, seed: int, delta: float = DELTA
+) -> AttackFigures:
+    """Figures of the headline attack on a statistic of one's own, such as how near handed-on images lie.
+
+    Args:
+        statistic: [models, samples], finite; member: [models, samples].
+    """
+    scores = lira_scores(statistic[..., None], member, online=True, per_sample_variance=False)
+    return figures(scores, member, seed, delta).model_copy(update={"roc": None})
+
+
 def matched_shadow_scores(groups: Mapping[str, SampleScores], seed: int) -> dict[str, FloatArray]:
     """Shokri et al.'s attack with pipeline-matched shadows: the other runs
     are the shadow models; [models, samples] per group.

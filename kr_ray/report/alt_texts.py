@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kr_ray.report.figures import best_checkpoint, loss_name
+from kr_ray.report.frontier import alt_text as frontier_in_words
 from kr_ray.report.importance import parameter_words
 from kr_ray.report.repetition import repetition
 from kr_ray.report.schema import Report, Tuning
@@ -15,6 +16,8 @@ from kr_ray.runs.figures import Attacked, ClassifierPoint, GeneratorPoint
 def alt_texts(report: Report) -> dict[str, str]:
     """A text for every figure that `build.draw_figures` can draw of this report, by the same names."""
     texts = _training(report) | _tuning(report.tuning) | _attacks(report)
+    if report.frontier:
+        texts["frontier"] = frontier_in_words(report.frontier)
     if checkpoints := _checkpoints(report):
         texts["checkpoints"] = checkpoints
     for name in ("teacher", "student"):

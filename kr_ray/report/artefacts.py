@@ -9,7 +9,14 @@ from kr_ray.config.run import OWN_ARMS
 from kr_ray.report.guarantees import bound_words, contradiction, student_title, whole_run
 from kr_ray.report.repetition import repetition
 from kr_ray.report.schema import FurtherStudent, Report
-from kr_ray.report.verdict import STAYS_HERE, found_in, handed_on
+from kr_ray.report.verdict import (
+    STAYS_HERE,
+    at_rate,
+    corrected_low,
+    finest_rate,
+    found_in,
+    handed_on,
+)
 from kr_ray.report.words import auc_interval, bind, count, percent
 from kr_ray.report.worst_case import attack_name
 from kr_ray.runs.figures import LiraArm
@@ -68,8 +75,9 @@ class Artefact:
 
 def artefacts(report: Report) -> list[Artefact]:
     """Student, further students, synthetic set and generator, in this order."""
-    looked_at = _copies(report)
-    own = {name: arm for name, arm in handed_on(report).items() if name in OWN_ARMS}
+    looked_at, arms = _copies(report), handed_on(report)
+    of_set, of_generator = (_membership(arms.get("kr"), which) for which in ("set", "generator"))
+    own = {name: arm for name, arm in arms.items() if name in OWN_ARMS}
     unworst = "" if own else "The worst case (canaries). "
     return [
         Artefact(
@@ -83,17 +91,18 @@ def artefacts(report: Report) -> list[Artefact]:
         Artefact(
             "Synthetic set",
             f"the generated images and their labels{_promised(report)}",
-            looked_at,
-            "Attacks that infer membership from the set; linking its images to persons by other data; "
-            "the teacher's soft labels beside the images.",
+            looked_at + of_set,
+            f"{'' if of_set else 'Attacks that infer membership from the set; '}linking its images to "
+            "persons by other data; the teacher's soft labels beside the images.",
             "no copies found; not attacked",
         ),
+        *_further_sets(report),
         Artefact(
             "Generator",
             f"its weights, or free sampling from it{_promised(report)}",
-            looked_at,
-            "Attacks that infer membership from its weights or many samples; reconstruction from its "
-            "weights. Only images drawn from it were looked at.",
+            looked_at + of_generator,
+            f"Attacks that infer membership from its weights{'' if of_generator else ' or many samples'}; "
+            "reconstruction from its weights. Only images drawn from it were looked at.",
             "no copies found; not attacked",
         ),
     ]
@@ -146,6 +155,57 @@ def _worst_case(name: str, arm: LiraArm) -> Test:
         text = f"{percent(found.share, 1)} % of canaries at {at} % false accusations (guessing: {at})"
     text += f", 95 % interval {percent(found.low, 1)} to {percent(found.high, 1)}; epsilon {epsilon}"
     return Test(attack, bind(text), found.leaks, worst_case=True)
+
+
+def _further_sets(report: Report) -> list[Artefact]:
+    """Sets of images of further students, as far as they were attacked."""
+    return [
+        Artefact(
+            f"Set of {arm.title or name}",
+            "the images that it hands on, and their labels",
+            tests,
+            "A search for copies, unless the method made one; linking its images to persons by other data.",
+            "not attacked",
+        )
+        for name, arm in handed_on(report).items()
+        if name not in OWN_ARMS and (tests := _membership(arm, "set"))
+    ]
+
+
+SET_ATTACKS = {"nearest": "nearest image", "density": "density of images", "denoising": "denoising loss"}
+
+
+def _membership(arm: LiraArm | None, artefact: str) -> tuple[Test, ...]:
+    """Attacks that infer membership from handed-on images; the first was chosen beforehand, the others must
+    stand a correction for their number."""
+    attacks = [one for one in arm.sets if one.artefact == artefact] if arm else []
+    tests = []
+    for place, one in enumerate(attacks):
+        figures, rate = one.canary, finest_rate(one.canary)
+        share, low, high, _ = at_rate(figures, rate)
+        guessing = 0.5 if rate is None else rate
+        surely = low if place == 0 else corrected_low(share, low, figures.n_members, len(attacks))
+        at = "AUC on canaries" if rate is None else f"of canaries at {100 * rate:g} % false accusations"
+        text = (
+            f"{percent(share, 1)} % {at} (guessing: {100 * guessing:g}), 95 % interval {percent(low, 1)} to "
+            f"{percent(high, 1)}"
+        )
+        of = "samples" if artefact == "generator" else "images"
+        asked = f"{count(one.images)} {of}" if one.images else "of its weights"
+        name = f"Membership by {SET_ATTACKS[one.attack]}, {asked}"
+        runs = f", {count(arm.models)} repetitions" if arm else ""
+        tests.append(Test(name + runs, bind(text), surely > guessing, worst_case=True))
+    return tuple(tests)
+
+
+def markdown(report: Report) -> str:
+    """The table for a reader of text: what is handed on, attacked by, found, not covered."""
+    lines = ["| handed on | verdict | attacked by, and found | not covered |", "|---|---|---|---|"]
+    for row in artefacts(report):
+        tests = " ".join(f"{test.attack}: {test.found}." for test in row.tests) or "Nothing was tried."
+        cells = (row.name, row.verdict, tests, row.open)
+        lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _average(report: Report) -> list[Test]:

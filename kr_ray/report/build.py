@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kr_ray.foreign.yaml_core import write_yaml
-from kr_ray.report import assessment, figures, guarantees, verdict, words, worst_case
+from kr_ray.report import assessment, figures, frontier, guarantees, verdict, words, worst_case
 from kr_ray.report.alt_texts import alt_texts
 from kr_ray.report.artefacts import artefacts
 from kr_ray.report.importance import why_unknown
@@ -44,7 +44,8 @@ class ReportData:
 
 def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, out_dir: Path) -> Path:
     """Validate the report and write `report.json`, the
-    self-contained `report.html` and `report_summary.html`.
+    self-contained `report.html` and `report_summary.html`; of a frontier also
+    `frontier.svg` and `frontier.png`.
 
     Args:
         report: see `kr_ray.report.schema.Report`; sections of stages that have not run may be missing.
@@ -62,6 +63,11 @@ def write_report(report: Report | Mapping[str, Any], figures_input: ReportData, 
         "report_summary.html": render_summary(checked),
     }
     write_json(out_dir / "report.json", checked.model_dump(mode="json", by_alias=True))
+    if checked.frontier:
+        drawing = figures.draw_frontier(checked.frontier)
+        for name, content in (("frontier.svg", drawing.svg), ("frontier.png", drawing.png)):
+            with atomic_write(out_dir / name) as temporary:
+                temporary.write_bytes(content)
     for name, page in pages.items():
         with atomic_write(out_dir / name) as temporary:
             temporary.write_text(page, encoding="utf-8")
@@ -76,6 +82,7 @@ def render_page(report: Report, data: ReportData) -> str:
         report,
         **_verdict_context(report),
         **_worst_case_context(report),
+        **_frontier_context(report),
         findings=verdict.shown(report) + words.privacy_findings(report),
         not_measured=verdict.missing(report),
         rows=result_rows(report),
@@ -115,6 +122,25 @@ def _verdict_context(report: Report) -> Context:
         else "",
         "promise_scope": guarantees.scope(report),
         "promise_broken": guarantees.broken(report),
+        "advice": frontier.advice(report.frontier) if report.frontier else None,
+    }
+
+
+def _frontier_context(report: Report) -> dict[str, Any]:
+    found = report.frontier
+    if found is None:
+        return {"frontier_rows": [], "frontier_states": []}
+    return {
+        "frontier_rows": [
+            {
+                "row": row,
+                "verdict": frontier.verdict_of(row, found),
+                "matched": frontier.matched_words(row),
+                "attack": worst_case.attack_name(row.leak.attack) if row.leak else "",
+            }
+            for row in found.rows
+        ],
+        "frontier_states": frontier.state_sentences(found),
     }
 
 
@@ -127,6 +153,7 @@ def _worst_case_context(report: Report) -> Context:
         "headline_attack": worst_case.headline_attack(report),
         "worst_findings": worst_case.findings(report),
         "attack_rows": worst_case.attack_rows(report),
+        "sets_attacked": any(arm.sets for arm in arms.values()),
         "exposed": [(arm.title or name, arm.exposed) for name, arm in arms.items() if arm.exposed],
     }
 
@@ -320,6 +347,8 @@ def draw_figures(report: Report) -> dict[str, str]:
         drawn["copies"] = figures.copies_figure(report.audit.copies)
     if report.audit and report.audit.lira:
         drawn["worst_case"] = figures.worst_case_figure(report.audit.lira, worst_case.titles(report))
+    if report.frontier:
+        drawn["frontier"] = figures.frontier_figure(report.frontier)
     if teacher and teacher.confusion:
         drawn["teacher_confusion"] = figures.confusion_figure(teacher.confusion, names)
     if student and student.confusion:

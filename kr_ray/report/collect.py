@@ -39,6 +39,7 @@ from kr_ray.runs.results import (
     COPIES,
     DATA,
     EQUAL_COMPUTE_TEACHER,
+    FRONTIER,
     GENERATOR,
     GUARANTEE,
     STUDENT,
@@ -80,7 +81,8 @@ def write_run_report(
 def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]) -> Report:
     """What has been found; sections of stages without a result are left out."""
     data = results[DATA].model_dump(exclude={"wall_s"})
-    sweep, released = results.get(CHECKPOINTS), _released(config, results)
+    sweep, frontier = results.get(CHECKPOINTS), results.get(FRONTIER)
+    released = _released(config, results)
     return Report(
         run=config.name,
         seed=config.seed,
@@ -98,6 +100,7 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         released=released,
         internal=INTERNAL if released else [],
         audit=_audit(results),
+        frontier=frontier.frontier if frontier else None,
         stages={
             name: Stage(
                 wall_s=result.wall_s, skipped=skipped.get(name, False), images_per_s=result.throughput()

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from kr_ray.runs.figures import (
     ClassifierPoint,
     CollapsePoint,
     Copies,
+    Frontier,
+    FrontierRow,
     GeneratorPoint,
     LiraArm,
     SweptCheckpoint,
@@ -68,16 +71,32 @@ def _canvas(
     size: tuple[float, float], columns: int = 1, **axes: Any
 ) -> Iterator[tuple[list[Axes], list[str]]]:
     """Axes to draw on; the finished figure's data URI is appended to the yielded list."""
+    with _figure(size, columns, **axes) as (panels, done):
+        uri: list[str] = []
+        yield panels, uri
+    uri.append("data:image/svg+xml;base64," + base64.b64encode(done[0]).decode())
+
+
+@contextmanager
+def _figure(
+    size: tuple[float, float], columns: int = 1, *, dots_per_inch: int = 0, **axes: Any
+) -> Iterator[tuple[list[Axes], list[bytes]]]:
+    """Axes to draw on; the finished figure's bytes are appended to the yielded list, as SVG and, at so many
+    dots per inch, as PNG."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    uri: list[str] = []
+    done: list[bytes] = []
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size)  # without pyplot: no global list of figures, no display
-        yield list(figure.subplots(1, columns, squeeze=False, **axes)[0]), uri
+        yield list(figure.subplots(1, columns, squeeze=False, **axes)[0]), done
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    uri.append("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode())
+        done.append(stream.getvalue())
+        if dots_per_inch:
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=dots_per_inch, metadata={"Software": None})
+            done.append(stream.getvalue())
 
 
 def _percent_axis(axis: Any) -> None:
@@ -272,6 +291,162 @@ def worst_case_figure(arms: Mapping[str, LiraArm], names: Mapping[str, str]) -> 
         ax.set_ylabel("training images recognised (%, log)")
         ax.figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, columnspacing=1)
     return uri[0]
+
+
+def frontier_figure(frontier: Frontier) -> str:
+    """See `draw_frontier`."""
+    return draw_frontier(frontier).uri
+
+
+def draw_frontier(frontier: Frontier) -> Drawing:
+    """Accuracy against the share of canaries recognised (log axis), with 95 % intervals on both; a point per
+    method, its area the processor time that it takes, its label what it proves; beaten ones are faded."""
+    rows = [row for row in frontier.rows if row.accuracy is not None and row.leak]
+    leaks = [row.leak for row in rows if row.leak]
+    with _figure((10.4, 5.2), dots_per_inch=160) as ((ax,), done):
+        floor = min([0.5 / (leak.pairs or 1000) for leak in leaks], default=5e-4)
+        ax.set_yscale("log")
+        for number, row in enumerate(rows):
+            _frontier_point(ax, row, rows, _frontier_color(row, number), floor)
+        rate, limit = frontier.false_positive_rate, frontier.leak_limit
+        if rate:
+            ax.axhline(rate, color="#9aa1ab", linewidth=1, linestyle=":", label="guessing")
+        if limit is not None:
+            ax.axhline(limit, color=ALARM, linewidth=1, linestyle="--", label="limit named by the reader")
+        highs = [max(leak.high, leak.share) for leak in leaks]
+        ax.set_ylim(floor * 0.8, max([*highs, limit or 0, rate or 0, 0.02]) * 1.6)
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
+        ax.yaxis.set_minor_formatter("")
+        ax.margins(x=0.14)
+        if not rows:
+            ax.text(
+                0.5, 0.5, "no method has been trained and audited yet", ha="center", transform=ax.transAxes
+            )
+        _percent_axis(ax.xaxis)
+        ax.set_xlabel("accuracy on test images (%)")
+        at = f"at {100 * rate:g} % false accusations" if rate else "AUC of the attack"
+        ax.set_ylabel(f"canaries recognised (%, log), {at}")
+        if rate or limit is not None:
+            ax.legend(loc="best", fontsize=8.5)
+        _label_points(ax, rows, floor)
+    return Drawing(*done)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as files."""
+
+    svg: bytes
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+
+FRONTIER_COLORS = ("#c2371f", "#0f8a6d", "#8a5a00", "#7a3e9d", "#b5478c", "#3b7a9e", "#5c6b1e", "#a0522d")
+
+
+def _frontier_color(row: FrontierRow, number: int) -> str:
+    own = {"teacher": TEACHER, "kr": STUDENT}
+    return own.get(row.name, FRONTIER_COLORS[number % len(FRONTIER_COLORS)])
+
+
+def _frontier_point(
+    ax: Axes, row: FrontierRow, rows: Sequence[FrontierRow], color: str, floor: float
+) -> None:
+    if row.leak is None or row.accuracy is None:
+        return
+    alpha = 0.35 if row.dominated_by else 1.0
+    y = max(row.leak.share, floor)
+    low, high = max(row.leak.low, floor), max(row.leak.high, floor)
+    ax.plot([row.accuracy] * 2, [low, high], color=color, alpha=alpha, linewidth=1.4)
+    if row.accuracy_low is not None and row.accuracy_high is not None:
+        ax.plot([row.accuracy_low, row.accuracy_high], [y, y], color=color, alpha=alpha, linewidth=1.4)
+    most = max((one.cpu_seconds or 0.0) + (one.gpu_seconds or 0.0) for one in rows)
+    cost = (row.cpu_seconds or 0.0) + (row.gpu_seconds or 0.0)
+    area = 30 + 220 * (cost / most if most else 0.0)
+    nothing = row.leak.share < floor
+    ax.scatter([row.accuracy], [y], s=area, facecolor="white" if nothing else color, edgecolor=color,
+               alpha=alpha, linewidth=1.4, zorder=4)  # fmt: skip
+
+
+def frontier_label(row: FrontierRow) -> str:
+    """What stands beside a point: its name and what it proves, shown or promised."""
+    bound = row.bound
+    if bound is None:
+        proved = ""
+    elif bound.epsilon is None:
+        proved = "ε infinite"
+    else:
+        proved = f"ε ≤ {bound.epsilon:.3g}" if bound.guarantee else f"ε {bound.epsilon:.3g}, no guarantee"
+    shown = f"ε ≥ {row.leak.epsilon:.2f} shown" if row.leak and row.leak.epsilon else ""
+    name = _short(row.title if drawable(row.title) else row.name, 34)
+    return "\n".join([name, ", ".join(part for part in (proved, shown) if part)]).strip()
+
+
+LABEL_PLACES = ((9, 7), (9, -21), (-9, 7), (-9, -21), (9, 26), (-9, 26), (9, -40), (-9, -40))
+"""Where a label is tried, in points from its point; left of it where the first is negative."""
+
+
+def _label_points(ax: Axes, rows: Sequence[FrontierRow], floor: float) -> None:
+    """Beside its point each, where it covers least of what is there."""
+    figure = ax.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]  # so that the axes have their final place
+    scale = figure.dpi / 72
+    frame = ax.get_window_extent()
+    points = [
+        ax.transData.transform((row.accuracy or 0.0, max(row.leak.share, floor))) for row in rows if row.leak
+    ]
+    taken = [(x - 7 * scale, y - 7 * scale, x + 7 * scale, y + 7 * scale) for x, y in points]
+    for row, (x, y) in zip(rows, points, strict=True):
+        if row.leak and row.accuracy_low is not None and row.accuracy_high is not None:
+            (left, bottom), (right, top) = (
+                ax.transData.transform((accuracy, max(share, floor)))
+                for accuracy, share in (
+                    (row.accuracy_low, row.leak.low),
+                    (row.accuracy_high, row.leak.high),
+                )
+            )
+            taken += [(left, y - scale, right, y + scale), (x - scale, bottom, x + scale, top)]
+    for row, (x, y) in zip(rows, points, strict=True):
+        lines = frontier_label(row).split("\n")
+        width, height = 4.6 * scale * max(map(len, lines)), 10.5 * scale * len(lines)
+
+        def box(
+            place: tuple[int, int], x: float = x, y: float = y, w: float = width, h: float = height
+        ) -> Box:
+            left = x + place[0] * scale - (w if place[0] < 0 else 0)
+            bottom = y + place[1] * scale
+            return left, bottom, left + w, bottom + h
+
+        inside = (frame.x0, frame.y0, frame.x1, frame.y1)
+        best = min(LABEL_PLACES, key=lambda place: _covered(box(place), taken) + _outside(box(place), inside))
+        taken.append(box(best))
+        ax.annotate(
+            "\n".join(lines), (row.accuracy or 0.0, max(row.leak.share if row.leak else 0.0, floor)),
+            xytext=best, textcoords="offset points", fontsize=8.5,
+            color="#6b7280" if row.dominated_by else "#1f2933",
+            ha="left" if best[0] > 0 else "right", va="bottom", annotation_clip=False,
+        )  # fmt: skip
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top in pixels."""
+
+
+def _covered(box: Box, taken: Sequence[Box]) -> float:
+    """Area of `box` that lies in others."""
+    return sum(
+        max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+        * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+        for other in taken
+    )
+
+
+def _outside(box: Box, frame: Box) -> float:
+    """Area of `box` that lies outside the frame."""
+    return (box[2] - box[0]) * (box[3] - box[1]) - _covered(box, [frame])
 
 
 def copies_figure(copies: Copies) -> str:

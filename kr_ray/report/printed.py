@@ -7,11 +7,15 @@ from collections.abc import Iterator
 
 from kr_ray.config import Config
 from kr_ray.display import Grid, plain_console
+from kr_ray.report.frontier import advice, state_sentences, verdict_of
+from kr_ray.report.guarantees import epsilon_words
 from kr_ray.report.schema import validate_report
 from kr_ray.report.verdict import headline
 from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.figures import Frontier
 from kr_ray.runs.results import (
     AUDIT,
+    FRONTIER,
     GUARANTEE,
     STUDENT,
     TEACHER,
@@ -52,6 +56,8 @@ def _tables(config: Config, results: Results) -> Iterator[Grid]:
         yield _average(config, results, audit)
     if worst := results.get(WORST_CASE):
         yield _worst(worst)
+    if found := results.get(FRONTIER):
+        yield _frontier(found.frontier)
 
 
 def _average(config: Config, results: Results, audit: AuditResult) -> Grid:
@@ -76,7 +82,34 @@ def _worst(worst: WorstCaseResult) -> Grid:
     return grid
 
 
+def _frontier(frontier: Frontier) -> Grid:
+    at = f" at {100 * frontier.false_positive_rate:g} % FPR" if frontier.false_positive_rate else " (AUC)"
+    said = " ".join([advice(frontier).answer, *state_sentences(frontier)])
+    grid = Grid(
+        "frontier: accuracy against leak",
+        ("method", "test accuracy", f"canaries recognised{at}", "guarantee", "epsilon >=", "CPU s", ""),
+        note=_plain(said),
+    )
+    for row in frontier.rows:
+        leak, bound = row.leak, row.bound
+        grid.add(
+            row.title,
+            "–" if row.accuracy is None else f"{row.accuracy:.4f}",
+            f"{leak.share:.1%} [{leak.low:.1%}, {leak.high:.1%}]" if leak else "–",
+            (epsilon_words(bound) if bound.guarantee else "none") if bound else "none",
+            "–" if leak is None or leak.epsilon is None else f"{leak.epsilon:.2f}",
+            "–" if row.cpu_seconds is None else f"{row.cpu_seconds:.0f}",
+            verdict_of(row, frontier)[0],
+        )
+    return grid
+
+
 def _first_sentences(result: ReportResult) -> str:
     """The report's headline, plain."""
     report = validate_report(read_json(storage_path(result.page).with_suffix(".json")))
-    return headline(report).replace("\u00a0", " ").replace("\u2011", "-")
+    return _plain(headline(report))
+
+
+def _plain(text: str) -> str:
+    """As a terminal shows it."""
+    return text.replace("\u00a0", " ").replace("\u2011", "-")

@@ -27,6 +27,7 @@ from kr_ray.runs.figures import (
     Count,
     Figures,
     Fraction,
+    Frontier,
     Generation,
     GeneratorPoint,
     KrAudit,
@@ -231,6 +232,8 @@ class Report(Figures):
     internal: list[str] = []
     """Of a private run: the other sections, which must not."""
     audit: Audit | None = None
+    frontier: Frontier | None = None
+    """Accuracy against leak of the methods that `kr frontier` compared."""
     stages: dict[str, Stage] = {}
 
     @model_validator(mode="after")

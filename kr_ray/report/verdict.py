@@ -86,12 +86,17 @@ def worst_found(report: Report) -> Found | None:
     )
 
 
-def found_in(name: str, arm: LiraArm) -> Found:
-    """What the attack chosen beforehand, or one that finds clearly more, found among the arm's canaries."""
-    rate = _comparable_rate(arm.canary)
+def found_in(name: str, arm: LiraArm, coarsest: float = 0.0) -> Found:
+    """What the attack chosen beforehand, or one that finds clearly more, found among the arm's canaries.
+
+    Args:
+        coarsest: a false-positive rate that it is not counted below, so that several arms share one.
+    """
+    rate = finest_rate(arm.canary)
+    rate = None if rate is None else max(rate, coarsest)
     stronger = _stronger_attack(arm, rate)
     attack, figures = stronger or (arm.headline, arm.canary)
-    share, low, high, hits = _at(figures, rate)
+    share, low, high, hits = at_rate(figures, rate)
     return Found(
         arm=name,
         title=arm.title or name,
@@ -125,11 +130,13 @@ def _stronger_attack(arm: LiraArm, rate: float | None) -> tuple[str, AttackFigur
     others = {name: figures for name, figures in _quotable(arm).items() if name != arm.headline}
     if not others:
         return None
-    name = max(others, key=lambda key: _at(others[key], rate)[0])
-    share, low, _, _ = _at(others[name], rate)
+    name = max(others, key=lambda key: at_rate(others[key], rate)[0])
+    share, low, _, _ = at_rate(others[name], rate)
     n = others[name].n_members
     return (
-        (name, others[name]) if corrected_low(share, low, n, len(others)) > _at(arm.canary, rate)[2] else None
+        (name, others[name])
+        if corrected_low(share, low, n, len(others)) > at_rate(arm.canary, rate)[2]
+        else None
     )
 
 
@@ -153,20 +160,18 @@ def _logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def _comparable_rate(figures: AttackFigures) -> float | None:
+def finest_rate(figures: AttackFigures) -> float | None:
     """The finest false-positive rate that the counts can bear."""
     if figures.tpr_at_01 is not None:
         return 0.001
     return None if figures.tpr_at_1 is None else 0.01
 
 
-def _at(figures: AttackFigures, rate: float | None) -> tuple[float, float, float, int | None]:
+def at_rate(figures: AttackFigures, rate: float | None) -> tuple[float, float, float, int | None]:
     """Share, its 95 % interval and the hits at a false-positive rate, or the AUC and its interval."""
     fine = (figures.tpr_at_01, figures.ci_low, figures.ci_high, figures.true_positives)
-    coarse = (figures.tpr_at_1, figures.ci_low_at_1, figures.ci_high_at_1)
-    extra = (figures.model_extra or {}).get("true_positives_0.01")
-    values = fine if rate == 0.001 else (*coarse, extra)
-    share, low, high, hits = values
+    coarse = (figures.tpr_at_1, figures.ci_low_at_1, figures.ci_high_at_1, figures.true_positives_at_1)
+    share, low, high, hits = fine if rate == 0.001 else coarse
     if rate is None or share is None or low is None or high is None:
         return figures.auc, figures.auc_low, figures.auc_high, None
     return share, low, high, hits
@@ -176,7 +181,7 @@ def _ordinary(arm: LiraArm, attack: str, rate: float | None) -> float | None:
     figures = arm.attacks.get(attack, {}).get(
         "population", arm.population if attack == arm.headline else None
     )
-    return None if figures is None else _at(figures, rate)[0]
+    return None if figures is None else at_rate(figures, rate)[0]
 
 
 # --- sentences ----------------------------------------------------------------------------------------------

@@ -343,6 +343,23 @@ class Exposed(Figures):
     """Those that stand out after correction for all of them (see kr_ray.privacy.exposure)."""
 
 
+SetArtefact = Literal["set", "generator"]
+SetAttackName = Literal["nearest", "density", "denoising"]
+
+
+class SetAttack(Figures):
+    """Membership inferred from images that are handed on, no model being asked (see
+    kr_ray.audits.handed_on)."""
+
+    artefact: SetArtefact
+    attack: SetAttackName
+    """`denoising`: by the loss of a diffusion model's weights; else by images."""
+    images: Count
+    """Of a run, that were looked at; 0: the weights were."""
+    canary: AttackFigures
+    population: AttackFigures
+
+
 class LiraArm(OpenFigures):
     """The worst-case audit of one arm: `models` runs, each trained on half of
     the canaries and half of the population samples."""
@@ -378,6 +395,8 @@ class LiraArm(OpenFigures):
     test_accuracy_sd: Annotated[float, Field(ge=0)]
     """Mean and standard deviation over the runs."""
     seconds: Annotated[float, Field(ge=0)]
+    sets: list[SetAttack] = []
+    """Attacks on the images that the method hands on; none of methods without any."""
     exposed: Exposed | None = None
     """None of runs audited before there were such lists."""
 
@@ -436,3 +455,115 @@ class Copies(Figures):
     """Generated images that equal a training image pixel by pixel."""
     spaces: dict[Literal["pixels", "features"], CopySpace]
     fidelity: dict[Literal["generated", "test"], Fidelity]
+
+
+class Tried(Figures):
+    """One training of the search for equal accuracy."""
+
+    value: float
+    """Of the method's main key."""
+    accuracy: Fraction
+    """On validation images."""
+    error: Annotated[float, Field(ge=0)]
+    """Standard error of the accuracy, from the number of images."""
+
+    def reaches(self, target: float) -> bool:
+        return abs(self.accuracy - target) <= self.error
+
+
+class Matched(Figures):
+    """A method tuned to an accuracy on its main key (see kr_ray.audits.matching)."""
+
+    key: str
+    target: Fraction
+    value: float
+    accuracy: Fraction
+    error: Annotated[float, Field(ge=0)]
+    reached: bool
+    """Whether the accuracy is the target within its standard error; else the value is the nearest of those
+    tried."""
+    tried: list[Tried]
+
+
+class Leak(Figures):
+    """What the worst-case audit found among a method's canaries, in the measure that all methods share."""
+
+    attack: str
+    chosen_before: bool
+    """Whether the attack was; else it stands out among all (see kr_ray.report.verdict)."""
+    false_positive_rate: Fraction | None
+    """Null: too few pairs; `share` is then an AUC."""
+    share: Fraction
+    low: Fraction
+    high: Fraction
+    """95 % interval."""
+    hits: Count | None
+    pairs: Count | None
+    ordinary: Fraction | None
+    """The same rate among ordinary images."""
+    epsilon: float | None
+    """Lower bound at 95 %; null: not computable."""
+
+
+class FrontierRow(Figures):
+    """One method of the frontier; null: not measured yet."""
+
+    name: str
+    kind: str
+    title: str
+    note: str
+    handed_on: bool
+    """False of the teacher, which stays with the images: a comparison and never a recommendation."""
+    accuracy: Fraction | None
+    """On test images, trained once on the whole training split."""
+    accuracy_low: Fraction | None
+    accuracy_high: Fraction | None
+    """95 % interval over the test images."""
+    audited_accuracy: Fraction | None
+    audited_sd: float | None
+    """Mean and standard deviation over the audit's runs, which lack half of the canaries and have the others
+    mislabeled."""
+    leak: Leak | None
+    runs: Count
+    """Of the audit, of this method, that were attacked."""
+    missing: list[int]
+    """Numbers of the audit's runs that this method has not been trained in."""
+    bound: Bound | None
+    """What a private method proves."""
+    alarm: str
+    """Where the audit found more than the bound allows, what is wrong; else empty."""
+    cpu_seconds: Annotated[float, Field(ge=0)] | None
+    gpu_seconds: Annotated[float, Field(ge=0)] | None
+    """Of making one such classifier with all that it builds on; a stage that counts no processor time, with
+    its wall time."""
+    folders: list[str]
+    """Of the run, that hold what the method leaves: weights, sets, checkpoints."""
+    matched: Matched | None
+    unmatched: str
+    """Where equal accuracy was asked for and the method stayed as it is, why; else empty."""
+    dominated_by: list[str] = []
+    """Methods at least as accurate that leak no more and prove no less, one of the three being better; by
+    measured values."""
+
+
+class Frontier(Figures):
+    """Accuracy against leak of several methods, audited with the same canaries in the same runs."""
+
+    rows: list[FrontierRow]
+    models: Count
+    """Runs that the audit is made of when it is whole."""
+    asked_models: Count
+    """Before a budget cut them."""
+    leak_limit: Fraction | None
+    false_positive_rate: Fraction | None
+    """Of all rows' leaks: the finest that every row's counts bear."""
+    match: str
+    """Whose accuracy the methods were tuned to, in words; empty: they were not."""
+    recommended: str
+    """Name of the most accurate method whose leak lies below the limit; empty: none, or no limit."""
+    settings: list[str]
+    """What the frontier changed in the configuration, as arguments of --set."""
+
+    @property
+    def partial(self) -> bool:
+        return any(row.missing or row.accuracy is None for row in self.rows)

@@ -16,7 +16,7 @@ from kr_ray.runs.storage import FileEntry, RemotePath, list_files, sha256_of
 
 OUTPUTS = (
     "*.safetensors", "*/*.safetensors", "*.npz", "train_sources.json", "most_exposed_*.csv", "report.*",
-    "report_summary.html",
+    "report_summary.html", "frontier.*",
 )  # fmt: skip
 """Below a stage's folder: data, weights, checkpoints, shadow scores, lists of images, pages. Training states,
 progress and Ray's own files are nobody else's input."""

@@ -20,10 +20,12 @@ from kr_ray.runs.figures import (
     Count,
     Fidelity,
     Fraction,
+    Frontier,
     Generation,
     GeneratorPoint,
     KrAudit,
     LiraArm,
+    Matched,
     PrivacyRecord,
     SweptCheckpoint,
     Trial,
@@ -363,6 +365,32 @@ class GuaranteeResult(Result):
         return "; ".join(f"{split} images: {said}" for split, said in self.words.items())
 
 
+class MatchingResult(Result):
+    matched: dict[str, Matched]
+    """By method; those without a main key are not in it."""
+
+    def headline(self) -> str:
+        return ", ".join(
+            f"{name} {found.key} {found.value:g}: {found.accuracy:.4f} for {found.target:.4f}"
+            f"{'' if found.reached else ' (not reached)'}"
+            for name, found in self.matched.items()
+        )
+
+
+class FrontierResult(Result):
+    frontier: Frontier
+
+    def headline(self) -> str:
+        rows, found = self.frontier.rows, self.frontier.recommended
+        told = [f"{sum(not row.dominated_by for row in rows)} of {len(rows)} methods on the frontier"]
+        told += ["partial"] if self.frontier.partial else []
+        told += [f"recommended: {found or 'none'}"] if self.frontier.leak_limit is not None else []
+        return ", ".join(told)
+
+    def remarks(self) -> list[str]:
+        return [f"{row.title}: {row.alarm}" for row in self.frontier.rows if row.alarm]
+
+
 class ReportResult(Result):
     page: str
     mlflow_run: str | None = None
@@ -380,4 +408,6 @@ SHADOWS = Key("shadows", ShadowsResult)
 AUDIT = Key("audit", AuditResult)
 GUARANTEE = Key("guarantee", GuaranteeResult)
 WORST_CASE = Key("worst_case", WorstCaseResult)
+MATCHING = Key("matching", MatchingResult)
+FRONTIER = Key("frontier", FrontierResult)
 REPORT = Key("report", ReportResult)

@@ -82,7 +82,7 @@ def synthetic_set(
     `images` other than 0 asks for a set of that size from the same seeds.
     """
     size, seed = images or set_size(spec, splits), derive_seed(spec.seed, "synthetic set")
-    prior, synthesis = _prior(run, spec, splits), spec.synthesis
+    prior, synthesis = set_prior(run, spec, splits), spec.synthesis
     sampler = generator_of(spec.generator).open(
         run / checkpoint_file(spec.checkpoint_epoch),
         synthesis.sampling,
@@ -105,7 +105,7 @@ def synthetic_set(
     )
 
 
-def _prior(run: Path, spec: StudentSpec, splits: Splits) -> Tensor:
+def set_prior(run: Path, spec: StudentSpec, splits: Splits) -> Tensor:
     """Class frequencies of the labels that are asked for, float64 [K]. Only `real` looks at the real
     labels."""
     match spec.synthesis.class_prior:

@@ -71,11 +71,25 @@ def loss(
         sigma: float32 [N].
         classes: int64 [N].
     """
+    return _errors(network, images, noise, sigma, classes, sigma_data).mean()
+
+
+def losses(
+    network: Network, images: Tensor, noise: Tensor, sigma: Tensor, classes: Tensor, sigma_data: float
+) -> Tensor:
+    """`loss` of each image: float32 [N]."""
+    return _errors(network, images, noise, sigma, classes, sigma_data).mean(dim=(1, 2, 3))
+
+
+def _errors(
+    network: Network, images: Tensor, noise: Tensor, sigma: Tensor, classes: Tensor, sigma_data: float
+) -> Tensor:
+    """Squared, weighted, of every pixel."""
     wide = sigma[:, None, None, None]
     level = coefficients(wide, sigma_data)
     target = level.into * (wide / sigma_data * images - sigma_data * noise)
     answer = network(level.into * (images + wide * noise), level.noise.flatten(), classes)
-    return (answer.float() - target).square().mean()
+    return (answer.float() - target).square()
 
 
 def noise_levels(normal: Tensor, mean: float, std: float) -> Tensor:

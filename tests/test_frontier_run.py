@@ -1,0 +1,277 @@
+"""`kr frontier` as a person runs it: killed half-way, looked at as a part, finished, with a method more that
+is tuned and does not keep what it promises."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_config, tiny_settings
+from test_pipeline import kr, write_config
+from test_worst_case_run import score_files
+
+from kr_ray.audits.design import design_audit
+from kr_ray.audits.runs import AuditPlan
+from kr_ray.classifiers.networks import new_classifier, save_classifier
+from kr_ray.cli import main
+from kr_ray.cluster.matching import Matching, main_key_settings
+from kr_ray.cluster.worst_case import missing_runs, whole_pairs
+from kr_ray.config import Config, ConfigError, MainKey
+from kr_ray.config.file import with_overrides
+from kr_ray.data.datasets import load_splits
+from kr_ray.data.store import SPLITS_FILE, save_splits
+from kr_ray.frontier import frontier_settings
+from kr_ray.methods.interface import ClassifierPart, Part, Site
+from kr_ray.report.schema import Report, validate_report
+from kr_ray.runs.artifacts import read_json
+from kr_ray.runs.figures import Frontier, FrontierRow, Matched
+from kr_ray.runs.results import ClassifierResult
+from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
+from kr_ray.synthesis.student_set import StudentSpec
+
+PLUGINS = Path(__file__).parent / "plugins"
+SETTINGS: dict[str, Any] = {
+    "data": {"max_train_images": 400},
+    "classifier": {"width": 32, "min_steps": 4},
+    "teacher": {"epochs": 1},
+    "plugins": ["nearest_mean", "least_squares"],
+    "students": {"means": {"kind": "nearest_mean"}},
+    "audit": {"worst_case": {"models": 4, "queries": 1, "max_canary_share": 0.25}},
+}
+"""100 canaries in 4 runs: 200 pairs of either kind, enough for 1 % FPR."""
+
+
+def report_in(run: Path) -> tuple[Report, Frontier, dict[str, FrontierRow]]:
+    report = validate_report(read_json(run / "report" / "report.json"))
+    assert report.frontier is not None
+    return report, report.frontier, {row.name: row for row in report.frontier.rows}
+
+
+def kill_after(config: str, run: Path, scores: int, *arguments: str) -> dict[str, tuple[int, int]]:
+    """Kill -9 the driver as soon as so many score files are there; those that are."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "kr_ray.cli", "frontier", config, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while len(score_files(run)) < scores:
+            assert driver.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    return score_files(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_looked_at_finished_extended_and_a_broken_promise_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{PLUGINS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    config, run = write_config(tmp_path, tiny_settings(**SETTINGS)), tmp_path / "runs" / "tiny"
+
+    before = kill_after(config, run, 3, "--methods", "teacher,means")
+    assert 3 <= len(before) < 8
+    part = kr("frontier", config, "--methods", "teacher,means", "--so-far").stdout
+    _, found, rows = report_in(run)
+    assert found.partial and sum(len(row.missing) for row in rows.values()) == 8 - len(score_files(run))
+    assert "Partial." in (run / "report" / "report.html").read_text() and " runs (" in part
+
+    whole = kr("frontier", config, "--methods", "teacher,means").stdout
+    assert "worst-case audit: 4 runs of teacher, means take about" in whole
+    after = score_files(run)
+    assert {name: after[name] for name in before} == before and len(after) == 8
+    report, found, rows = report_in(run)
+    assert not found.partial and found.false_positive_rate == 0.01 and not found.recommended
+    assert all(row.leak and row.leak.pairs == 200 and row.accuracy for row in rows.values())
+    assert report.audit and set(report.audit.lira) == {"teacher", "means"}
+    assert {path.name for path in (run / "report").glob("frontier.*")} == {"frontier.svg", "frontier.png"}
+
+    more = ["--methods", "teacher,means,least_squares", "--match-accuracy", "means", "--leak-limit", "0.9"]
+    told = kr("frontier", config, *more).stdout
+    added = score_files(run)
+    assert {name: added[name] for name in after} == after
+    assert set(added) - set(after) == {f"worst_case/runs/{k}/scores_least_squares.npz" for k in range(4)}
+    report, found, rows = report_in(run)
+    broken, means = rows["least_squares"], rows["means"]
+    assert broken.matched and broken.matched.key == "ridge" and len(broken.matched.tried) >= 2
+    assert means.unmatched and rows["teacher"].unmatched
+    if broken.matched.reached:
+        assert abs(broken.matched.accuracy - broken.matched.target) <= broken.matched.error
+    assert broken.leak and broken.leak.epsilon and broken.leak.epsilon > 0.1
+    assert "one of the two is wrong" in broken.alarm and "one of the two is wrong" in told
+    assert found.recommended != "least_squares" and "report: " in told
+    assert report.config["students"]["least_squares"]["ridge"] == broken.matched.value
+
+    quick = kr("frontier", config, *more).stdout
+    assert "frontier: done (finished before)" in quick and score_files(run) == added
+    kr("report", config)  # the file knows neither the method nor its tuned key: the frontier does
+    assert report_in(run)[1] == found
+    kept = {path.name for path in (run / "matching" / "least_squares").iterdir()}
+    assert kept == {"tried.json"}  # no real image and no model stays
+
+
+# --- no Ray -------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_arms_students_or_kinds_whose_defaults_do() -> None:
+    base = tiny_config(students={"mine": {"kind": "dp_sgd", "noise_multiplier": 1.0}})
+    assert frontier_settings(base)[-1] == "frontier.methods=[teacher, kr, mine]"
+    asked = with_overrides(base, ["frontier.methods=[teacher, mine, knowledge_recycling]"])
+    settings = frontier_settings(asked)
+    assert settings[0] == "students.knowledge_recycling.kind=knowledge_recycling"
+    made = with_overrides(asked, settings)
+    assert made.audit.worst_case.arms == ("teacher", "mine", "knowledge_recycling")
+    assert frontier_settings(made)[0].startswith("audit.")  # nothing more to add
+    with pytest.raises(ConfigError, match=r"`--methods` must be among .*dp_sgd.*but got alchemy"):
+        frontier_settings(with_overrides(base, ["frontier.methods=[alchemy]"]))
+    with pytest.raises(ConfigError, match="`--match-accuracy` must be a number or one of the methods"):
+        frontier_settings(with_overrides(base, ["frontier.match_method=other"]))
+
+
+def test_a_kind_without_usable_defaults_is_refused_with_what_it_lacks() -> None:
+    base = with_overrides(tiny_config(), ["frontier.methods=[dp_sgd]"])
+    with pytest.raises(ConfigError, match=r"students\.dp_sgd: exactly one of `noise_multiplier`"):
+        with_overrides(base, frontier_settings(base))
+
+
+def test_overriding_nothing_changes_nothing() -> None:
+    config = tiny_config(students={"mine": {"kind": "dp_sgd", "target_epsilon": 3.0}})
+    assert with_overrides(config, []) == config
+    tuned = with_overrides(
+        config, ["students.mine.noise_multiplier=0.5", "students.mine.target_epsilon=null"]
+    )
+    assert tuned.students["mine"].model_dump()["noise_multiplier"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", "teacher,alchemy"), "alchemy"),
+        (("--methods", "teacher,teacher"), "must be different"),
+        (("--models", "5"), "even"),
+        (("--budget", "0"), "--budget > 0"),
+        (("--leak-limit", "2"), "leak_limit"),
+        (("--match-accuracy", "95"), "match_accuracy"),
+        (("--match-accuracy", "dp"), "--match-accuracy"),
+        (("--methods", "dp_sgd"), "exactly one of"),
+    ],
+)
+def test_wrong_input_is_refused_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    config = write_config(tmp_path, tiny_settings())
+    assert main(["frontier", config, *arguments]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_whole_key_is_set_to_a_whole_number() -> None:
+    key = MainKey(name="expected_batch_size", low=1, high=100, rising=True, whole=True, excludes=("delta",))
+    settings = main_key_settings("mine", key, 7.0)
+    assert settings == ["students.mine.expected_batch_size=7", "students.mine.delta=null"]
+    config = tiny_config(students={"mine": {"kind": "dp_sgd", "target_epsilon": 3.0}})
+    assert with_overrides(config, settings).students["mine"].model_dump()["expected_batch_size"] == 7
+
+
+class Shares:
+    """A method of a shared part, and a part of its own; both leave an untrained classifier."""
+
+    title = note = "shares"
+    takes_over = ()
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def parts(self, site: Site, name: str) -> list[ClassifierPart]:
+        def train(folder: Path, state: State | None, save: Save) -> ClassifierResult:
+            self.calls.append(folder.name)
+            save_classifier(folder / WEIGHTS_FILE, new_classifier(10, 1, site.config.classifier, 0))
+            return ClassifierResult(
+                test_accuracy=0.1, test_loss=0.0, val_accuracy=0.1, confusion=[], steps=0, images_seen=0,
+                batch_size=1, learning_rate=0.0, parameters=0, seconds=0.0,
+            )  # fmt: skip
+
+        own = Part(name=name, inputs=[name], after=("data", "shared"), result=ClassifierResult, work=train)
+        return [Part(name="shared", inputs=["the same"], result=ClassifierResult, work=train), own]
+
+
+def test_a_part_that_several_methods_share_is_trained_once_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {name: {"kind": "teacher"} for name in ("a", "b", "c")}
+    worst = {"arms": ["a", "b"], "models": 4, "queries": 1, "max_canary_share": 0.1}
+    config = tiny_config(students=kinds, audit={"worst_case": worst})
+    splits, calls = load_splits(config.data), list[str]()
+    save_splits(tmp_path / SPLITS_FILE, splits)
+    spec = StudentSpec(config.generator, 1, config.synthesis, 1, 0)
+
+    def plan(made: Config) -> AuditPlan:
+        design = design_audit(splits, made.audit.worst_case, 0)
+        return AuditPlan(
+            run=tmp_path, folder=tmp_path, config=made, student=spec, design=design, digest="digits"
+        )
+
+    monkeypatch.setattr("kr_ray.audits.runs.method_of", lambda name, config: Shares(calls))
+    plan(config).train(0, lambda share, what: None)
+    assert calls == ["shared", "student_a", "student_b"]
+    plan(config).train(0, lambda share, what: None)
+    assert len(calls) == 3 and missing_runs(plan(config)) == {"a": [1, 2, 3], "b": [1, 2, 3]}
+    more = with_overrides(config, ["audit.worst_case.arms=[a, b, c]"])
+    plan(more).train(0, lambda share, what: None)  # what it builds on was not kept, so that is made again
+    assert calls[3:] == ["shared", "student_c"]
+    kept = with_overrides(more, ["audit.worst_case.keep_models=true", "audit.worst_case.arms=[a, c]"])
+    plan(kept).train(2, lambda share, what: None)
+    plan(with_overrides(kept, ["audit.worst_case.arms=[a, b, c]"])).train(2, lambda share, what: None)
+    assert calls[5:] == ["shared", "student_a", "student_c", "student_b"]
+
+
+def test_a_search_trains_real_methods_and_repeats_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(PLUGINS))  # type: ignore[no-untyped-call]
+    import least_squares  # type: ignore[import-not-found]
+
+    fitted: list[float] = []
+    fit = least_squares.LeastSquares.fit
+
+    def counted(self: Any, site: Site, folder: Path) -> Any:
+        fitted.append(self.section.ridge)
+        return fit(self, site, folder)
+
+    monkeypatch.setattr(least_squares.LeastSquares, "fit", counted)
+    config = tiny_config(
+        classifier={"width": 16}, plugins=["least_squares"], students={"mine": {"kind": "least_squares"}}
+    )
+    splits = load_splits(config.data)
+    save_splits(tmp_path / SPLITS_FILE, splits)
+    spec = StudentSpec(config.generator, 1, config.synthesis, 1, 0)
+
+    def search(target: float) -> Matched:
+        matching = Matching(
+            run=tmp_path, folder=tmp_path / "matching", config=config, student=spec, target=target, digest="x"
+        )
+        key = config.students["mine"].main_key()
+        assert key is not None
+        return matching.search("mine", key)
+
+    first = search(0.6)
+    assert first.reached and abs(first.accuracy - 0.6) <= first.error and first.value > 1e-6
+    assert fitted == [one.value for one in first.tried] and first.tried[0].accuracy > 0.65
+    assert {path.name for path in (tmp_path / "matching" / "mine").iterdir()} == {"tried.json"}
+    assert search(0.6) == first and len(fitted) == len(first.tried)
+    second = search(0.5)  # what was tried for another aim is known
+    assert len(fitted) < len(first.tried) + len(second.tried)
+
+
+def test_whole_pairs_before_the_first_missing_run_are_attacked() -> None:
+    assert whole_pairs([], 16) == 16
+    assert whole_pairs([15], 16) == 14 and whole_pairs([8, 12], 16) == 8 and whole_pairs([9], 16) == 8
+    assert whole_pairs([3], 16) == 0 and whole_pairs([0], 16) == 0
