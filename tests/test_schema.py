@@ -75,6 +75,7 @@ RIGHT: list[dict[str, Any]] = [
     {"students": {"private": {"kind": "dp_sgd", "target_epsilon": 3.0}, "t": {"kind": "teacher"}}},
     {"synthesis": {"sampling": {"latent_std": 1.5}}, "tuning": {"space": {"latent_std": [1.0, 2.0]}}},
     {"cluster": {"train": {"cpu": 1, "gpu": 0.5}}},
+    {"teacher": {"kind": "classifier", "epochs": 3}},
 ]
 
 

@@ -18,7 +18,14 @@ from kr_ray.config.methods import MethodSection, TeacherConfig
 from kr_ray.config.plugins import plugin_sections
 from kr_ray.config.privacy import RunPrivacyConfig
 from kr_ray.config.renamed import RENAMED
-from kr_ray.config.run import DEFAULT_KIND, STUDENT_NAME, Config, RunKeys, cross_section_mistakes
+from kr_ray.config.run import (
+    DEFAULT_KIND,
+    DEFAULT_TEACHER,
+    STUDENT_NAME,
+    Config,
+    RunKeys,
+    cross_section_mistakes,
+)
 from kr_ray.foreign.files import read_text, shown
 from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml
 from kr_ray.masking import HIDDEN, is_secret_name, masked
@@ -160,7 +167,7 @@ class _Sections:
         check."""
         if name == "teacher":
             return (
-                self._class_of(value, (name,), TEACHERS, "classifier")
+                self._class_of(value, (name,), TEACHERS, DEFAULT_TEACHER)
                 if isinstance(value, dict)
                 else TeacherConfig
             )

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DEFAULT_KIND = "biggan_deep"
 """Of generator, where a file names none."""
+DEFAULT_TEACHER = "classifier"
+"""Of teacher, likewise."""
 STUDENT_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 """Of a student in `students`: it is part of file names."""
 OWN_ARMS = ("teacher", "kr", "fixed_generator")

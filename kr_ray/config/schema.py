@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
 from kr_ray.config.base import Raw, Section
-from kr_ray.config.kinds import GENERATORS, METHODS
+from kr_ray.config.kinds import GENERATORS, METHODS, TEACHERS
 from kr_ray.config.limits import LARGEST, LARGEST_COUNT, LARGEST_REAL
 from kr_ray.config.plugins import plugin_sections
-from kr_ray.config.run import DEFAULT_KIND, STUDENT_NAME, Config
+from kr_ray.config.run import DEFAULT_KIND, DEFAULT_TEACHER, STUDENT_NAME, Config
 
 Definitions = dict[str, JsonSchemaValue]
 """Schemas by the name of their class."""
@@ -34,13 +34,18 @@ def config_schema(plugins: Sequence[str] = ()) -> JsonSchemaValue:
     brought = plugin_sections(plugins)
     generators, methods = GENERATORS | brought.generators, METHODS | brought.methods
     sampling = dict.fromkeys(section.sampling() for section in generators.values())
-    models: list[type[Section]] = [Config, *generators.values(), *methods.values(), *sampling]
+    models: list[type[Section]] = [
+        Config, *generators.values(), *methods.values(), *TEACHERS.values(), *sampling,
+    ]  # fmt: skip
     definitions: Definitions = models_json_schema([(model, "validation") for model in models])[1]["$defs"]
     for kind, generator in generators.items():
         unfilled = _unfilled(generator, generator.expand({}))
         _ask_for(definitions[generator.__name__], kind, unfilled, optional=kind == DEFAULT_KIND)
     for kind, method in methods.items():
         _ask_for(definitions[method.__name__], kind, _unfilled(method, {}))
+    for kind, teacher in TEACHERS.items():
+        unfilled = _unfilled(teacher, {})
+        _ask_for(definitions[teacher.__name__], kind, unfilled, optional=kind == DEFAULT_TEACHER)
     drawn = definitions["SynthesisConfig"]["properties"]["sampling"]
     definitions["SynthesisConfig"]["properties"]["sampling"] = {
         "description": drawn["description"], "anyOf": _references(sampling),
@@ -56,11 +61,15 @@ def config_schema(plugins: Sequence[str] = ()) -> JsonSchemaValue:
 def _open_kinds(
     whole: JsonSchemaValue, generators: Iterable[type[Section]], methods: Iterable[type[Section]]
 ) -> None:
-    """Let `generator` and each of `students` be of any kind, and a file leave out `generator`."""
+    """Let `generator`, `teacher` and each of `students` be of any kind, and a file leave out `generator`."""
     keys = whole["properties"]
     keys["generator"] = {
         "description": "The kind of generator and its keys; its presets fill those that are not there.",
         "oneOf": _references(generators),
+    }
+    keys["teacher"] = {
+        "description": "The kind of the run's own teacher, and its keys.",
+        "oneOf": _references(TEACHERS.values()),
     }
     keys["students"] = {
         "description": keys["students"]["description"],
