@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from kr_ray.audits.design import AuditDesign, design_audit
 from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.classifiers.networks import load_classifier, new_classifier
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
+from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import Config
 from kr_ray.config.coreset import CoresetSection
 from kr_ray.config.file import parse_config
@@ -32,7 +34,13 @@ from kr_ray.methods.coreset.rules import (
     k_center,
     select,
 )
-from kr_ray.methods.coreset.selection import ForgettingEvents, scores_of, selection_part, train_selection
+from kr_ray.methods.coreset.selection import (
+    ForgettingEvents,
+    SelectionTraining,
+    scores_of,
+    selection_part,
+    train_selection,
+)
 from kr_ray.methods.interface import Site, train_here
 from kr_ray.methods.registry import method_of
 from kr_ray.methods.taken import load_taken, save_taken
@@ -294,10 +302,6 @@ def test_a_killed_selection_goes_on_to_the_same_scores(tmp_path: Path, at: int) 
 
 def test_events_are_those_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step's inputs and answers, written down from outside the training, give the same events."""
-    from kr_ray.classifiers.training import ClassifierTraining, Schedule
-    from kr_ray.compute.seeding import derive_seed, seeded_generator
-    from kr_ray.methods.coreset.selection import SelectionTraining
-
     images, recipe = flat(50), config().classifier.model_copy(update={"mixup_alpha": 0.0})
     schedule, seed = Schedule.fit(recipe, 50, 6), derive_seed(0, "x")
     answers: list[Tensor] = []
@@ -325,6 +329,28 @@ def test_events_are_those_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.Mo
             right[image], learned[image] = hit, learned[image] or hit
     assert training.events.forgotten.tolist() == forgotten and sum(forgotten) > 0
     assert training.events.learned.tolist() == learned
+
+
+def first_events() -> dict[str, Tensor]:
+    """Of the first five epochs, whose batches of 15 two workers share unevenly."""
+    recipe = config().classifier.model_copy(
+        update={"mixup_alpha": 0.0, "batch_size": 15, "precision": "full"}
+    )
+    model, schedule = new_classifier(3, 1, recipe, 0), Schedule.fit(recipe, 45, 5)
+    training = SelectionTraining(model, flat(45), recipe, schedule, 0, CPU)
+    training.train_until(schedule.steps)
+    return training.events.state_dict()
+
+
+@pytest.mark.slow
+def test_two_workers_record_the_events_of_one(tmp_path: Path) -> None:
+    from test_parallel import on_workers
+
+    alone, (first, second) = first_events(), on_workers(2, tmp_path, first_events)
+    assert all(torch.equal(first[name], second[name]) for name in alone)
+    # Rounding may turn an answer on the edge.
+    assert int((first["forgotten"] != alone["forgotten"]).sum()) <= 2 and int(alone["forgotten"].sum()) > 5
+    assert int((first["right"] != alone["right"]).sum()) <= 2
 
 
 # --- the audit ----------------------------------------------------------------------------------------------
