@@ -22,7 +22,9 @@ from kr_ray.classifiers.training import ClassifierTraining, Schedule
 from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import Config
 from kr_ray.config.coreset import CoresetSection
+from kr_ray.config.data_free import DataFreeSection
 from kr_ray.config.file import parse_config
+from kr_ray.config.methods import MethodSection
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.methods.coreset.rules import (
@@ -217,6 +219,14 @@ def test_scores_are_taken_early_or_at_the_end() -> None:
     ):
         keys = section(selection=rule, scored=scored, fraction=0.2)
         assert select(keys, labels, 1, found, 0).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [CoresetSection, DataFreeSection])
+def test_the_search_for_equal_accuracy_stays_within_what_the_key_allows(kind: type[MethodSection]) -> None:
+    key = kind.model_validate({}).main_key()
+    assert key is not None and key.start is not None and key.rising and 0 < key.low < key.start <= key.high
+    for value in (key.low, key.start, key.high):
+        kind.model_validate({key.name: round(value) if key.whole else value})
 
 
 # --- the trainings ------------------------------------------------------------------------------------------
