@@ -46,6 +46,7 @@ from kr_ray.methods.coreset.selection import (
 from kr_ray.methods.interface import Site, train_here
 from kr_ray.methods.registry import method_of
 from kr_ray.methods.taken import load_taken, save_taken
+from kr_ray.pipeline import Pipeline
 from kr_ray.privacy.arrays import BoolArray
 from kr_ray.privacy.attacks import taken_figures
 from kr_ray.privacy.scores import SampleScores
@@ -361,6 +362,20 @@ def test_two_workers_record_the_events_of_one(tmp_path: Path) -> None:
     # Rounding may turn an answer on the edge.
     assert int((first["forgotten"] != alone["forgotten"]).sum()) <= 2 and int(alone["forgotten"].sum()) > 5
     assert int((first["right"] != alone["right"]).sum()) <= 2
+
+
+def test_a_run_has_one_selection_stage_for_all_its_coresets(tmp_path: Path) -> None:
+    from test_worst_case_run import Silent
+
+    ruled = {rule: {"kind": "coreset", "selection": rule} for rule in RULES}
+    settings = config(**ruled, longer={"kind": "coreset", "selection": "el2n", "selection_epochs": 60})
+    run = Pipeline(settings.model_copy(update={"storage": str(tmp_path)}), Silent())
+    names = list(run.stages)
+    assert [name for name in names if name.startswith("selection")] == ["selection_40", "selection_60"]
+    assert run.stages["student_herding"].after == ["data", "selection_40"]
+    assert run.stages["student_random"].after == ["data"]
+    assert names.index("selection_40") < names.index("student_forgetting")
+    assert run.stages["selection_40"].inputs()[0] == settings.seed
 
 
 # --- the audit ----------------------------------------------------------------------------------------------
