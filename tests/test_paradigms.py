@@ -144,7 +144,7 @@ def test_which_rules_select_mislabeled_canaries(
             for rule, values in shares.items()
         ]
     with capsys.disabled():
-        print("\nshare of the mislabeled canaries that is selected, mean and range of 3 seeds")
+        print(f"\nshare of the mislabeled canaries that is selected, mean and range of {len(SEEDS)} seeds")
         print("\n".join(lines))
 
 
