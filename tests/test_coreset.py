@@ -18,9 +18,13 @@ from torch.nn import functional as F
 from kr_ray.audits.design import AuditDesign, design_audit
 from kr_ray.audits.runs import AuditPlan, RunScores
 from kr_ray.classifiers.networks import load_classifier, new_classifier
+from kr_ray.classifiers.training import ClassifierTraining, Schedule
+from kr_ray.compute.seeding import derive_seed, seeded_generator
 from kr_ray.config import Config
 from kr_ray.config.coreset import CoresetSection
+from kr_ray.config.data_free import DataFreeSection
 from kr_ray.config.file import parse_config
+from kr_ray.config.methods import MethodSection
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.methods.coreset.rules import (
@@ -32,10 +36,17 @@ from kr_ray.methods.coreset.rules import (
     k_center,
     select,
 )
-from kr_ray.methods.coreset.selection import ForgettingEvents, scores_of, selection_part, train_selection
+from kr_ray.methods.coreset.selection import (
+    ForgettingEvents,
+    SelectionTraining,
+    scores_of,
+    selection_part,
+    train_selection,
+)
 from kr_ray.methods.interface import Site, train_here
 from kr_ray.methods.registry import method_of
 from kr_ray.methods.taken import load_taken, save_taken
+from kr_ray.pipeline import Pipeline
 from kr_ray.privacy.arrays import BoolArray
 from kr_ray.privacy.attacks import taken_figures
 from kr_ray.privacy.scores import SampleScores
@@ -211,6 +222,14 @@ def test_scores_are_taken_early_or_at_the_end() -> None:
         assert select(keys, labels, 1, found, 0).tolist() == expected
 
 
+@pytest.mark.parametrize("kind", [CoresetSection, DataFreeSection])
+def test_the_search_for_equal_accuracy_stays_within_what_the_key_allows(kind: type[MethodSection]) -> None:
+    key = kind.model_validate({}).main_key()
+    assert key is not None and key.start is not None and key.rising and 0 < key.low < key.start <= key.high
+    for value in (key.low, key.start, key.high):
+        kind.model_validate({key.name: round(value) if key.whole else value})
+
+
 # --- the trainings ------------------------------------------------------------------------------------------
 
 
@@ -294,10 +313,6 @@ def test_a_killed_selection_goes_on_to_the_same_scores(tmp_path: Path, at: int) 
 
 def test_events_are_those_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step's inputs and answers, written down from outside the training, give the same events."""
-    from kr_ray.classifiers.training import ClassifierTraining, Schedule
-    from kr_ray.compute.seeding import derive_seed, seeded_generator
-    from kr_ray.methods.coreset.selection import SelectionTraining
-
     images, recipe = flat(50), config().classifier.model_copy(update={"mixup_alpha": 0.0})
     schedule, seed = Schedule.fit(recipe, 50, 6), derive_seed(0, "x")
     answers: list[Tensor] = []
@@ -325,6 +340,42 @@ def test_events_are_those_of_a_plain_loop(tmp_path: Path, monkeypatch: pytest.Mo
             right[image], learned[image] = hit, learned[image] or hit
     assert training.events.forgotten.tolist() == forgotten and sum(forgotten) > 0
     assert training.events.learned.tolist() == learned
+
+
+def first_events() -> dict[str, Tensor]:
+    """Of the first five epochs, whose batches of 15 two workers share unevenly."""
+    recipe = config().classifier.model_copy(
+        update={"mixup_alpha": 0.0, "batch_size": 15, "precision": "full"}
+    )
+    model, schedule = new_classifier(3, 1, recipe, 0), Schedule.fit(recipe, 45, 5)
+    training = SelectionTraining(model, flat(45), recipe, schedule, 0, CPU)
+    training.train_until(schedule.steps)
+    return training.events.state_dict()
+
+
+@pytest.mark.slow
+def test_two_workers_record_the_events_of_one(tmp_path: Path) -> None:
+    from test_parallel import on_workers
+
+    alone, (first, second) = first_events(), on_workers(2, tmp_path, first_events)
+    assert all(torch.equal(first[name], second[name]) for name in alone)
+    # Rounding may turn an answer on the edge.
+    assert int((first["forgotten"] != alone["forgotten"]).sum()) <= 2 and int(alone["forgotten"].sum()) > 5
+    assert int((first["right"] != alone["right"]).sum()) <= 2
+
+
+def test_a_run_has_one_selection_stage_for_all_its_coresets(tmp_path: Path) -> None:
+    from test_worst_case_run import Silent
+
+    ruled = {rule: {"kind": "coreset", "selection": rule} for rule in RULES}
+    settings = config(**ruled, longer={"kind": "coreset", "selection": "el2n", "selection_epochs": 60})
+    run = Pipeline(settings.model_copy(update={"storage": str(tmp_path)}), Silent())
+    names = list(run.stages)
+    assert [name for name in names if name.startswith("selection")] == ["selection_40", "selection_60"]
+    assert run.stages["student_herding"].after == ["data", "selection_40"]
+    assert run.stages["student_random"].after == ["data"]
+    assert names.index("selection_40") < names.index("student_forgetting")
+    assert run.stages["selection_40"].inputs()[0] == settings.seed
 
 
 # --- the audit ----------------------------------------------------------------------------------------------

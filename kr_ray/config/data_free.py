@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from kr_ray.config.base import Raw
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.data import DataConfig
-from kr_ray.config.methods import MethodSection
+from kr_ray.config.methods import MainKey, MethodSection
 
 OFF = {
     "bn_weight": 0.0,
@@ -118,6 +118,11 @@ class DataFreeSection(MethodSection):
         if min(self.channels) < 1:
             raise ValueError(f"`channels >= 1` must hold, but got {list(self.channels)}; use [64, 32]")
         return self
+
+    def main_key(self) -> MainKey:
+        """More rounds make more images and more steps of the student."""
+        low, high = self.warmup_rounds + 1.0, 10.0 * self.rounds
+        return MainKey(name="rounds", low=low, high=high, rising=True, start=self.rounds, whole=True)
 
     def fits(self, classifier: ClassifierConfig | None, data: DataConfig | None) -> list[str]:
         wrong = []

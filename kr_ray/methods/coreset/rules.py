@@ -84,8 +84,9 @@ def budget(fraction: float, images: int) -> int:
 def _picked(section: CoresetSection, group: IndexArray, scores: SelectionScores | None) -> IndexArray:
     """Places within `group`: int64 [budget]."""
     size = budget(section.fraction, len(group))
-    if scores is None:
+    if section.selection == "random":
         return np.arange(size)
+    assert scores is not None, "all other rules need a selection training"
     match section.selection:
         case "herding":
             return herding(_of(scores.features, group), size)
