@@ -423,7 +423,11 @@ def killed_after(part: Part[Any], folder: Path, saves: int) -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"objective": "dsa"}, {"objective": "mtt", "soft_labels": True, "initialisation": "noise"}],
+    [
+        {},
+        {"objective": "dsa", "iterations": 10},
+        {"objective": "mtt", "soft_labels": True, "initialisation": "noise"},
+    ],
     ids=["dm", "dsa", "mtt"],
 )
 def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path, keys: dict[str, Any]) -> None:
