@@ -416,6 +416,7 @@ def killed_after(part: Part[Any], folder: Path, saves: int) -> None:
 
     def save(state: dict[str, Any], row: dict[str, float]) -> None:
         save_state(folder / "state.pt", state)
+        assert {"share", "images_seen"} <= row.keys()  # without which no run on Ray can tell how far it is
         if next(count) == saves:
             raise Killed
 
