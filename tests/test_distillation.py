@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import tiny_config, tiny_settings
 from test_canaries import audit, noise_splits
 from test_dpdfd import flat
+from test_pipeline import write_config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,6 +24,7 @@ from kr_ray.audits.runs import AuditPlan
 from kr_ray.classifiers.convnet import ConvNet3, fresh_convnet
 from kr_ray.classifiers.export import export_student
 from kr_ray.classifiers.networks import load_classifier, new_classifier, save_classifier
+from kr_ray.cli import main
 from kr_ray.config import ClassifierConfig, Config, ConfigError
 from kr_ray.config.distillation import DistillationSection
 from kr_ray.data.checks import DataError
@@ -414,6 +416,7 @@ def killed_after(part: Part[Any], folder: Path, saves: int) -> None:
 
     def save(state: dict[str, Any], row: dict[str, float]) -> None:
         save_state(folder / "state.pt", state)
+        assert {"share", "images_seen"} <= row.keys()  # without which no run on Ray can tell how far it is
         if next(count) == saves:
             raise Killed
 
@@ -423,7 +426,11 @@ def killed_after(part: Part[Any], folder: Path, saves: int) -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"objective": "dsa"}, {"objective": "mtt", "soft_labels": True, "initialisation": "noise"}],
+    [
+        {},
+        {"objective": "dsa", "iterations": 10},
+        {"objective": "mtt", "soft_labels": True, "initialisation": "noise"},
+    ],
     ids=["dm", "dsa", "mtt"],
 )
 def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -554,3 +561,11 @@ def test_what_does_not_fit_is_refused(keys: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError) as refused:
         config(**keys)
     assert named in str(refused.value)
+
+
+def test_a_student_that_is_not_there_cannot_be_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, tiny_settings(students={"few": SMALL}))
+    assert main(["export", path, "--student", "many"]) == 2
+    assert "`--student` must be one of `students` (few), but got 'many'" in capsys.readouterr().err

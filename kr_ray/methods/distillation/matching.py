@@ -71,6 +71,11 @@ class Matching(ABC):
     def step(self, iteration: int) -> float:
         """One iteration; returns its loss."""
 
+    @property
+    def images_per_step(self) -> int:
+        """Real images that an iteration looks at, at most; of trajectory matching, distilled ones."""
+        return self.section.real_batch * self.setting.classes
+
     def targets(self) -> Tensor:
         """Label probabilities float32 [M, K]."""
         return functional.one_hot(self.labels, self.setting.classes).float()
@@ -123,6 +128,10 @@ class GradientMatching(Matching):
     """Zhao, Mopuri & Bilen (ICLR 2021), algorithm 1; with siamese augmentation DSA (ICML 2021): what a step
     on the distilled images would change in a network is made what a step on real ones would, all along the
     training of that network on the distilled images."""
+
+    @property
+    def images_per_step(self) -> int:
+        return super().images_per_step * self.section.loops[0]
 
     def step(self, iteration: int) -> float:
         outer, inner = self.section.loops

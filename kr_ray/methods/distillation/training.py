@@ -77,7 +77,8 @@ def _matching(setting: Setting, initial: Initial, folder: Path, state: State | N
 
             def tell(count: int) -> None:
                 # Of the share done nothing is known yet: experts and iterations cost what they cost.
-                save({"history": [], "matching": None}, {"share": 0.0, "experts": float(count)})
+                row = {"share": 0.0, "experts": float(count), "images_seen": 0.0}
+                save({"history": [], "matching": None}, row)
 
             return TrajectoryMatching(setting, initial, trained_experts(setting, folder, tell))
 
@@ -88,6 +89,7 @@ def _tick(matching: Matching, tick: int) -> Row:
     first, last = round(steps * tick / TICKS), round(steps * (tick + 1) / TICKS)
     losses = [matching.step(iteration) for iteration in range(first, last)]
     row: Row = {"tick": tick, "share": (tick + 1) / TICKS, "step": last}
+    row["images_seen"] = last * matching.images_per_step
     if losses:  # a tick of very few iterations may hold none
         row["train_loss"] = sum(losses) / len(losses)
     if not bool(matching.images.isfinite().all()):

@@ -140,6 +140,10 @@ class TrajectoryMatching(Matching):
             self.rate.clamp_(min=SMALLEST_RATE)
         return loss.item()
 
+    @property
+    def images_per_step(self) -> int:
+        return self.section.student_steps * min(self.section.network_batch, len(self.images))
+
     def last_start(self, iteration: int) -> int:
         """The last epoch from which may be matched: DATM widens the range from the easy ones on."""
         (first, last), widening = self.section.start_epochs, self.section.start_widening
