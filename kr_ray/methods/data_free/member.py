@@ -10,7 +10,7 @@ from typing import Any
 from kr_ray.config.data_free import DataFreeSection
 from kr_ray.methods.data_free.training import train_data_free
 from kr_ray.methods.interface import Part, Site
-from kr_ray.methods.teacher import teacher_part
+from kr_ray.methods.run_teacher import run_teacher
 from kr_ray.runs.results import DataFreeResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 
@@ -25,7 +25,7 @@ class DataFree:
     takes_over: tuple[str, ...] = ()
 
     def parts(self, site: Site, name: str = "data_free") -> Sequence[Part[Any]]:
-        return [teacher_part(site), data_free_part(site, name, self.section)]
+        return [*run_teacher(site.config).parts(site), data_free_part(site, name, self.section)]
 
 
 def data_free_part(site: Site, name: str, section: DataFreeSection) -> Part[DataFreeResult]:
