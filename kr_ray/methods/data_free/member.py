@@ -25,7 +25,7 @@ class DataFree:
     takes_over: tuple[str, ...] = ()
 
     def parts(self, site: Site, name: str = "data_free") -> Sequence[Part[Any]]:
-        return [*run_teacher(site.config).parts(site), data_free_part(site, name, self.section)]
+        return [*run_teacher(site.config).parts(site, "teacher"), data_free_part(site, name, self.section)]
 
 
 def data_free_part(site: Site, name: str, section: DataFreeSection) -> Part[DataFreeResult]:
