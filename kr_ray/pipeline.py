@@ -229,6 +229,8 @@ class Pipeline(StageRunner):
         needed = self._ancestors(last)
         if last == "report":
             self._as_its_frontier(whole=True)
+        if self.config.privacy and "student" in needed:
+            needed.add(GUARANTEE.name)  # whoever has a private student is told what it promises
         for name, stage in self.stages.items():
             if name in needed or (last == "report" and self._wanted(name)):
                 self.run_stage(stage)
@@ -294,7 +296,7 @@ class Pipeline(StageRunner):
     def change_config(self, config: Config) -> None:
         """Go on with another configuration of the same run; what has finished of it is found again."""
         self.config, self.results, self.prints, self.skipped = config, Results(), {}, {}
-        self.stages = self._stages()
+        self.stages, self._checked = self._stages(), False
         self.keep_config()
         self._find_finished()
 
