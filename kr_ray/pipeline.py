@@ -203,6 +203,8 @@ class Pipeline(StageRunner):
                     bool(self.config.audit.worst_case.arms) or self.take_over(self.stages["worst_case"])
                 ),
             ),
+            Stage(key=FRONTIER, after=("data",), work=self._frontier, inputs=self._frontier_inputs,
+                  wanted=lambda: self.take_over(self.stages["frontier"])),
             Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)],
                   workers=None),
         ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import tiny_config, tiny_settings
 from test_pipeline import kr, write_config
-from test_worst_case_run import score_files
+from test_worst_case_run import Silent, score_files
 
 from kr_ray.audits.design import design_audit
 from kr_ray.audits.runs import AuditPlan
@@ -23,11 +23,12 @@ from kr_ray.cli import main
 from kr_ray.cluster.matching import Matching, main_key_settings
 from kr_ray.cluster.worst_case import missing_runs, whole_pairs
 from kr_ray.config import Config, ConfigError, MainKey
-from kr_ray.config.file import with_overrides
+from kr_ray.config.file import load_config, with_overrides
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.frontier import frontier_settings
+from kr_ray.frontier import frontier_settings, make_frontier
 from kr_ray.methods.interface import ClassifierPart, Part, Site
+from kr_ray.pipeline import Pipeline
 from kr_ray.report.schema import Report, validate_report
 from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.figures import Frontier, FrontierRow, Matched
@@ -179,6 +180,29 @@ def test_a_whole_key_is_set_to_a_whole_number() -> None:
     assert settings == ["students.mine.expected_batch_size=7", "students.mine.delta=null"]
     config = tiny_config(students={"mine": {"kind": "dp_sgd", "target_epsilon": 3.0}})
     assert with_overrides(config, settings).students["mine"].model_dump()["expected_batch_size"] == 7
+
+
+def test_a_part_is_reported_found_again_and_gone_when_its_inputs_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the data is there: no run, no classifier."""
+    monkeypatch.setattr(Pipeline, "connect", lambda self: None)
+    file, run = write_config(tmp_path, tiny_settings()), tmp_path / "runs" / "tiny"
+    base = load_config(file)
+    asked = with_overrides(base, ["frontier.methods=[teacher, knowledge_recycling]"])
+    settings = ["frontier.methods=[teacher, knowledge_recycling]", *frontier_settings(asked)]
+    with Pipeline(with_overrides(base, settings), Silent()) as pipeline:
+        make_frontier(pipeline, settings, budget_hours=None, so_far=True)
+    _, found, rows = report_in(run)
+    assert found.partial and not found.recommended and set(rows) == {"teacher", "knowledge_recycling"}
+    assert all(row.missing == list(range(32)) and row.accuracy is None for row in rows.values())
+    with Pipeline(base, Silent()) as pipeline:  # whose file does not know the method that the frontier added
+        pipeline.report()
+        assert pipeline.config.audit.worst_case.arms == ("teacher", "knowledge_recycling")
+    assert report_in(run)[1] == found
+    with Pipeline(with_overrides(base, ["teacher.epochs=2"]), Silent()) as pipeline:
+        pipeline.report()
+    assert validate_report(read_json(run / "report" / "report.json")).frontier is None
 
 
 class Shares:
