@@ -828,6 +828,7 @@ class Pipeline(StageRunner):
         result = found.get(stage)
         parts = method.parts(self.site(), stage) if arm not in OWN_ARMS else ()
         own = [stage, "generator"] if stage == "student" else [stage]
+        promise = self.results.get(GUARANTEE)
         return Trained(
             name=arm,
             kind=arm if arm in OWN_ARMS else self.config.students[arm].kind,
@@ -837,6 +838,7 @@ class Pipeline(StageRunner):
             stages=[found[name] for name in sorted(self._ancestors(stage) - {"data"}) if name in found],
             folders=[part.name for part in parts] or own,
             on_gpu=self.config.cluster.train.gpu > 0,
+            promised=promise.bounds.get("training") if promise and arm == "kr" else None,
         )
 
     # --- report ---

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_config, tiny_settings
+from conftest import REPOSITORY, tiny_config, tiny_settings
 from test_pipeline import kr, write_config
 from test_worst_case_run import Silent, score_files
 
@@ -142,6 +142,33 @@ def test_a_kind_without_usable_defaults_is_refused_with_what_it_lacks() -> None:
     base = with_overrides(tiny_config(), ["frontier.methods=[dp_sgd]"])
     with pytest.raises(ConfigError, match=r"students\.dp_sgd: exactly one of `noise_multiplier`"):
         with_overrides(base, frontier_settings(base))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_overriding_nothing_changes_no_configuration(path: Path) -> None:
+    config = load_config(path)
+    assert with_overrides(config, []) == config
+
+
+def test_kinds_say_which_key_trades_accuracy() -> None:
+    kinds = {"coreset": {}, "distillation": {}, "data_free": {}, "dp_sgd": {"noise_multiplier": 2.0}}
+    config = tiny_config(students={kind: {"kind": kind} | keys for kind, keys in kinds.items()})
+    keys = {name: section.main_key() for name, section in config.students.items()}
+    assert {name: (key.name, key.start, key.rising) for name, key in keys.items() if key} == {
+        "coreset": ("fraction", 0.5, True), "distillation": ("images_per_class", 10, True),
+        "data_free": ("rounds", 240, True), "dp_sgd": ("noise_multiplier", 2.0, False),
+    }  # fmt: skip
+    for name, key in keys.items():
+        assert key is not None and 0 < key.low < key.high
+        for value in (key.low, key.high):
+            with_overrides(config, main_key_settings(name, key, value))
+
+
+def test_a_private_run_is_not_tuned_by_scores_without_noise() -> None:
+    base = load_config(REPOSITORY / "configs" / "fashionmnist_private.yaml")
+    assert base.privacy is not None and frontier_settings(base)
+    with pytest.raises(ConfigError, match="`--match-accuracy` must be left out of a run with `privacy`"):
+        frontier_settings(with_overrides(base, ["frontier.match_accuracy=0.5"]))
 
 
 def test_overriding_nothing_changes_nothing() -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from kr_ray.config.methods import MethodSection
+from kr_ray.config.methods import MainKey, MethodSection
 
 SelectionName = Literal["random", "forgetting", "herding", "k_center", "el2n", "grand", "entropy"]
 
@@ -39,3 +39,6 @@ class CoresetSection(MethodSection):
     two select opposite images."""
     scored: Literal["early", "end"] = "early"
     """`el2n`, `grand`: after a quarter of the selection training, or at its end."""
+
+    def main_key(self) -> MainKey:
+        return MainKey(name="fraction", low=0.01, high=1.0, rising=True, start=self.fraction)

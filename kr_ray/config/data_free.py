@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from kr_ray.config.base import Raw
 from kr_ray.config.classifiers import ClassifierConfig
 from kr_ray.config.data import DataConfig
-from kr_ray.config.methods import MethodSection
+from kr_ray.config.methods import MainKey, MethodSection
 
 OFF = {
     "bn_weight": 0.0,
@@ -94,6 +94,16 @@ class DataFreeSection(MethodSection):
     """Of the negative entropy of the batch's mean answer (DAFL's information entropy)."""
     activation_weight: float = Field(ge=0)
     """Of the teacher's mean absolute feature, which is made large (DAFL's activation loss)."""
+
+    def main_key(self) -> MainKey:
+        return MainKey(
+            name="rounds",
+            low=self.warmup_rounds + 1,
+            high=max(2000, 10 * self.rounds),
+            rising=True,
+            start=self.rounds,
+            whole=True,
+        )
 
     @model_validator(mode="before")
     @classmethod
