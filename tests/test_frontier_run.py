@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, tiny_config, tiny_settings
 from test_pipeline import kr, write_config
@@ -118,6 +120,97 @@ def test_killed_looked_at_finished_extended_and_a_broken_promise_is_caught(
     assert report_in(run)[1] == found
     kept = {path.name for path in (run / "matching" / "least_squares").iterdir()}
     assert kept == {"tried.json"}  # no real image and no model stays
+
+
+class Killed(Exception):
+    """In the middle of the runs."""
+
+
+class Here:
+    """Ray's work done in this process, run by run; killed after so many runs of the audit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.trained = 10**6, list[str]()
+        monkeypatch.syspath_prepend(str(PLUGINS))  # type: ignore[no-untyped-call]
+        monkeypatch.setattr(Pipeline, "connect", lambda self: None)
+        monkeypatch.setattr(Pipeline, "_train", self.train)
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+        none = lambda groups, seed: {k: np.zeros(v.member.shape) for k, v in groups.items()}  # noqa: E731
+        monkeypatch.setattr("kr_ray.privacy.attacks.matched_shadow_scores", none)  # the slowest attack
+        for module in ("worst_case", "matching"):
+            monkeypatch.setattr(f"kr_ray.cluster.{module}.run_tasks", self.run_tasks)
+
+    def train(self, part: Part[Any], folder: Path) -> Any:
+        self.trained.append(part.name)
+        return part.work(folder, None, lambda state, row: None)
+
+    def run_tasks(self, name: str, function: Callable[..., Any], arguments: Any, *_: Any) -> list[Any]:
+        results = []
+        for values in arguments:
+            self.left -= name == "audit run"
+            if self.left < 0:
+                raise Killed
+            results.append(function(*values))
+        return results
+
+
+def test_the_whole_frontier_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed half-way, seen as a part, finished, with a method more that is tuned and breaks its promise."""
+    here = Here(monkeypatch)
+    file, run = write_config(tmp_path, tiny_settings(**SETTINGS)), tmp_path / "runs" / "tiny"
+    notices: list[str] = []
+
+    class Listens(Silent):
+        def notice(self, text: str) -> None:
+            notices.append(text)
+
+    def frontier(*asked: str, so_far: bool = False) -> tuple[Report, Frontier, dict[str, FrontierRow]]:
+        config = load_config(file, asked)
+        settings = [*asked, *frontier_settings(config)]
+        with Pipeline(with_overrides(config, settings[len(asked) :]), Listens()) as pipeline:
+            make_frontier(pipeline, settings, budget_hours=None, so_far=so_far)
+        return report_in(run)
+
+    here.left = 2
+    with pytest.raises(Killed):
+        frontier("frontier.methods=[teacher, means]")
+    before = score_files(run)
+    assert len(before) == 4 and here.trained == ["teacher", "student_means"]
+    _, found, rows = frontier("frontier.methods=[teacher, means]", so_far=True)
+    assert found.partial and all(row.missing == [2, 3] and row.accuracy for row in rows.values())
+    assert all(row.leak is None for row in rows.values())  # two runs are no audit
+
+    here.left = 2
+    _, found, rows = frontier("frontier.methods=[teacher, means]")
+    after = score_files(run)
+    assert {name: after[name] for name in before} == before and len(after) == 8 and here.left == 0
+    assert here.trained == ["teacher", "student_means"]  # no classifier was trained again
+    assert any("worst-case audit: 4 runs of teacher, means take about" in text for text in notices)
+    assert not found.partial and found.false_positive_rate == 0.01
+    assert all(row.leak and row.leak.pairs == 200 for row in rows.values())
+
+    here.left = 10**6
+    more = ("frontier.methods=[teacher, means, least_squares]", "frontier.match_method=means")
+    report, found, rows = frontier(*more, "frontier.leak_limit=0.9")
+    added = score_files(run)
+    assert {name: added[name] for name in after} == after
+    assert set(added) - set(after) == {f"worst_case/runs/{k}/scores_least_squares.npz" for k in range(4)}
+    assert here.trained == ["teacher", "student_means", "student_least_squares"]
+    broken = rows["least_squares"]
+    assert broken.matched and broken.matched.target == report.students["means"].val_accuracy
+    assert rows["means"].unmatched and rows["teacher"].unmatched
+    assert report.config["students"]["least_squares"]["ridge"] == broken.matched.value
+    assert broken.leak and broken.leak.epsilon and broken.leak.epsilon > 0.1
+    assert "one of the two is wrong" in broken.alarm and found.recommended != "least_squares"
+    assert any("one of the two is wrong" in text for text in notices)
+    page = (run / "report" / "report.html").read_text()
+    assert "guarantee contradicted" in page and (run / "report" / "frontier.png").stat().st_size > 10_000
+
+    _, again, _ = frontier(*more, "frontier.leak_limit=0.9")
+    assert again == found and score_files(run) == added and len(here.trained) == 3
+    with Pipeline(load_config(file), Silent()) as pipeline:  # a file that knows none of it
+        pipeline.report()
+    assert report_in(run)[1] == found
 
 
 # --- no Ray -------------------------------------------------------------------------------------------------
