@@ -203,6 +203,8 @@ class Pipeline(StageRunner):
                     bool(self.config.audit.worst_case.arms) or self.take_over(self.stages["worst_case"])
                 ),
             ),
+            Stage(key=FRONTIER, after=("data",), work=self._frontier, inputs=self._frontier_inputs,
+                  wanted=lambda: self.take_over(self.stages["frontier"])),
             Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)],
                   workers=None),
         ]  # fmt: skip
@@ -828,6 +830,7 @@ class Pipeline(StageRunner):
         result = found.get(stage)
         parts = method.parts(self.site(), stage) if arm not in OWN_ARMS else ()
         own = [stage, "generator"] if stage == "student" else [stage]
+        promise = self.results.get(GUARANTEE)
         return Trained(
             name=arm,
             kind=arm if arm in OWN_ARMS else self.config.students[arm].kind,
@@ -837,6 +840,7 @@ class Pipeline(StageRunner):
             stages=[found[name] for name in sorted(self._ancestors(stage) - {"data"}) if name in found],
             folders=[part.name for part in parts] or own,
             on_gpu=self.config.cluster.train.gpu > 0,
+            promised=promise.bounds.get("training") if promise and arm == "kr" else None,
         )
 
     # --- report ---

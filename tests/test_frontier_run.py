@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import tiny_config, tiny_settings
+from conftest import REPOSITORY, tiny_config, tiny_settings
 from test_pipeline import kr, write_config
-from test_worst_case_run import score_files
+from test_worst_case_run import Silent, score_files
 
 from kr_ray.audits.design import design_audit
 from kr_ray.audits.runs import AuditPlan
@@ -23,11 +25,12 @@ from kr_ray.cli import main
 from kr_ray.cluster.matching import Matching, main_key_settings
 from kr_ray.cluster.worst_case import missing_runs, whole_pairs
 from kr_ray.config import Config, ConfigError, MainKey
-from kr_ray.config.file import with_overrides
+from kr_ray.config.file import load_config, with_overrides
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.store import SPLITS_FILE, save_splits
-from kr_ray.frontier import frontier_settings
+from kr_ray.frontier import frontier_settings, make_frontier
 from kr_ray.methods.interface import ClassifierPart, Part, Site
+from kr_ray.pipeline import Pipeline
 from kr_ray.report.schema import Report, validate_report
 from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.figures import Frontier, FrontierRow, Matched
@@ -119,6 +122,97 @@ def test_killed_looked_at_finished_extended_and_a_broken_promise_is_caught(
     assert kept == {"tried.json"}  # no real image and no model stays
 
 
+class Killed(Exception):
+    """In the middle of the runs."""
+
+
+class Here:
+    """Ray's work done in this process, run by run; killed after so many runs of the audit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.trained = 10**6, list[str]()
+        monkeypatch.syspath_prepend(str(PLUGINS))  # type: ignore[no-untyped-call]
+        monkeypatch.setattr(Pipeline, "connect", lambda self: None)
+        monkeypatch.setattr(Pipeline, "_train", self.train)
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+        none = lambda groups, seed: {k: np.zeros(v.member.shape) for k, v in groups.items()}  # noqa: E731
+        monkeypatch.setattr("kr_ray.privacy.attacks.matched_shadow_scores", none)  # the slowest attack
+        for module in ("worst_case", "matching"):
+            monkeypatch.setattr(f"kr_ray.cluster.{module}.run_tasks", self.run_tasks)
+
+    def train(self, part: Part[Any], folder: Path) -> Any:
+        self.trained.append(part.name)
+        return part.work(folder, None, lambda state, row: None)
+
+    def run_tasks(self, name: str, function: Callable[..., Any], arguments: Any, *_: Any) -> list[Any]:
+        results = []
+        for values in arguments:
+            self.left -= name == "audit run"
+            if self.left < 0:
+                raise Killed
+            results.append(function(*values))
+        return results
+
+
+def test_the_whole_frontier_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed half-way, seen as a part, finished, with a method more that is tuned and breaks its promise."""
+    here = Here(monkeypatch)
+    file, run = write_config(tmp_path, tiny_settings(**SETTINGS)), tmp_path / "runs" / "tiny"
+    notices: list[str] = []
+
+    class Listens(Silent):
+        def notice(self, text: str) -> None:
+            notices.append(text)
+
+    def frontier(*asked: str, so_far: bool = False) -> tuple[Report, Frontier, dict[str, FrontierRow]]:
+        config = load_config(file, asked)
+        settings = [*asked, *frontier_settings(config)]
+        with Pipeline(with_overrides(config, settings[len(asked) :]), Listens()) as pipeline:
+            make_frontier(pipeline, settings, budget_hours=None, so_far=so_far)
+        return report_in(run)
+
+    here.left = 2
+    with pytest.raises(Killed):
+        frontier("frontier.methods=[teacher, means]")
+    before = score_files(run)
+    assert len(before) == 4 and here.trained == ["teacher", "student_means"]
+    _, found, rows = frontier("frontier.methods=[teacher, means]", so_far=True)
+    assert found.partial and all(row.missing == [2, 3] and row.accuracy for row in rows.values())
+    assert all(row.leak is None for row in rows.values())  # two runs are no audit
+
+    here.left = 2
+    _, found, rows = frontier("frontier.methods=[teacher, means]")
+    after = score_files(run)
+    assert {name: after[name] for name in before} == before and len(after) == 8 and here.left == 0
+    assert here.trained == ["teacher", "student_means"]  # no classifier was trained again
+    assert any("worst-case audit: 4 runs of teacher, means take about" in text for text in notices)
+    assert not found.partial and found.false_positive_rate == 0.01
+    assert all(row.leak and row.leak.pairs == 200 for row in rows.values())
+
+    here.left = 10**6
+    more = ("frontier.methods=[teacher, means, least_squares]", "frontier.match_method=means")
+    report, found, rows = frontier(*more, "frontier.leak_limit=0.9")
+    added = score_files(run)
+    assert {name: added[name] for name in after} == after
+    assert set(added) - set(after) == {f"worst_case/runs/{k}/scores_least_squares.npz" for k in range(4)}
+    assert here.trained == ["teacher", "student_means", "student_least_squares"]
+    broken = rows["least_squares"]
+    assert broken.matched and broken.matched.target == report.students["means"].val_accuracy
+    assert rows["means"].unmatched and rows["teacher"].unmatched
+    assert report.config["students"]["least_squares"]["ridge"] == broken.matched.value
+    assert broken.leak and broken.leak.epsilon and broken.leak.epsilon > 0.1
+    assert "one of the two is wrong" in broken.alarm and found.recommended != "least_squares"
+    assert any("one of the two is wrong" in text for text in notices)
+    page = (run / "report" / "report.html").read_text()
+    assert "guarantee contradicted" in page and (run / "report" / "frontier.png").stat().st_size > 10_000
+
+    _, again, _ = frontier(*more, "frontier.leak_limit=0.9")
+    assert again == found and score_files(run) == added and len(here.trained) == 3
+    with Pipeline(load_config(file), Silent()) as pipeline:  # a file that knows none of it
+        pipeline.report()
+    assert report_in(run)[1] == found
+
+
 # --- no Ray -------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +235,33 @@ def test_a_kind_without_usable_defaults_is_refused_with_what_it_lacks() -> None:
     base = with_overrides(tiny_config(), ["frontier.methods=[dp_sgd]"])
     with pytest.raises(ConfigError, match=r"students\.dp_sgd: exactly one of `noise_multiplier`"):
         with_overrides(base, frontier_settings(base))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_overriding_nothing_changes_no_configuration(path: Path) -> None:
+    config = load_config(path)
+    assert with_overrides(config, []) == config
+
+
+def test_kinds_say_which_key_trades_accuracy() -> None:
+    kinds = {"coreset": {}, "distillation": {}, "data_free": {}, "dp_sgd": {"noise_multiplier": 2.0}}
+    config = tiny_config(students={kind: {"kind": kind} | keys for kind, keys in kinds.items()})
+    keys = {name: section.main_key() for name, section in config.students.items()}
+    assert {name: (key.name, key.start, key.rising) for name, key in keys.items() if key} == {
+        "coreset": ("fraction", 0.5, True), "distillation": ("images_per_class", 10, True),
+        "data_free": ("rounds", 240, True), "dp_sgd": ("noise_multiplier", 2.0, False),
+    }  # fmt: skip
+    for name, key in keys.items():
+        assert key is not None and 0 < key.low < key.high
+        for value in (key.low, key.high):
+            with_overrides(config, main_key_settings(name, key, value))
+
+
+def test_a_private_run_is_not_tuned_by_scores_without_noise() -> None:
+    base = load_config(REPOSITORY / "configs" / "fashionmnist_private.yaml")
+    assert base.privacy is not None and frontier_settings(base)
+    with pytest.raises(ConfigError, match="`--match-accuracy` must be left out of a run with `privacy`"):
+        frontier_settings(with_overrides(base, ["frontier.match_accuracy=0.5"]))
 
 
 def test_overriding_nothing_changes_nothing() -> None:
@@ -179,6 +300,29 @@ def test_a_whole_key_is_set_to_a_whole_number() -> None:
     assert settings == ["students.mine.expected_batch_size=7", "students.mine.delta=null"]
     config = tiny_config(students={"mine": {"kind": "dp_sgd", "target_epsilon": 3.0}})
     assert with_overrides(config, settings).students["mine"].model_dump()["expected_batch_size"] == 7
+
+
+def test_a_part_is_reported_found_again_and_gone_when_its_inputs_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the data is there: no run, no classifier."""
+    monkeypatch.setattr(Pipeline, "connect", lambda self: None)
+    file, run = write_config(tmp_path, tiny_settings()), tmp_path / "runs" / "tiny"
+    base = load_config(file)
+    asked = with_overrides(base, ["frontier.methods=[teacher, knowledge_recycling]"])
+    settings = ["frontier.methods=[teacher, knowledge_recycling]", *frontier_settings(asked)]
+    with Pipeline(with_overrides(base, settings), Silent()) as pipeline:
+        make_frontier(pipeline, settings, budget_hours=None, so_far=True)
+    _, found, rows = report_in(run)
+    assert found.partial and not found.recommended and set(rows) == {"teacher", "knowledge_recycling"}
+    assert all(row.missing == list(range(32)) and row.accuracy is None for row in rows.values())
+    with Pipeline(base, Silent()) as pipeline:  # whose file does not know the method that the frontier added
+        pipeline.report()
+        assert pipeline.config.audit.worst_case.arms == ("teacher", "knowledge_recycling")
+    assert report_in(run)[1] == found
+    with Pipeline(with_overrides(base, ["teacher.epochs=2"]), Silent()) as pipeline:
+        pipeline.report()
+    assert validate_report(read_json(run / "report" / "report.json")).frontier is None
 
 
 class Shares:

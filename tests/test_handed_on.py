@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_generator
+from conftest import tiny_config, tiny_generator
 from scipy import special
 from test_further_students import further
 from test_report import constructed_arm, fake_report
@@ -17,15 +17,24 @@ from torch import Tensor
 
 from kr_ray.audits.handed_on import KERNEL, SMALLEST, SetScores, nearness, set_scores
 from kr_ray.config import EdmConfig
-from kr_ray.data.images import LabelledImages
+from kr_ray.config.coreset import CoresetSection
+from kr_ray.config.distillation import DistillationSection
+from kr_ray.data.datasets import load_splits
+from kr_ray.data.images import LabelledImages, Splits
+from kr_ray.data.store import SPLITS_FILE, save_splits
 from kr_ray.generators.interface import Judge, save_checkpoint
 from kr_ray.generators.registry import generator_of
-from kr_ray.methods.interface import HandedOn, HandsOnImages
+from kr_ray.methods.coreset.member import Coreset
+from kr_ray.methods.distillation.member import Distillation
+from kr_ray.methods.distillation.sets import SET_FILE, DistilledSet, Units
+from kr_ray.methods.interface import HandedOn, HandsOnGenerator, HandsOnImages, Site
 from kr_ray.methods.knowledge_recycling import KnowledgeRecycling
+from kr_ray.methods.taken import save_taken
 from kr_ray.methods.teacher import Teacher
 from kr_ray.privacy.attacks import statistic_figures
 from kr_ray.report.artefacts import artefacts, markdown
 from kr_ray.report.schema import validate_report
+from kr_ray.synthesis.student_set import StudentSpec
 
 
 def images(seed: int, count: int, side: int = 8) -> Tensor:
@@ -123,6 +132,38 @@ def test_a_diffusion_model_knows_by_its_denoising_loss_and_says_it_again(tmp_pat
 
 def test_methods_say_whether_they_hand_on_images() -> None:
     assert isinstance(KnowledgeRecycling(), HandsOnImages) and not isinstance(Teacher(), HandsOnImages)
+    assert isinstance(Coreset(CoresetSection()), HandsOnImages)
+    assert isinstance(Distillation(DistillationSection()), HandsOnImages)
+    assert not isinstance(Coreset(CoresetSection()), HandsOnGenerator)
+
+
+def site_of(folder: Path, splits: Splits) -> Site:
+    config = tiny_config()
+    save_splits(folder / SPLITS_FILE, splits)
+    spec = StudentSpec(config.generator, 1, config.synthesis, 1, 0)
+    return Site(path=folder, config=config, seed=0, student=spec)
+
+
+def test_a_coreset_hands_on_its_images_and_whoever_is_in_them_is_found(tmp_path: Path) -> None:
+    splits = load_splits(tiny_config().data)
+    site, taken = site_of(tmp_path, splits), torch.arange(0, 100, 2)
+    save_taken(tmp_path / "student_part", taken)
+    handed = Coreset(CoresetSection()).handed_on(site, "student_part")
+    assert torch.equal(handed.images, splits.train.images[taken]) and handed.set_size == 50
+    asked = splits.train.subset(torch.arange(100))
+    near = set_scores(handed, asked.images, asked.labels).statistics[0, 0]
+    assert (near[::2] == near.max()).all() and (near[1::2] < near.max()).all()
+
+
+def test_a_distilled_set_is_handed_on_as_it_is_exported(tmp_path: Path) -> None:
+    splits = load_splits(tiny_config().data)
+    site, (n, k) = site_of(tmp_path, splits), (20, splits.num_classes)
+    signed = torch.linspace(-1.2, 1.2, n * 256).reshape(n, 1, 16, 16)
+    targets = torch.eye(k)[torch.arange(n) % k]
+    made = DistilledSet(signed, targets, torch.full((n,), -1), Units(torch.zeros(1), torch.ones(1)))
+    made.save(tmp_path / "distilled_dm" / SET_FILE)
+    handed = Distillation(DistillationSection()).handed_on(site, "student_dm")
+    assert torch.equal(handed.images, made.as_bytes()) and torch.equal(handed.labels, torch.arange(n) % k)
 
 
 # --- in the report ------------------------------------------------------------------------------------------

@@ -173,7 +173,9 @@ def audit_worst_case(plan: AuditPlan, results: Results, notice: Callable[[str], 
 def attack_arms(plan: AuditPlan, models: Mapping[str, int]) -> dict[str, LiraArm]:
     """Attack each arm's first so many runs, an even number of them."""
     work, cluster = [(plan, arm, count) for arm, count in models.items()], plan.config.cluster
-    attacked = run_tasks("worst-case attack", _attack, work, cluster.trial, cluster.max_retries)
+    attacked = (
+        run_tasks("worst-case attack", _attack, work, cluster.trial, cluster.max_retries) if work else []
+    )
     return dict(zip(models, attacked, strict=True))
 
 

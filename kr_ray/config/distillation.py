@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from kr_ray.config.data import DataConfig
-from kr_ray.config.methods import MethodSection
+from kr_ray.config.methods import MainKey, MethodSection
 
 AUTHORS_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Images per class -> outer steps and inner epochs of gradient matching, in the authors' code."""
@@ -101,6 +101,16 @@ class DistillationSection(MethodSection):
     the papers' way; images are only good under what they were made for. `recipe`: as `classifier` says."""
     epochs: int = Field(1000, ge=1)
     """Of the classifier, in passes over the distilled images."""
+
+    def main_key(self) -> MainKey:
+        return MainKey(
+            name="images_per_class",
+            low=1,
+            high=1000 if self.objective == "dm" else 50,
+            rising=True,
+            start=self.images_per_class,
+            whole=True,
+        )
 
     @model_validator(mode="after")
     def _keys_fit_each_other(self) -> DistillationSection:

@@ -33,6 +33,7 @@ class Trained:
         stages: results of all stages that it is made of, its own included.
         folders: of the run that hold what it leaves.
         on_gpu: whether stages that count no processor time held a GPU.
+        promised: what the whole run proves of it, where its own result says nothing.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Trained:
     stages: Sequence[Result]
     folders: Sequence[str]
     on_gpu: bool
+    promised: Bound | None = None
 
 
 def frontier_of(
@@ -91,7 +93,7 @@ def _row(
     one: Trained, arm: LiraArm | None, missing: list[int], rate: float | None, test_images: int
 ) -> FrontierRow:
     result = one.result
-    bound = result.privacy.guarantee if result and result.privacy else None
+    bound = result.privacy.guarantee if result and result.privacy else one.promised
     interval = wilson_interval(result.test_accuracy, test_images) if result else None
     cpu_s, gpu_s = _seconds(one) if result else (None, None)
     return FrontierRow(

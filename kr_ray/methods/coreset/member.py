@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kr_ray.classifiers.networks import save_classifier
 from kr_ray.classifiers.ticks import WHOLE_TRAINING, TickedTraining
 from kr_ray.classifiers.training import Schedule
@@ -16,9 +18,10 @@ from kr_ray.config.coreset import CoresetSection
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.methods.coreset.rules import SelectionScores, select
 from kr_ray.methods.coreset.selection import SCORES_FILE, selection_name, selection_part
-from kr_ray.methods.interface import Part, Site
-from kr_ray.methods.taken import save_taken
+from kr_ray.methods.interface import HandedOn, Part, Site
+from kr_ray.methods.taken import load_taken, save_taken
 from kr_ray.methods.teacher import train_on_real
+from kr_ray.runs.artifacts import ArtifactError
 from kr_ray.runs.results import CoresetResult
 from kr_ray.runs.stages import WEIGHTS_FILE, Save, State
 
@@ -57,6 +60,14 @@ class Coreset:
         if self.section.selection == "random":
             return [last]
         return [selection_part(site, self.section.selection_epochs), last]
+
+    def handed_on(self, site: Site, name: str) -> HandedOn:
+        """The selected images themselves: who gets them knows who is in them."""
+        taken = load_taken(site.path / name)
+        if taken is None:
+            raise ArtifactError(f"{site.path / name} must hold what was selected; run the same command again")
+        images = load_stored_splits(site.path / SPLITS_FILE).train.subset(torch.from_numpy(taken))
+        return HandedOn(images=images.images, labels=images.labels, set_size=len(images))
 
 
 def coreset_part(site: Site, name: str, section: CoresetSection) -> Part[CoresetResult]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kr_ray.config.distillation import DistillationSection
-from kr_ray.methods.distillation.sets import first_private
+from kr_ray.methods.distillation.sets import SET_FILE, DistilledSet, first_private
 from kr_ray.methods.distillation.student import student_training
 from kr_ray.methods.distillation.training import distil
-from kr_ray.methods.interface import Part, Site
+from kr_ray.methods.interface import HandedOn, Part, Site
 from kr_ray.methods.knowledge_recycling import train_student
 from kr_ray.methods.taken import save_taken
 from kr_ray.runs.results import DistillationResult, StudentResult
@@ -67,3 +67,9 @@ class Distillation:
                 work=learn,
             ),
         ]
+
+    def handed_on(self, site: Site, name: str) -> HandedOn:
+        """The distilled set, as it is exported."""
+        made = DistilledSet.load(site.path / f"distilled_{name.removeprefix('student_')}" / SET_FILE)
+        images = made.as_bytes()
+        return HandedOn(images=images, labels=made.targets.argmax(dim=1), set_size=len(images))
