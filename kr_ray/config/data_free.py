@@ -95,16 +95,6 @@ class DataFreeSection(MethodSection):
     activation_weight: float = Field(ge=0)
     """Of the teacher's mean absolute feature, which is made large (DAFL's activation loss)."""
 
-    def main_key(self) -> MainKey:
-        return MainKey(
-            name="rounds",
-            low=self.warmup_rounds + 1,
-            high=max(2000, 10 * self.rounds),
-            rising=True,
-            start=self.rounds,
-            whole=True,
-        )
-
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, raw: Any) -> Any:
