@@ -4,7 +4,6 @@ is tuned and does not keep what it promises."""
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def kill_after(config: str, run: Path, scores: int, *arguments: str) -> dict[str
             assert driver.poll() is None
             time.sleep(0.02)
     finally:
-        os.kill(driver.pid, signal.SIGKILL)
+        driver.kill()
         driver.wait()
     return score_files(run)
 
@@ -98,28 +97,21 @@ def test_killed_looked_at_finished_extended_and_a_broken_promise_is_caught(
     assert report.audit and set(report.audit.lira) == {"teacher", "means"}
     assert {path.name for path in (run / "report").glob("frontier.*")} == {"frontier.svg", "frontier.png"}
 
-    more = ["--methods", "teacher,means,least_squares", "--match-accuracy", "means", "--leak-limit", "0.9"]
+    more = ["--methods", "teacher,means,least_squares", "--leak-limit", "0.9"]
     told = kr("frontier", config, *more).stdout
     added = score_files(run)
     assert {name: added[name] for name in after} == after
     assert set(added) - set(after) == {f"worst_case/runs/{k}/scores_least_squares.npz" for k in range(4)}
     report, found, rows = report_in(run)
-    broken, means = rows["least_squares"], rows["means"]
-    assert broken.matched and broken.matched.key == "ridge" and len(broken.matched.tried) >= 2
-    assert means.unmatched and rows["teacher"].unmatched
-    if broken.matched.reached:
-        assert abs(broken.matched.accuracy - broken.matched.target) <= broken.matched.error
+    broken = rows["least_squares"]
     assert broken.leak and broken.leak.epsilon and broken.leak.epsilon > 0.1
     assert "one of the two is wrong" in broken.alarm and "one of the two is wrong" in told
     assert found.recommended != "least_squares" and "report: " in told
-    assert report.config["students"]["least_squares"]["ridge"] == broken.matched.value
 
     quick = kr("frontier", config, *more).stdout
     assert "frontier: done (finished before)" in quick and score_files(run) == added
-    kr("report", config)  # the file knows neither the method nor its tuned key: the frontier does
+    kr("report", config)  # the file does not know the method: the frontier does
     assert report_in(run)[1] == found
-    kept = {path.name for path in (run / "matching" / "least_squares").iterdir()}
-    assert kept == {"tried.json"}  # no real image and no model stays
 
 
 class Killed(Exception):
@@ -154,6 +146,7 @@ class Here:
         return results
 
 
+@pytest.mark.timeout(600)
 def test_the_whole_frontier_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed half-way, seen as a part, finished, with a method more that is tuned and breaks its promise."""
     here = Here(monkeypatch)
@@ -190,24 +183,32 @@ def test_the_whole_frontier_without_ray(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(row.leak and row.leak.pairs == 200 for row in rows.values())
 
     here.left = 10**6
-    more = ("frontier.methods=[teacher, means, least_squares]", "frontier.match_method=means")
-    report, found, rows = frontier(*more, "frontier.leak_limit=0.9")
+    more = ("frontier.methods=[teacher, means, least_squares]", "frontier.leak_limit=0.999")
+    report, found, rows = frontier(*more)
     added = score_files(run)
     assert {name: added[name] for name in after} == after
     assert set(added) - set(after) == {f"worst_case/runs/{k}/scores_least_squares.npz" for k in range(4)}
     assert here.trained == ["teacher", "student_means", "student_least_squares"]
     broken = rows["least_squares"]
-    assert broken.matched and broken.matched.target == report.students["means"].val_accuracy
-    assert rows["means"].unmatched and rows["teacher"].unmatched
-    assert report.config["students"]["least_squares"]["ridge"] == broken.matched.value
-    assert broken.leak and broken.leak.epsilon and broken.leak.epsilon > 0.1
+    assert broken.leak and broken.leak.epsilon and broken.leak.epsilon > 1 and broken.leak.share > 0.5
     assert "one of the two is wrong" in broken.alarm and found.recommended != "least_squares"
     assert any("one of the two is wrong" in text for text in notices)
     page = (run / "report" / "report.html").read_text()
     assert "guarantee contradicted" in page and (run / "report" / "frontier.png").stat().st_size > 10_000
 
-    _, again, _ = frontier(*more, "frontier.leak_limit=0.9")
-    assert again == found and score_files(run) == added and len(here.trained) == 3
+    more = (*more, "frontier.match_method=means")
+    report, found, rows = frontier(*more)
+    tuned, others = rows["least_squares"].matched, score_files(run)
+    assert {name: others[name] for name in after} == after  # only the tuned method has new scores
+    assert tuned and tuned.target == report.students["means"].val_accuracy and tuned.value > 1e-6
+    assert tuned.reached and abs(tuned.accuracy - tuned.target) <= tuned.error
+    assert rows["means"].unmatched and rows["teacher"].unmatched
+    assert report.config["students"]["least_squares"]["ridge"] == tuned.value
+    assert rows["least_squares"].leak and rows["least_squares"].leak.share < broken.leak.share
+
+    added, trained = score_files(run), len(here.trained)
+    _, again, _ = frontier(*more)
+    assert again == found and score_files(run) == added and len(here.trained) == trained
     with Pipeline(load_config(file), Silent()) as pipeline:  # a file that knows none of it
         pipeline.report()
     assert report_in(run)[1] == found
