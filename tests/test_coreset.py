@@ -425,6 +425,7 @@ def test_the_audits_run_records_which_samples_were_taken(tmp_path: Path) -> None
     assert {path.name for path in (tmp_path / "audit" / "runs" / "0").iterdir()} == {
         "scores_core.npz",
         "scores_teacher.npz",
+        "set_core.npz",
     }
 
 
