@@ -125,8 +125,15 @@ def compare_generators(
     drawn = [[name, stages[name], config.synthesis.stamp()] for name, config in configs.items()]
     inputs = [c.seed, c.classifier, c.checkpoints.epochs, drawn, list(labellings), seeds, last]
     after = ("teacher", *dict.fromkeys(stages.values()))
+    students = sum(len(compared(name).checkpoints) for name in names) * len(labellings) * seeds
     return pipeline.run_stage(
-        Stage(key=Key("compare", GeneratorComparison), after=after, inputs=lambda: inputs, work=work)
+        Stage(
+            key=Key("compare", GeneratorComparison),
+            after=after,
+            inputs=lambda: inputs,
+            work=work,
+            units=lambda: students,
+        )
     )
 
 

@@ -244,10 +244,7 @@ class _Sections:
             said = "must list the sections of at least one generator, but got "
             self.mistakes.append((path, f"{said}{_said(path, listed)}; see configs/README.md"))
             return
-        refused = (
-            SeveralConfig,
-            PrivacySection,
-        )  # a private one's noise is fitted to a run that it is alone in
+        refused = (SeveralConfig, PrivacySection)  # a private one's noise is fitted to it alone
         plain = {kind: found for kind, found in kinds.items() if not issubclass(found, refused)}
         members: list[GeneratorSection | None] = []
         for k, keys in enumerate(listed):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
 from kr_ray.config.base import Raw, Section
+from kr_ray.config.dp import PrivacySection
 from kr_ray.config.kinds import GENERATORS, METHODS, TEACHERS
 from kr_ray.config.limits import LARGEST, LARGEST_COUNT, LARGEST_REAL
 from kr_ray.config.plugins import plugin_sections
