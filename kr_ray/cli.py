@@ -180,6 +180,32 @@ def _parser() -> argparse.ArgumentParser:
         "of the section synthesis, such as view=seen,temperature=2, beside teachers "
         "of as many steps (default: every lever alone)",
     )
+    generators = add(
+        "compare",
+        "figure 3: CAS of every checkpoint, for any generators and labellings from one teacher",
+        commands.compare,
+    )
+    generators.add_argument(
+        "--generators",
+        nargs="+",
+        default=["run"],
+        metavar="NAME[,KEY=VALUE...]",
+        help="run (the run's own, default), or a preset or kind such as vanilla, ours, edm, with its keys",
+    )
+    generators.add_argument(
+        "--labels",
+        nargs="+",
+        default=["hard", "gkd"],
+        choices=["gkd", "gap_filler", "filter", "hard"],
+        help="labelling strategies (default hard gkd)",
+    )
+    generators.add_argument("--seeds", type=int, default=1, help="students per checkpoint (default 1)")
+    generators.add_argument("--checkpoints", choices=["all", "last"], default="all")
+    add(
+        "scaling",
+        "test accuracy of students of more and more synthetic images, without and with the real ones",
+        commands.scaling,
+    )
     searches = add(
         "compare-search",
         "halving over the checkpoints against the exhaustive sweep: cost and loss",
@@ -201,7 +227,15 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument(
         "--command",
         dest="job",
-        choices=[*STAGE_COMMANDS, "frontier", "compare-labels", "compare-search", "export"],
+        choices=[
+            *STAGE_COMMANDS,
+            "frontier",
+            "compare",
+            "scaling",
+            "compare-labels",
+            "compare-search",
+            "export",
+        ],
         default="run",
     )
     submit.add_argument(

@@ -225,6 +225,62 @@ def _compare_views(parsed: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def compare(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    if parsed.seeds < 1:
+        raise ConfigError(f"`--seeds >= 1` must hold, but got {parsed.seeds}; use 3")
+    from kr_ray.config.compared import with_generator
+
+    for name in parsed.generators:  # a wrong one is refused before the run is touched
+        with_generator(config, name)
+    from kr_ray import studies
+
+    names, labels = dict.fromkeys(parsed.generators), dict.fromkeys(parsed.labels)
+    with _pipeline(parsed, config) as pipeline:
+        found = studies.compare_generators(
+            pipeline, list(names), list(labels), parsed.seeds, last=parsed.checkpoints == "last"
+        )
+        folder = (pipeline.run / "compare").resolve()
+    table = Grid(
+        f"{config.name}: validation CAS per checkpoint",
+        ("generator", "labels", "best epoch", "CAS", "sd", "gap", "last epoch", "CAS", "sd", "n"),
+        note=f"teacher: {found.teacher:.4f}; gap: points from it to the best checkpoint's CAS",
+    )
+    for curve in found.curves():
+        figures = [
+            (curve.epochs[k], f"{curve.means[k]:.4f}", f"{curve.sds[k]:.4f}") for k in (curve.best, -1)
+        ]
+        (epoch, cas, sd), last = figures
+        gap = f"{100 * (curve.means[curve.best] - found.teacher):+.2f}"
+        table.add(curve.generator, curve.labelling, str(epoch), cas, sd, gap, *map(str, last), str(curve.n))
+    table.print()
+    print(f"every checkpoint: {folder / 'done.json'}\nfigure: {folder / studies.COMPARISON_FIGURE}")
+    return 0
+
+
+def scaling(parsed: argparse.Namespace) -> int:
+    config = load_config(parsed.config, parsed.set)
+    from kr_ray.report.schema import Scaling
+
+    with _pipeline(parsed, config) as pipeline:
+        found = Scaling(rows=pipeline.scaling().rows)
+        page = pipeline.run / "report" / "report.html"
+    table = Grid(
+        f"{config.name}: test accuracy by number of synthetic images",
+        ("synthetic / real", "synthetic alone", "sd", "real + synthetic", "sd", "n"),
+    )
+    for size in found.sizes():
+        cells = [
+            "–" if value is None else f"{value:.4f}"
+            for one in (size.alone, size.with_real)
+            for value in (one.mean, one.sd)
+        ]
+        table.add(str(size.scale), *cells, str(size.alone.n))
+    table.print()
+    print(f"report: {page.resolve()}")
+    return 0
+
+
 def compare_search(parsed: argparse.Namespace) -> int:
     config = load_config(parsed.config, parsed.set)
     if parsed.seeds < 1:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import Config, ConfigError, Section, TeacherConfig
+from kr_ray.config import Config, ConfigError, Section, SynthesisConfig, TeacherConfig
 from kr_ray.config.file import with_overrides
 from kr_ray.config.privacy import asks_the_generator, fitted_to, selects
 from kr_ray.config.run import OWN_ARMS
@@ -40,6 +40,7 @@ from kr_ray.runs.results import (
     GENERATOR,
     GUARANTEE,
     REPORT,
+    SCALING,
     SHADOWS,
     STUDENT,
     TEACHER,
@@ -58,6 +59,7 @@ from kr_ray.runs.results import (
     ReportResult,
     Result,
     Results,
+    ScalingResult,
     ShadowsResult,
     StudentResult,
     SweepResult,
@@ -78,7 +80,7 @@ STAGES = tuple(
     key.name
     for key in (
         DATA, TEACHER, GENERATOR, CHECKPOINTS, TUNING, STUDENT, COPIES, EQUAL_COMPUTE_TEACHER, SHADOWS, AUDIT,
-        WORST_CASE, REPORT,
+        WORST_CASE, SCALING, REPORT,
     )
 )  # fmt: skip
 """Of every run, in the order in which a whole run has them; `students` add theirs before the worst case."""
@@ -155,8 +157,10 @@ class Pipeline(StageRunner):
                     inputs=lambda: [c.seed, c.generator, *fitted_to(c, "generator", c.generator)],
                 ),
             ),
+            *self._labellers(c.synthesis),
             Stage(
-                key=CHECKPOINTS, after=own.checkpoints, work=self._checkpoints, units=self._sweep_students,
+                key=CHECKPOINTS, after=(*own.checkpoints, *self._labeller_names()), work=self._checkpoints,
+                units=self._sweep_students,
                 inputs=lambda: [c.seed, c.classifier, c.synthesis, c.checkpoints, *self._noise_of_scores()],
                 reads=("validation",), check=self._check_privacy,
             ),
@@ -205,6 +209,12 @@ class Pipeline(StageRunner):
             ),
             Stage(key=FRONTIER, after=("data",), work=self._frontier, inputs=self._frontier_inputs,
                   wanted=lambda: self.take_over(self.stages["frontier"])),
+            Stage(
+                key=SCALING, after=("teacher", "tuning"), work=self._scaling,
+                units=lambda: c.scaling.students,
+                inputs=lambda: [c.seed, c.classifier, c.synthesis, c.student.epochs, c.scaling],
+                wanted=lambda: self.take_over(self.stages["scaling"]),
+            ),
             Stage(key=REPORT, after=(), work=self._report, inputs=lambda: [self.config, dict(self.prints)],
                   workers=None),
         ]  # fmt: skip
@@ -385,6 +395,7 @@ class Pipeline(StageRunner):
                 self.run.path, folder, epochs, self.config, scores
             )
         best = best_checkpoint(swept)
+        self._drop_other_pools(best.epoch)
         error = cas_error(best.val_cas, self.results[DATA].validation)
         return SweepResult(
             checkpoints=swept,
@@ -393,6 +404,17 @@ class Pipeline(StageRunner):
             standard_error=error,
             privacy=self._of_scores(scores),
         )
+
+    def _drop_other_pools(self, epoch: int) -> None:
+        """Only the best checkpoint's is used again."""
+        from kr_ray.data.store import SPLITS_FILE, load_stored_splits
+        from kr_ray.synthesis.pool import drop_pools
+        from kr_ray.synthesis.student_set import pools_of
+
+        if self.config.synthesis.pool_scale:
+            best = replace(self.final_spec(), checkpoint_epoch=epoch, synthesis=self.config.synthesis)
+            splits = load_stored_splits(self.run / str(SPLITS_FILE))
+            drop_pools(self.run.path, [pool.path for _, pool in pools_of(self.run.path, best, splits)])
 
     def _sweep_students(self) -> int:
         from kr_ray.cluster.sweep import sweep_rounds
@@ -412,9 +434,11 @@ class Pipeline(StageRunner):
 
     def _student(self, folder: Path) -> StudentResult:
         """The student that is handed on: best checkpoint, tuned parameters."""
+        from kr_ray.cluster.pools import draw_pools
         from kr_ray.methods.knowledge_recycling import student_part
 
         spec = self.final_spec()
+        draw_pools(self.run.path, [spec], folder, self.config.cluster)
         result = self._train(student_part(self.site(), "student", spec), folder)
         source = {
             "images_from": self.config.cluster.stream,
@@ -459,7 +483,7 @@ class Pipeline(StageRunner):
             return []
         from kr_ray.methods.registry import method_of
 
-        known, stages = set(STAGES), []
+        known, stages = {*STAGES, *self._labeller_names()}, []
         for name in self.config.students:
             for part in method_of(name, self.config).parts(self.site(), f"student_{name}"):
                 if part.name not in known:
@@ -528,6 +552,18 @@ class Pipeline(StageRunner):
             c.generator, best, synthesis, c.student.epochs, derive_seed(c.seed, "final student")
         )
 
+    def _scaling(self, folder: Path) -> ScalingResult:
+        """Students of the final student's checkpoint and parameters, of more and more images."""
+        from kr_ray.cluster.scaling import measure_scaling
+
+        return ScalingResult(rows=measure_scaling(self.run.path, folder, self.final_spec(), self.config))
+
+    def scaling(self) -> ScalingResult:
+        """The scaling curve, and the report of what there is then."""
+        self.run_until("scaling")
+        self.report()
+        return self.results[SCALING]
+
     def _equal_compute_teacher(self, folder: Path) -> ClassifierResult:
         """A teacher of as many gradient steps as the student, so that the comparison is at equal compute."""
         from kr_ray.classifiers.training import Schedule
@@ -538,9 +574,12 @@ class Pipeline(StageRunner):
         schedule = Schedule.of_steps(
             c.classifier, images, batch=min(student.batch_size, images), steps=student.steps
         )
-        teacher = self.results[TEACHER]
-        if isinstance(c.teacher, TeacherConfig) and same_schedule(schedule, teacher):
-            return teacher  # it is that teacher
+        for name in (TEACHER.name, "long_labeller_0"):
+            found = dict(self.results.items()).get(name)
+            if not isinstance(found, ClassifierResult) or not isinstance(c.teacher, TeacherConfig):
+                continue
+            if same_schedule(schedule, found):
+                return found  # it is that teacher
         work = lambda folder, state, save: train_teacher(  # noqa: E731
             run, folder, c.classifier, schedule, seed=c.seed, state=state, save=save
         )
@@ -651,6 +690,36 @@ class Pipeline(StageRunner):
         return GuaranteeResult(
             bounds={split: Bound.model_validate(bound.record()) for split, bound in told_of.items()},
             words={split: bound.words() for split, bound in told_of.items()},
+        )
+
+    def _labeller_names(self) -> list[str]:
+        """Stages of the labellers that are not the run's teacher."""
+        return [name for name in self.config.synthesis.labeller_names() if name != TEACHER.name]
+
+    def _labellers(self, synthesis: SynthesisConfig) -> list[Stage[ClassifierResult]]:
+        """A stage for each teacher that labels and is not the run's."""
+        if synthesis.labeller_names() == [TEACHER.name]:
+            return []
+        from kr_ray.methods.labellers import labeller_parts
+
+        return [self._labeller_stage(part) for part in labeller_parts(self.site(), synthesis)]
+
+    def train_labellers(self, synthesis: SynthesisConfig) -> None:
+        """The run's teacher, and all that `synthesis` has label beside it or in its place."""
+        if TEACHER.name not in self.results:
+            self.run_until(TEACHER.name)
+        for stage in self._labellers(synthesis):
+            if stage.name not in self.results:
+                self.run_stage(stage)
+
+    def _labeller_stage(self, part: Part[ClassifierResult]) -> Stage[ClassifierResult]:
+        return Stage(
+            key=Key(part.name, part.result),
+            after=part.after,
+            inputs=lambda: [self.config.seed, *part.inputs],
+            work=lambda folder: self._train(part, folder),
+            workers="train",
+            reads=("training",),
         )
 
     # --- audits ---

@@ -9,14 +9,32 @@ from pathlib import Path
 from typing import get_args
 
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import ConfigError
+from kr_ray.config import Config, ConfigError
+from kr_ray.config.compared import with_generator
 from kr_ray.config.methods import Labelling
 from kr_ray.pipeline import Pipeline
-from kr_ray.runs.artifacts import atomic_write
-from kr_ray.runs.comparisons import LabelComparison, SearchComparison, ViewComparison, ViewSummary
-from kr_ray.runs.results import CHECKPOINTS, DATA, GENERATOR, GUARANTEE, GuaranteeResult, Key
+from kr_ray.runs.artifacts import atomic_write, fingerprint
+from kr_ray.runs.comparisons import (
+    GeneratorComparison,
+    LabelComparison,
+    SearchComparison,
+    ViewComparison,
+    ViewSummary,
+)
+from kr_ray.runs.results import (
+    CHECKPOINTS,
+    DATA,
+    GENERATOR,
+    GUARANTEE,
+    TEACHER,
+    GeneratorResult,
+    GuaranteeResult,
+    Key,
+)
 from kr_ray.runs.stages import WEIGHTS_FILE
 from kr_ray.stages import Stage
+
+COMPARISON_FIGURE = "compare.png"
 
 
 def compare_labels(pipeline: Pipeline, seeds: int, all_checkpoints: bool) -> LabelComparison:
@@ -54,6 +72,8 @@ def compare_views(pipeline: Pipeline, names: Sequence[str], seeds: int, last: bo
     c, name = pipeline.config, "compare_views"
     variants = view_variants(names or VIEWS, c.synthesis)
     pipeline.run_until("generator" if last else "checkpoints")
+    for synthesis in variants.values():
+        pipeline.train_labellers(synthesis)
     results = pipeline.results
     checkpoint = results[GENERATOR].checkpoints[-1] if last else results[CHECKPOINTS].best_epoch
 
@@ -66,6 +86,82 @@ def compare_views(pipeline: Pipeline, names: Sequence[str], seeds: int, last: bo
         key=Key(name, ViewComparison), after=("teacher", "generator"), inputs=lambda: inputs, work=work
     )
     return gap_rows(pipeline.run_stage(stage).rows, EQUAL_TEACHER)
+
+
+def compare_generators(
+    pipeline: Pipeline, names: Sequence[str], labellings: Sequence[Labelling], seeds: int, last: bool
+) -> GeneratorComparison:
+    """Figure 3 and appendix D: generators and labellings from this run's teacher, per checkpoint; leaves a
+    figure.
+
+    Args:
+        names: see kr_ray.config.compared.with_generator. Generators that the run has not are trained, each in
+            a stage of its own.
+        seeds: students of each checkpoint and labelling.
+        last: only the last checkpoint of each.
+    """
+    from kr_ray.cluster.compare import Compared, compare_generators
+    from kr_ray.report.comparison import save_comparison
+    from kr_ray.synthesis.pool import drop_pools
+
+    configs = {name: with_generator(pipeline.config, name) for name in names}
+    pipeline.train_labellers(pipeline.config.synthesis)
+    stages = {name: _trained(pipeline, config) for name, config in configs.items()}
+    c, teacher = pipeline.config, pipeline.results[TEACHER].val_accuracy
+
+    def compared(name: str) -> Compared:
+        stage = stages[name]
+        checkpoints = pipeline.results[Key(stage, GeneratorResult)].checkpoints
+        return Compared(configs[name], stage, checkpoints[-1:] if last else checkpoints)
+
+    def work(folder: Path) -> GeneratorComparison:
+        seeded, generators = _seeds(pipeline, "compare", seeds), {name: compared(name) for name in names}
+        rows = compare_generators(pipeline.run.path, folder, generators, labellings, seeded)
+        found = GeneratorComparison(teacher=teacher, rows=rows)
+        save_comparison(found, folder / COMPARISON_FIGURE)
+        drop_pools(pipeline.run.path, keep=())  # one per checkpoint; who needs one again draws it again
+        return found
+
+    drawn = [[name, stages[name], config.synthesis.stamp()] for name, config in configs.items()]
+    inputs = [c.seed, c.classifier, c.checkpoints.epochs, drawn, list(labellings), seeds, last]
+    after = ("teacher", *dict.fromkeys(stages.values()))
+    students = sum(len(compared(name).checkpoints) for name in names) * len(labellings) * seeds
+    return pipeline.run_stage(
+        Stage(
+            key=Key("compare", GeneratorComparison),
+            after=after,
+            inputs=lambda: inputs,
+            work=work,
+            units=lambda: students,
+        )
+    )
+
+
+def _trained(pipeline: Pipeline, config: Config) -> str:
+    """The stage that has trained the generator of `config`: the run's own, or one for this comparison."""
+    if config.generator == pipeline.config.generator:
+        pipeline.run_until("generator")
+        return GENERATOR.name
+    stage = f"generator_{fingerprint(config.generator.stamp())[:8]}"
+
+    def work(folder: Path) -> GeneratorResult:
+        from kr_ray.cluster.train import train_part
+        from kr_ray.generators.registry import generator_of
+        from kr_ray.methods.run_generator import generator_part
+
+        part = generator_part(pipeline.site(), generator_of(config.generator))
+        return train_part(part, folder, pipeline.config.cluster)
+
+    pipeline.run_stage(
+        Stage(
+            key=Key(stage, GeneratorResult),
+            after=("data", "teacher"),
+            inputs=lambda: [config.seed, config.generator],
+            work=work,
+            workers="train",
+        )
+    )
+    return stage
 
 
 def compare_search(pipeline: Pipeline, seeds: int) -> SearchComparison:
@@ -141,7 +237,8 @@ def export(pipeline: Pipeline, images: int) -> dict[str, str]:
     difference = export_student(run / "student" / WEIGHTS_FILE, model, data.class_names, data.image_size)
     spec = pipeline.final_spec()
     # The labeller of view: seen, the teacher, does not travel with the images: they get its answers to them.
-    spec = replace(spec, synthesis=spec.synthesis.model_copy(update={"view": "clean"}))
+    # As many images as are asked for, so drawn by the makers and not dealt from a pool.
+    spec = replace(spec, synthesis=spec.synthesis.model_copy(update={"view": "clean", "pool_scale": 0}))
     images = images or spec.synthesis.cardinality_scale * data.train
     about = {
         "run": c.name,

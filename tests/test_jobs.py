@@ -26,7 +26,7 @@ from kr_ray.report.table import results_table
 from kr_ray.runs.artifacts import load_state, read_json
 from kr_ray.runs.progress import read_progress
 
-COMMANDS = {*STAGE_COMMANDS, "frontier", "compare-labels", "compare-search", "export"}
+COMMANDS = {*STAGE_COMMANDS, "frontier", "compare", "scaling", "compare-labels", "compare-search", "export"}
 TOKEN = "0123456789abcdef-of-these-tests-alone"
 
 

@@ -22,7 +22,9 @@ from kr_ray.report.schema import validate_report
 from kr_ray.runs.artifacts import read_json
 from kr_ray.runs.progress import read_progress
 
-KILLED_STAGES = tuple(stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "report"))
+KILLED_STAGES = tuple(
+    stage for stage in STAGES if stage not in ("data", "copies", "worst_case", "scaling", "report")
+)
 """Copies take seconds and report no progress; the worst case is not part of a
 run unless asked for: see test_worst_case_run.py."""
 

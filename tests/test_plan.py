@@ -72,6 +72,29 @@ def test_seen_labels_cost_a_query_per_image_trained_on() -> None:
     )
 
 
+def test_pools_are_drawn_once_by_the_sweep_unless_trials_draw_otherwise() -> None:
+    """Two checkpoints, four trials; every student asks the teacher about the whole pool."""
+
+    def searched(name: str, **synthesis: object) -> Config:
+        config = paper(synthesis=synthesis | {"batch_size": 16})
+        return config.model_copy(
+            update={"tuning": config.tuning.model_copy(update={"space": {name: (1, 2)}})}
+        )
+
+    shared = searched("regeneration_rate", pool_scale=3)
+    own = searched("latent_std", pool_scale=3)
+    pool = 3 * 160 + 2 * 16  # two standing batches
+    stages = ("checkpoints", "tuning", "student")
+    assert [of(shared, stage).generated for stage in stages] == [2 * pool, 0, 0]
+    assert [of(own, stage).generated for stage in stages] == [2 * pool, 4 * pool, 0]
+    streamed = searched("regeneration_rate")
+    asked = [of(shared, stage).looked_at - of(streamed, stage).looked_at for stage in stages]
+    assert asked == [2 * 480, 4 * 480, 480]
+    assert of(shared, "equal_compute_teacher") == of(streamed, "equal_compute_teacher")
+    stored = [storage_bytes(config, SIZE, COSTS) for config in (shared, streamed)]
+    assert stored[0] - stored[1] == 2 * 3 * 160 * 16 * 16
+
+
 def test_confirming_trains_the_finalists_and_the_defaults_for_every_seed() -> None:
     plain, confirmed = (of(paper(tuning={"confirm": seeds, "finalists": 2}), "tuning") for seeds in (0, 3))
     assert confirmed.units - plain.units == 9

@@ -459,6 +459,10 @@ def test_labels_in_words() -> None:
         == "labelled by the teacher's answers to the clean generated images"
     )
     assert words.labels(Generation(labelling="hard", view="clean")) == "labelled by the strategy hard"
+    several = words.labels(Generation(labelling="gkd", labellers=3))
+    assert several == "labelled by the mean answer of 3 teachers to the clean generated images"
+    long = words.labels(Generation(labelling="gkd", view="seen", labeller="equal_compute"))
+    assert long.startswith("labelled by the answers of a teacher of as many steps as the student to exactly")
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -21,6 +21,7 @@ from torch import Tensor
 from kr_ray.classifiers.networks import load_classifier, save_classifier
 from kr_ray.classifiers.resnet import ResNet14
 from kr_ray.classifiers.ticks import TickedTraining, Ticks
+from kr_ray.cluster.pools import draw_pools
 from kr_ray.cluster.runtime import ray_session
 from kr_ray.cluster.stream import Makers, export_parquet, student_images
 from kr_ray.cluster.train import train_on_cluster
@@ -35,8 +36,9 @@ from kr_ray.generators.interface import Checkpoint, checkpoint_file, save_checkp
 from kr_ray.methods.knowledge_recycling import start_student, student_training, train_student
 from kr_ray.methods.parquet import parquet_training
 from kr_ray.synthesis.parquet_set import parquet_schema, read_parquet_set, to_table
+from kr_ray.synthesis.pool import load_pool
 from kr_ray.synthesis.stream import CollapsedGenerator
-from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device
+from kr_ray.synthesis.student_set import OpenSet, StudentSpec, on_device, pools_of
 
 SIZE, NAMES, EPOCHS = 16, ("cat", "dog", "Größe ≥ 2"), 6
 CPU = torch.device("cpu")
@@ -147,6 +149,36 @@ def test_a_stream_brings_images_without_labels_where_the_teacher_answers_what_is
     assert all(targets.shape == (1200, 0) for _, targets in here)
     assert all(torch.equal(own[0], other[0]) for own, other in zip(here, clean, strict=True))
     assert equal(epochs_seen(opened(run, student_images(streamed(2), "test"), what), range(EPOCHS)), here)
+
+
+def test_makers_draw_the_pool_that_students_share(cluster: None, run: Path, tmp_path: Path) -> None:
+    """Students of two seeds and of another temperature need one pool; the stream deals from it too."""
+    splits = load_stored_splits(run / SPLITS_FILE)
+    one = replace(spec(scale=2, pool_scale=3), epochs=4)
+    others = [
+        replace(one, seed=12),
+        replace(one, synthesis=one.synthesis.model_copy(update={"temperature": 2.0})),
+    ]
+    alone = [images for images, _ in epochs_seen(opened(run, on_device, one), range(EPOCHS))]
+    (_, pool), *_ = pools_of(run, one, splits)
+    drawn_alone = pool.path.read_bytes()
+    pool.path.unlink()
+    draw_pools(run, [one, *others], tmp_path, ClusterConfig())
+    made = load_pool(pool.path, pool.fingerprint)
+    assert [path.name for path in (run / "pools").iterdir()] == [pool.path.name]
+    assert len(made) == 3 * 40 and len(drawn_alone) > made.images.numel()
+    for which in (on_device, student_images(streamed(), "pooled")):
+        seen = [images for images, _ in epochs_seen(opened(run, which, one), range(EPOCHS))]
+        assert all(map(torch.equal, alone, seen))
+    known = {tuple(image.flatten().tolist()) for image in made.images}
+    for other in others:
+        images, targets = epochs_seen(opened(run, on_device, other), range(1))[0]
+        assert len(images) == len(targets) == 80
+        assert {tuple(image.flatten().tolist()) for image in images} <= known
+    assert not torch.equal(epochs_seen(opened(run, on_device, others[0]), range(1))[0][0], alone[0])
+    before = pool.path.stat().st_mtime_ns
+    draw_pools(run, [one], tmp_path, ClusterConfig())  # it is there
+    assert pool.path.stat().st_mtime_ns == before
 
 
 def test_a_resumed_student_starts_the_stream_where_it_is(cluster: None, run: Path) -> None:

@@ -171,4 +171,5 @@ def work_done(history: Sequence[Row]) -> Work:
     last = history[-1]
     of_student = {key: last[key] for key in ("images_generated", "teacher_queries") if key in last}
     seconds = {key: sum(row.get(key, 0.0) for row in history) for key in ("cpu_seconds", "gpu_seconds")}
+    seconds["cpu_seconds"] += last.get("pool_cpu_seconds", 0.0)
     return Work.model_validate(seconds | {"images_trained": last["images_seen"]} | of_student)

@@ -4,6 +4,8 @@ teacher's answers, and ways of searching for the best checkpoint."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from kr_ray.foreign.yaml_core import YamlError, read_value
 from kr_ray.methods.knowledge_recycling import student_training, train_student
 from kr_ray.methods.teacher import train_teacher
 from kr_ray.runs.artifacts import read_json, write_json
-from kr_ray.runs.comparisons import LabelRow, SearchCost, SearchRow, ViewRow
+from kr_ray.runs.comparisons import CheckpointRow, LabelRow, SearchCost, SearchRow, ViewRow
 from kr_ray.runs.progress import report_progress
 from kr_ray.runs.results import ClassifierResult
 from kr_ray.runs.stages import RESULT_FILE, Row, State
@@ -57,6 +59,53 @@ def compare_labelling(
             made, train_students(works, folder, config.cluster), strict=True
         )
     ]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A generator whose checkpoints are compared.
+
+    Attributes:
+        config: the run's, with this generator and its way of drawing.
+        trained_in: the stage that trained it.
+        checkpoints: epochs.
+    """
+
+    config: Config
+    trained_in: str
+    checkpoints: Sequence[int]
+
+
+def compare_generators(
+    run: Path,
+    folder: Path,
+    generators: Mapping[str, Compared],
+    labellings: Sequence[Labelling],
+    seeds: Sequence[int],
+) -> list[CheckpointRow]:
+    """Figure 3 and appendix D: validation CAS of every checkpoint of each generator (by name) under each
+    labelling, with the run's teacher."""
+    rows, works = [], dict[Path, StudentWork]()
+    for name, own in generators.items():
+        for labelling, checkpoint, seed in product(labellings, own.checkpoints, seeds):
+            student = folder / "trials" / f"{own.trained_in}_{labelling}_{checkpoint:04d}_seed{seed}"
+            works[student] = _checkpoint_student(run, student, own, labelling, checkpoint, seed)
+            rows.append((student, name, labelling, checkpoint, seed))
+    config = next(iter(generators.values())).config
+    cas = dict(zip(works, train_students(list(works.values()), folder, config.cluster), strict=True))
+    return [
+        CheckpointRow(generator=name, labelling=labelling, epoch=epoch, seed=seed, val_cas=cas[student])
+        for student, name, labelling, epoch, seed in rows
+    ]
+
+
+def _checkpoint_student(
+    run: Path, folder: Path, own: Compared, labelling: Labelling, checkpoint: int, seed: int
+) -> StudentWork:
+    c = own.config
+    synthesis = c.synthesis.labelled_by(labelling)
+    spec = StudentSpec(c.generator, checkpoint, synthesis, c.checkpoints.epochs, seed, own.trained_in)
+    return StudentWork(run, folder, spec, c.classifier, SWEEP_TICKS, c.cluster)
 
 
 VIEWS = (

@@ -67,6 +67,8 @@ def _streamed(
     cluster: ClusterConfig,
     name: str,
 ) -> RegeneratedSet:
+    if spec.synthesis.pool_scale:  # there is nothing left to make
+        return on_device(run, spec, recipe, splits, device, epochs)
     regenerations = epochs / spec.synthesis.regeneration_rate
     makers = Makers(run, spec, recipe, set_size(spec, splits), regenerations, cluster)
     return StreamedSet(makers, splits, epochs, device, name)

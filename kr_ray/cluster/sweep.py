@@ -9,6 +9,7 @@ from pathlib import Path
 from kr_ray.classifiers.ticks import Ticks
 from kr_ray.cluster.confirm import DEFAULTS, confirm, difference_error
 from kr_ray.cluster.hyperband import hyperband_brackets
+from kr_ray.cluster.pools import draw_pools
 from kr_ray.cluster.search import TrialOutcome, run_tuning
 from kr_ray.cluster.trials import (
     StudentWork,
@@ -134,6 +135,7 @@ def tune_generation(
     synthesis = config.synthesis.model_copy(update={"epoch_unit": "real"})
     spec = StudentSpec(config.generator, sweep.best_epoch, synthesis, tuning.epochs, config.seed)
     shared = StudentWork(run, folder, spec, config.classifier, Ticks(tuning.rungs), config.cluster, scores)
+    draw_pools(run, [spec], folder, config.cluster)  # trials that draw otherwise draw their own
     brackets = hyperband_brackets(tuning.trials, tuning.rungs, tuning.reduction_factor)
     judged = [tuple(rung for _, rung in bracket.rungs) for bracket in brackets for _ in bracket.trials]
     outcomes = run_tuning(

@@ -20,6 +20,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 
 from kr_ray.classifiers.ticks import Score, TickedTraining, Ticks, told_as_it_is
 from kr_ray.cluster.hyperband import Reported, TrialKeys
+from kr_ray.cluster.pools import draw_pools
 from kr_ray.cluster.quiet import in_a_line, killed_for_memory, quiet_tune
 from kr_ray.cluster.runtime import ray_storage
 from kr_ray.cluster.stream import student_images
@@ -54,15 +55,8 @@ class StudentWork:
     @property
     def stamp(self) -> str:
         """Of all that decides the student's numbers within a run."""
-        spec, ticks = self.spec, self.ticks
-        return fingerprint(
-            spec.checkpoint_epoch,
-            spec.synthesis.stamp(),
-            spec.epochs,
-            spec.seed,
-            self.recipe.stamp(),
-            [ticks.count, ticks.validated],
-        )
+        ticks = self.ticks
+        return fingerprint(*self.spec.stamp(), self.recipe.stamp(), [ticks.count, ticks.validated])
 
     def load(self) -> State | None:
         """The saved state, unless it is another student's that had the same name
@@ -265,6 +259,8 @@ def train_students(works: Sequence[StudentWork], stage: Path, cluster: ClusterCo
     """
     for retries_left in reversed(range(cluster.max_retries + 1)):
         missing = [work for work in works if work.val_cas() is None]
+        if missing:
+            draw_pools(missing[0].run, [work.spec for work in missing], stage, cluster)
         errors = _tune(missing, stage, cluster) if missing else []
         if not errors:
             break

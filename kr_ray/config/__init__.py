@@ -28,6 +28,7 @@ from kr_ray.config.methods import (
     MethodSection,
     OwnTeacherSection,
     ParquetSection,
+    ScalingConfig,
     StudentConfig,
     SynthesisConfig,
     TeacherConfig,
@@ -36,6 +37,7 @@ from kr_ray.config.methods import (
 )
 from kr_ray.config.privacy import RunPrivacyConfig
 from kr_ray.config.run import Config, cross_section_mistakes
+from kr_ray.config.several import SeveralConfig, SeveralSampling
 
 __all__ = [
     "AuditConfig",
@@ -66,7 +68,10 @@ __all__ = [
     "Resources",
     "RunPrivacyConfig",
     "SamplingSection",
+    "ScalingConfig",
     "Section",
+    "SeveralConfig",
+    "SeveralSampling",
     "ShadowConfig",
     "StudentConfig",
     "SynthesisConfig",

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from kr_ray.config.base import ConfigError, Raw, Section
-from kr_ray.config.generators import GeneratorSection
+from kr_ray.config.dp import PrivacySection
+from kr_ray.config.generators import GeneratorSection, SamplingSection
 from kr_ray.config.kinds import GENERATORS, METHODS, TEACHERS
 from kr_ray.config.methods import MethodSection, TeacherConfig
 from kr_ray.config.plugins import plugin_sections
@@ -26,6 +27,7 @@ from kr_ray.config.run import (
     RunKeys,
     cross_section_mistakes,
 )
+from kr_ray.config.several import SeveralConfig, SeveralSampling
 from kr_ray.foreign.files import read_text, shown
 from kr_ray.foreign.yaml_core import YamlError, read_value, read_yaml
 from kr_ray.masking import HIDDEN, is_secret_name, masked
@@ -152,13 +154,14 @@ class _Sections:
         if own is None:
             return
         if name == "synthesis" and isinstance(value, dict) and generator:
-            sampling = self._section(value.get("sampling") or {}, generator.sampling(), (name, "sampling"))
+            value = self._synthesis_defaults() | value
+            sampling = self._sampling(value.get("sampling") or {}, generator)
             checked = self._section({k: v for k, v in value.items() if k != "sampling"}, own, (name,))
             if checked and sampling:
                 self.found[name] = checked.model_copy(update={"sampling": sampling})
             return
         if name == "tuning" and isinstance(value, dict) and generator:
-            value = {"space": generator.space()} | value
+            value = {"space": self._space()} | value
         if checked := self._section(value, own, (name,)):
             self.found[name] = checked
 
@@ -178,19 +181,80 @@ class _Sections:
 
     def _default(self, name: str, default: Any, generator: type[GeneratorSection] | None) -> Any:
         if name == "synthesis" and generator:
-            return default.model_copy(update={"sampling": generator.sampling()()})
+            own = self._synthesis_defaults()
+            section: GeneratorSection | None = self.found.get("generator")
+            return default.model_copy(
+                update=own | ({"sampling": section.default_sampling()} if section else {})
+            )
         if name == "tuning" and generator:
-            return default.model_copy(update={"space": generator.space()})
+            return default.model_copy(update={"space": self._space()})
         return default
+
+    def _space(self) -> dict[str, tuple[float, float]]:
+        """The generator's own, as far as a pool bears it; of one that is refused, what every kind has."""
+        section: GeneratorSection | None = self.found.get("generator")
+        whole: dict[str, tuple[float, float]] = {"regeneration_rate": (1, 10)}
+        space = section.space() if section else whole
+        pool = getattr(self.found.get("synthesis"), "pool_scale", 0)
+        if pool and (bounds := space.get("cardinality_scale")):
+            space["cardinality_scale"] = (min(bounds[0], pool), min(bounds[1], pool))
+        return space
+
+    def _sampling(self, value: Any, generator: type[GeneratorSection]) -> SamplingSection | None:
+        path, several = ("synthesis", "sampling"), self.found.get("generator")
+        if generator is not SeveralConfig or not isinstance(value, dict):
+            return self._section(value, generator.sampling(), path)
+        if not isinstance(several, SeveralConfig):
+            return None  # what the members' keys are cannot be known
+        own = several.default_sampling()
+        members = value.get("members", [{}] * len(own.members))
+        if not isinstance(members, list) or len(members) != len(own.members):
+            said = f"must list the keys of each of the {len(own.members)} members, but got "
+            self.mistakes.append(((*path, "members"), f"{said}{_said(path, members)}; use {{}} for defaults"))
+            return None
+        ways = [
+            self._section(keys, type(way), (*path, "members", str(k)))
+            for k, (keys, way) in enumerate(zip(members, own.members, strict=True))
+        ]
+        shares = value.get("shares", own.shares)
+        keys = value | {
+            "members": tuple(ways),
+            "shares": tuple(shares) if isinstance(shares, list) else shares,
+        }
+        return None if None in ways else self._checked(keys, SeveralSampling, path)
+
+    def _synthesis_defaults(self) -> Raw:
+        section: GeneratorSection | None = self.found.get("generator")
+        return dict(section.synthesis_defaults()) if section else {}
 
     def _kind(
         self, name: str, value: Any, kinds: Mapping[str, type[GeneratorSection]], default: str
     ) -> type[GeneratorSection] | None:
         """Validate the section that names its kind; returns the kind's class."""
         found = self._class_of(value, (name,), kinds, default)
-        if found and (checked := self._section(found.expand(dict(value)), found, (name,))):
+        if found is SeveralConfig:
+            self._several(value, kinds, default)
+        elif found and (checked := self._section(found.expand(dict(value)), found, (name,))):
             self.found[name] = checked
         return found
+
+    def _several(self, value: Raw, kinds: Mapping[str, type[GeneratorSection]], default: str) -> None:
+        path, listed = ("generator", "members"), value.get("members")
+        if not isinstance(listed, list) or not listed:
+            said = "must list the sections of at least one generator, but got "
+            self.mistakes.append((path, f"{said}{_said(path, listed)}; see configs/README.md"))
+            return
+        refused = (SeveralConfig, PrivacySection)  # a private one's noise is fitted to it alone
+        plain = {kind: found for kind, found in kinds.items() if not issubclass(found, refused)}
+        members: list[GeneratorSection | None] = []
+        for k, keys in enumerate(listed):
+            kind = self._class_of(keys, (*path, str(k)), plain, default)
+            members.append(self._section(kind.expand(dict(keys)), kind, (*path, str(k))) if kind else None)
+        sound = tuple(member for member in members if member)
+        if len(sound) == len(members):
+            keys = SeveralConfig.derived(sound) | value | {"members": sound}
+            if checked := self._checked(keys, SeveralConfig, ("generator",)):
+                self.found["generator"] = checked
 
     def _students(self, students: Any, kinds: Mapping[str, type[MethodSection]]) -> None:
         if not isinstance(students, dict):
@@ -234,6 +298,14 @@ class _Sections:
             )
             return None
         return kinds[kind]
+
+    def _checked(self, keys: Raw, kind: type[S], path: tuple[str, ...]) -> S | None:
+        """Of keys among which there are sections already."""
+        try:
+            return kind.model_validate(keys)
+        except ValidationError as error:
+            self.mistakes += _mistakes_of(error, path, kind)
+        return None
 
     def _section(self, value: Any, kind: type[S], path: tuple[str, ...]) -> S | None:
         try:

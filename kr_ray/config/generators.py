@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -68,6 +69,31 @@ class SamplingSection(Section):
         """Batches that a sampler draws for itself before it is used."""
         return 0
 
+    def searchable(self) -> dict[str, type]:
+        """The numeric keys that tuning may vary, with int or float."""
+        fields = type(self).model_fields
+        return {
+            name: cast("type", field.annotation)
+            for name, field in fields.items()
+            if field.annotation in (int, float)
+        }
+
+    def value(self, name: str) -> float:
+        """Of a searchable key."""
+        return float(getattr(self, name)) if self.searchable()[name] is float else int(getattr(self, name))
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """The same but for `values`, by key.
+
+        Raises:
+            pydantic.ValidationError: no such key, or a value out of its range.
+        """
+        return type(self).model_validate(self.model_dump() | dict(values))
+
+    def parts(self) -> list[tuple[float, SamplingSection]]:
+        """Ways of drawing whose images make up this one's, each with its share; a pool is drawn for each."""
+        return [(1.0, self)]
+
 
 class GeneratorSection(Section):
     """What every kind of generator has; a kind's own section adds its keys."""
@@ -91,10 +117,17 @@ class GeneratorSection(Section):
         """The class of `synthesis.sampling` that goes with this kind."""
         return SamplingSection
 
-    @classmethod
-    def space(cls) -> dict[str, tuple[float, float]]:
+    def default_sampling(self) -> SamplingSection:
+        """How it draws unless it is told."""
+        return self.sampling()()
+
+    def space(self) -> dict[str, tuple[float, float]]:
         """What tuning varies unless it is told."""
         return {"regeneration_rate": (1, 10), "cardinality_scale": (1, 10)}
+
+    def synthesis_defaults(self) -> dict[str, int]:
+        """Keys of `synthesis` that this kind has otherwise unless it is told."""
+        return {}
 
     def fits(self, image_size: int, sampling: SamplingSection | None = None) -> list[str]:
         """What is wrong with images of this side, or with drawing as `sampling` says; nothing by default."""
@@ -223,8 +256,7 @@ class BigGanConfig(GeneratorSection):
     def sampling(cls) -> type[SamplingSection]:
         return BigGanSampling
 
-    @classmethod
-    def space(cls) -> dict[str, tuple[float, float]]:
+    def space(self) -> dict[str, tuple[float, float]]:
         return {"latent_std": (1.0, 2.5)} | super().space()
 
     def fits(self, image_size: int, sampling: SamplingSection | None = None) -> list[str]:

@@ -17,11 +17,13 @@ from kr_ray.config.methods import (
     TeacherConfig,
     TeacherSection,
 )
+from kr_ray.config.several import SeveralConfig
 
 GENERATORS: dict[str, type[GeneratorSection]] = {
     "biggan_deep": BigGanConfig,
     "edm": EdmConfig,
     "dp_merf": DpMerfConfig,
+    "several": SeveralConfig,
 }
 """See kr_ray.generators.registry."""
 

@@ -16,8 +16,8 @@ LARGEST: dict[str, float] = {
     **dict.fromkeys(("epochs", "teacher_epochs", "selection_epochs", "warmup_epochs", "checkpoint_every",
                      "regeneration_rate", "rungs", "patience"), 10**6),
     # trainings
-    **dict.fromkeys(("models", "confirm"), 10**4),
-    "match_trainings": 10**3,
+    **dict.fromkeys(("models", "confirm", "seeds"), 10**4),
+    **dict.fromkeys(("match_trainings", "labellers"), 10**3),
     **dict.fromkeys(("trials", "startup_trials", "brackets_in_flight", "reduction_factor", "shortening",
                      "finalists"), 10**5),
     **dict.fromkeys(("teachers", "rounds", "warmup_rounds"), 10**5),
@@ -34,7 +34,8 @@ LARGEST: dict[str, float] = {
     # of steps
     **dict.fromkeys(("batch_size", "expected_batch_size", "max_physical_batch_size", "standing_batches",
                      "max_draws", "synthesis_batch", "synthesis_steps", "kd_steps"), 10**6),
-    **dict.fromkeys(("d_steps", "cardinality_scale", "augmentation_multiplicity"), 10**4),
+    **dict.fromkeys(("d_steps", "cardinality_scale", "pool_scale", "scales", "augmentation_multiplicity"),
+                    10**4),
     **dict.fromkeys(
         (
             "learning_rate", "learning_rate_g", "learning_rate_d", "warmup_learning_rate",

@@ -50,10 +50,16 @@ class TeacherConfig(OwnTeacherSection):
         return self.epochs
 
 
+UNSEARCHED = frozenset({"pool_scale", "labellers"})
+"""Numeric keys of `synthesis` that decide what is made before the tuning."""
+
+
 class SynthesisConfig(Section):
     """How a synthetic set is drawn and labelled (sections 3.4 and 3.5); tuning varies three of these."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"view", "temperature", "student_mixup"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"view", "temperature", "student_mixup", "pool_scale", "labeller", "labellers"}
+    )
 
     labelling: Labelling = "gkd"
     """`gkd` (the paper): the teacher labels all images. Else they keep the class they were made for, and are
@@ -68,6 +74,10 @@ class SynthesisConfig(Section):
     over the synthetic set, whatever its size."""
     cardinality_scale: int = Field(1, ge=1)
     """Synthetic over real training images."""
+    pool_scale: int = Field(0, ge=0)
+    """Images of a pool over real training images: they are drawn once, kept with the run, shared by all
+    students of a checkpoint and all trials, and every regeneration is a part of them. 0 (the paper): every
+    regeneration is drawn anew. The default is that of the generator's kind: 3 for `edm`, else 0."""
     epoch_unit: Literal["synthetic", "real"] = "synthetic"
     """What a student's budget counts. `synthetic` (the paper): passes over the scaled set, so the scale
     multiplies the work. `real`: passes of real size. Tuning always counts in passes of real size, so that all
@@ -86,8 +96,24 @@ class SynthesisConfig(Section):
     """Whether students mix images as `classifier.mixup_alpha` says; the teacher does in any case."""
     batch_size: int = Field(128, ge=2)
     """Images that are drawn and labelled together; another number gives other images."""
+    labeller: Literal["teacher", "equal_compute"] = "teacher"
+    """Who labels: the run's teacher (the paper), or one of as many gradient steps as the student at default
+    parameters, which is trained before the sweep."""
+    labellers: int = Field(1, ge=1)
+    """Teachers whose mean answer is the label: the labeller and others of its kind, of other seeds. Each
+    costs a training and a forward pass per label."""
     max_draws: int = Field(20, ge=1)
     """Filtering strategies give up after drawing this many times the wanted number of images."""
+
+    @model_validator(mode="after")
+    def _fits_the_pool(self) -> SynthesisConfig:
+        if 0 < self.pool_scale < self.cardinality_scale:
+            raise ValueError(
+                "`cardinality_scale <= pool_scale` must hold with a pool, or its images would be repeated, "
+                f"but got cardinality_scale={self.cardinality_scale}, pool_scale={self.pool_scale}; raise "
+                "pool_scale, or use 0 for none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_gkd_hands_on_answers(self) -> SynthesisConfig:
@@ -103,6 +129,13 @@ class SynthesisConfig(Section):
     def asks_the_teacher(self) -> bool:
         """Whether what a student learns depends on a teacher: all but `hard` do."""
         return self.labelling != "hard"
+
+    def labeller_names(self) -> list[str]:
+        """The stages whose classifiers label together: the run's teacher, or a longer one, and others like
+        it."""
+        named = {"teacher": ("teacher", "labeller"), "equal_compute": ("long_labeller_0", "long_labeller")}
+        own, further = named[self.labeller]
+        return [own, *(f"{further}_{k}" for k in range(1, self.labellers))]
 
     def student_recipe(self, recipe: ClassifierConfig) -> ClassifierConfig:
         """The recipe as students follow it: without MixUp if `student_mixup` is off."""
@@ -125,28 +158,27 @@ class SynthesisConfig(Section):
         Raises:
             pydantic.ValidationError: a value is out of its key's range.
         """
-        raw = self.model_dump()
-        for key, value in values.items():
-            (raw if key in raw else raw["sampling"])[key] = value
-        return type(self).model_validate(
-            raw | {"sampling": type(self.sampling).model_validate(raw["sampling"])}
-        )
+        fields = type(self).model_fields
+        own = {key: value for key, value in values.items() if key in fields}
+        drawing = {key: value for key, value in values.items() if key not in fields}
+        sampling = self.sampling.with_values(drawing)
+        return type(self).model_validate(self.model_dump() | {"sampling": sampling} | own)
 
     def values(self, names: Iterable[str]) -> dict[str, float]:
         """The opposite of `with_values`."""
-        return {
-            name: getattr(self if name in type(self).model_fields else self.sampling, name) for name in names
-        }
+        fields = type(self).model_fields
+        return {name: getattr(self, name) if name in fields else self.sampling.value(name) for name in names}
 
     def searchable(self) -> dict[str, type]:
         """The numeric keys that tuning may vary, with int or float:
         this section's and those of `sampling`."""
-        fields = type(self).model_fields | type(self.sampling).model_fields
-        return {
+        fields = type(self).model_fields
+        own = {
             name: cast("type", field.annotation)
             for name, field in fields.items()
-            if field.annotation in (int, float)
+            if field.annotation in (int, float) and name not in UNSEARCHED
         }
+        return own | self.sampling.searchable()
 
 
 class CheckpointsConfig(Section):
@@ -327,6 +359,28 @@ class ParquetSection(MethodSection):
     """A labelled set that `kr export` wrote, a file or folder."""
     epochs: int = Field(500, ge=1)
     """Passes over it."""
+
+
+class ScalingConfig(Section):
+    """`kr scaling`: students of more and more synthetic images, without and with the real ones."""
+
+    scales: tuple[int, ...] = Field((1, 2, 4, 7, 10), min_length=1, max_length=32)
+    """Synthetic over real training images. A set is drawn once, so that its size is what is compared."""
+    seeds: int = Field(3, ge=1)
+    """Students of each size, without and with the real images."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> ScalingConfig:
+        if min(self.scales) < 1 or list(self.scales) != sorted(set(self.scales)):
+            raise ValueError(
+                f"`scales` must be rising whole numbers >= 1, but got {list(self.scales)}; "
+                "use [1, 2, 4, 7, 10]"
+            )
+        return self
+
+    @property
+    def students(self) -> int:
+        return 2 * self.seeds * len(self.scales)
 
 
 class StudentConfig(Section):

@@ -18,6 +18,7 @@ from kr_ray.config.methods import (
     CheckpointsConfig,
     MethodSection,
     OwnTeacherSection,
+    ScalingConfig,
     StudentConfig,
     SynthesisConfig,
     TeacherConfig,
@@ -71,6 +72,7 @@ class Config(RunKeys):
     reported and may be an arm of the worst-case audit."""
     privacy: RunPrivacyConfig | None = None
     """Given: what leaves the run keeps one epsilon."""
+    scaling: ScalingConfig = ScalingConfig()
     audit: AuditConfig = AuditConfig()
     frontier: FrontierConfig = FrontierConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -107,6 +109,14 @@ def cross_section_mistakes(sections: Mapping[str, Any]) -> list[str]:
                 "takes a slice of a batch: use fewer workers"
             )
     synthesis, student = sections.get("synthesis"), sections.get("student")
+    teacher = sections.get("teacher")
+    private = sections.get("privacy") or (teacher and not isinstance(teacher, TeacherConfig))
+    if synthesis and private and synthesis.labeller_names() != ["teacher"]:
+        wrong.append(
+            "`synthesis.labellers: 1` and `synthesis.labeller: teacher` must hold in a private run or with a "
+            "private teacher, for further labellers are not private, but got "
+            f"labellers={synthesis.labellers}, labeller={synthesis.labeller}; remove the keys"
+        )
     if synthesis and student and student.from_parquet and synthesis.view == "seen":
         wrong.append(
             "`synthesis.view: clean` must hold with student.from_parquet, for an exported set holds the "

@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
 from kr_ray.config.base import Raw, Section
+from kr_ray.config.dp import PrivacySection
 from kr_ray.config.kinds import GENERATORS, METHODS, TEACHERS
 from kr_ray.config.limits import LARGEST, LARGEST_COUNT, LARGEST_REAL
 from kr_ray.config.plugins import plugin_sections
 from kr_ray.config.run import DEFAULT_KIND, DEFAULT_TEACHER, STUDENT_NAME, Config
+from kr_ray.config.several import SeveralConfig, SeveralSampling
 
 Definitions = dict[str, JsonSchemaValue]
 """Schemas by the name of their class."""
@@ -52,6 +54,7 @@ def config_schema(plugins: Sequence[str] = ()) -> JsonSchemaValue:
     }  # fmt: skip
     whole = definitions.pop("Config")
     _open_kinds(whole, generators.values(), methods.values())
+    _open_members(definitions, generators.values(), sampling)
     for section in (whole, *definitions.values()):
         _bound(section)
     used = {name: definitions[name] for name in sorted(_reachable(whole, definitions))}
@@ -78,6 +81,16 @@ def _open_kinds(
         "additionalProperties": False,
     }
     whole["required"] = [name for name in whole["required"] if name != "generator"]
+
+
+def _open_members(
+    definitions: Definitions, generators: Iterable[type[Section]], sampling: Iterable[type[Section]]
+) -> None:
+    """Let the members of `several` be of any other kind, and their sampling be left out."""
+    for several, kinds in ((SeveralConfig, generators), (SeveralSampling, sampling)):
+        others = _references(kind for kind in kinds if not issubclass(kind, (several, PrivacySection)))
+        definitions[several.__name__]["properties"]["members"]["items"] = {"anyOf": others}
+    del definitions[SeveralSampling.__name__]["required"]
 
 
 def _ask_for(schema: JsonSchemaValue, kind: str, required: Sequence[str], optional: bool = False) -> None:

@@ -103,7 +103,7 @@ class CheckpointKeeper:
         save_checkpoint(path, checkpoint, generator.section, self.splits.num_classes, self.splits.channels)
         sampler = generator.open(
             path,
-            generator.section.sampling()(),
+            generator.section.default_sampling(),
             prior=self.watch.prior if self.watch else self._equal_prior(),
             seed=derive_seed(self.seed, "alarm"),
             device=self.device,

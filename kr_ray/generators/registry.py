@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import Protocol, assert_never, cast, runtime_checkable
 
-from kr_ray.config import BigGanConfig, DpMerfConfig, EdmConfig, GeneratorSection
+from kr_ray.config import BigGanConfig, DpMerfConfig, EdmConfig, GeneratorSection, SeveralConfig
 from kr_ray.generators.biggan.member import BigGan
 from kr_ray.generators.dp_merf.member import DpMerf
 from kr_ray.generators.edm.member import Edm
 from kr_ray.generators.interface import Generator
+from kr_ray.generators.several import Several
 
-BuiltIn = BigGanConfig | EdmConfig | DpMerfConfig
+BuiltIn = BigGanConfig | EdmConfig | DpMerfConfig | SeveralConfig
 """The union of the project's own sections: one that has no line in `generator_of` is a type error."""
 
 
@@ -34,5 +35,7 @@ def generator_of(section: GeneratorSection) -> Generator:
             return Edm(built_in)
         case DpMerfConfig():
             return DpMerf(built_in)
+        case SeveralConfig():
+            return Several(built_in, tuple(map(generator_of, built_in.members)))
         case _:
             assert_never(built_in)

@@ -36,7 +36,8 @@ class FixedGenerator:
             if site.audited is None
             else copied_generator_part(site, site.audited / checkpoint_file(site.student.checkpoint_epoch))
         )
-        return [*sources(site, generator), student_part(site, name, site.student)]
+        made = sources(site, generator, site.student.synthesis)
+        return [*made, student_part(site, name, site.student)]
 
 
 def copied_generator_part(site: Site, checkpoint: Path) -> Part[Result]:

@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from kr_ray.classifiers.networks import new_classifier, save_classifier
+from kr_ray.classifiers.sets import TrainingSet
 from kr_ray.classifiers.ticks import WHOLE_TRAINING, Score, TickedTraining, Ticks, told_as_it_is
 from kr_ray.classifiers.training import ClassifierTraining
 from kr_ray.compute.devices import pick_device
 from kr_ray.compute.parallel import worker_rank
 from kr_ray.compute.seeding import derive_seed, seeded_generator
-from kr_ray.config import ClassifierConfig, Config
+from kr_ray.config import ClassifierConfig, Config, SynthesisConfig
 from kr_ray.config.privacy import asks_the_generator
 from kr_ray.data.images import Splits
 from kr_ray.data.store import SPLITS_FILE, load_stored_splits
 from kr_ray.generators.interface import Judge, checkpoint_file
 from kr_ray.generators.registry import generator_of
 from kr_ray.methods.interface import HandedOn, Part, Site
+from kr_ray.methods.labellers import labeller_parts
 from kr_ray.methods.run_generator import generator_part
 from kr_ray.methods.run_teacher import run_teacher_part
 from kr_ray.runs.results import StudentResult
@@ -40,6 +42,7 @@ from kr_ray.synthesis.student_set import (
     student_labeller,
     student_schedule,
 )
+from kr_ray.synthesis.with_real import WithReal
 
 SAMPLES_PER_IMAGE, MOST_SAMPLES = 4, 40_000
 """Drawn of a generator that is attacked, for every image of its set; and at most."""
@@ -68,7 +71,8 @@ class KnowledgeRecycling:
                 generator.up_to(spec.checkpoint_epoch),
                 spec.checkpoint_epoch / generator.section.epochs,
             )
-        return [*sources(site, generator_part(site, generator, share)), student_part(site, name, spec)]
+        made = sources(site, generator_part(site, generator, share), spec.synthesis)
+        return [*made, student_part(site, name, spec)]
 
     def spec(self, site: Site) -> StudentSpec:
         return replace(site.student, synthesis=site.student.synthesis.with_values(self.synthesis))
@@ -100,20 +104,21 @@ class KnowledgeRecycling:
         return judge.knows(site.path / checkpoint_file(spec.checkpoint_epoch), images, labels, pick_device())
 
 
-def sources(site: Site, generator: Part[Any]) -> list[Part[Any]]:
-    """Teacher and generator, in the order in which they are trained; no teacher where a private run's
-    student never asks one."""
+def sources(site: Site, generator: Part[Any], synthesis: SynthesisConfig) -> list[Part[Any]]:
+    """Teacher, further labellers and generator, in the order in which they are trained; no teacher where a
+    private run's student never asks one."""
     config = site.config
     if config.privacy and not config.synthesis.asks_the_teacher:
         return [generator]
-    teacher = run_teacher_part(site)
-    return [generator, teacher] if asks_the_generator(config) else [teacher, generator]
+    teachers = [run_teacher_part(site), *labeller_parts(site, synthesis)]
+    return [generator, *teachers] if asks_the_generator(config) else [*teachers, generator]
 
 
-def student_after(config: Config) -> tuple[str, ...]:
+def student_after(config: Config, synthesis: SynthesisConfig) -> tuple[str, ...]:
     """The parts that a student stands on: in a private run without a teacher that it never asks."""
-    teacher = ("teacher",) if config.synthesis.asks_the_teacher or not config.privacy else ()
-    return ("data", *teacher, "generator")
+    asked = config.synthesis.asks_the_teacher or not config.privacy
+    teachers = dict.fromkeys(("teacher", *synthesis.labeller_names())) if asked else ()
+    return ("data", *teachers, "generator")
 
 
 def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult]:
@@ -127,7 +132,7 @@ def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult
     return Part(
         name=name,
         inputs=[spec.checkpoint_epoch, spec.synthesis, spec.epochs],
-        after=student_after(site.config),
+        after=student_after(site.config, spec.synthesis),
         result=StudentResult,
         work=work,
         costs=("student", 1.0),
@@ -137,15 +142,17 @@ def student_part(site: Site, name: str, spec: StudentSpec) -> Part[StudentResult
 def student_training(
     run: Path, spec: StudentSpec, recipe: ClassifierConfig, open_set: OpenSet = on_device
 ) -> tuple[ClassifierTraining, Splits]:
-    """A student's training, not yet started, and the real splits (of which only
-    validation and test images may be shown to it)."""
+    """A student's training, not yet started, and the real splits (of which only validation and test images
+    may be shown to it, unless `spec.with_real`)."""
     device = pick_device()
     splits = load_stored_splits(run / SPLITS_FILE)
     recipe = spec.synthesis.student_recipe(recipe)
     model = new_classifier(splits.num_classes, splits.channels, recipe, derive_seed(spec.seed, "student"))
-    schedule = student_schedule(recipe, spec.synthesis, spec.epochs, len(splits.train))
+    schedule = student_schedule(recipe, spec.synthesis, spec.epochs, len(splits.train), spec.with_real)
     epochs = -(-schedule.steps // schedule.steps_per_epoch)
-    data = open_set(run, spec, recipe, splits, device, epochs)
+    data: TrainingSet = open_set(run, spec, recipe, splits, device, epochs)
+    if spec.with_real:
+        data = WithReal(data, splits.train.to(device), splits.num_classes, recipe.label_smoothing)
     labeller = student_labeller(run, spec, schedule, device)
     return ClassifierTraining(
         model, data, recipe, schedule, derive_seed(spec.seed, "data"), device, labeller

@@ -170,10 +170,11 @@ def memory_bytes(config: Config, size: DataSize, costs: Costs) -> dict[str, int]
             config.synthesis.cardinality_scale, config.tuning.bounds("cardinality_scale", config.synthesis)[1]
         )
     )
+    pools = config.synthesis.pool_scale * len(config.synthesis.sampling.parts())
     return {
         "generator": 4 * (4 * trained + sampled) + size.train * image,
         "student": 4 * (3 * classifier + classifier + sampled)
-        + scale * size.train * (image + 4 * size.classes),
+        + (scale + pools) * size.train * (image + 4 * size.classes),
     }
 
 
@@ -184,4 +185,6 @@ def storage_bytes(config: Config, size: DataSize, costs: Costs) -> int:
     checkpoints = c.generator.epochs // c.generator.checkpoint_every
     students = checkpoints + c.tuning.trials + 3
     images = (size.train + size.validation + size.test) * image
+    pools = c.synthesis.pool_scale * len(c.synthesis.sampling.parts())
+    images += checkpoints * pools * size.train * image  # until the best checkpoint is known
     return 4 * (checkpoints * sampled + 4 * trained + sampled + 2 * students * classifier) + images

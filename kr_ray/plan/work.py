@@ -18,6 +18,7 @@ from kr_ray.config.privacy import selects
 from kr_ray.data.datasets import load_splits
 from kr_ray.data.public_sets import CIFAR_CLASSES, OFFICIAL_VALIDATION_IMAGES, medmnist_names
 from kr_ray.privacy.shadow import TRAIN_SHARE
+from kr_ray.runs.results import TEACHER
 from kr_ray.synthesis.student_set import student_schedule
 
 Where = Literal["train", "trial", "task"]
@@ -97,12 +98,13 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
     checkpoints = c.generator.epochs // c.generator.checkpoint_every
     stages = [
         replace(teacher, trained=c.teacher.step_cost * teacher.trained),
+        *_labellers(config, size),
         _generator(config, size, checkpoints),
         *([_sweep(config, size, checkpoints), _tuning(config, size)] if selects(c) else []),
         student := _student(config, size),
     ]
     if c.student.equal_compute_teacher:
-        own = student.looked_at - _queries(config, student.trained)
+        own = student.looked_at - _queries(config, student.trained) - _pool_labelled(config, size)
         stages.append(replace(student, stage="equal_compute_teacher", generated=0, looked_at=own))
     members = round(TRAIN_SHARE * size.validation)
     shadow = Schedule.fit(recipe, members, c.audit.shadow.epochs)
@@ -121,6 +123,18 @@ def run_work(config: Config, size: DataSize) -> list[StageWork]:
         StageWork("audit", "task", size.classes, looked_at=2.0 * (size.train + size.test), attack_rows=rows)
     )
     return stages
+
+
+def _labellers(config: Config, size: DataSize) -> list[StageWork]:
+    """The teachers that label beside the run's, or in its place."""
+    c = config
+    schedule = Schedule.fit(c.classifier, size.train, c.teacher.passes)
+    if c.synthesis.labeller == "equal_compute":
+        student = student_schedule(c.classifier, c.synthesis, c.student.epochs, size.train)
+        batch = min(student.batch_size, size.train)
+        schedule = Schedule.of_steps(c.classifier, size.train, batch=batch, steps=student.steps)
+    names = [name for name in c.synthesis.labeller_names() if name != TEACHER.name]
+    return [_training(name, schedule, size) for name in names]
 
 
 def _generator(config: Config, size: DataSize, checkpoints: int) -> StageWork:
@@ -143,12 +157,34 @@ def _training(stage: str, schedule: Schedule, size: DataSize) -> StageWork:
 
 
 def _generated(schedule: Schedule, synthesis: SynthesisConfig, images: int) -> float:
-    """Images of a student's regenerations, and of the standing statistics."""
+    """Images of a student's regenerations, and of the standing statistics; none from a pool."""
+    if synthesis.pool_scale:
+        return 0.0
     epochs = schedule.steps / schedule.steps_per_epoch
     return (
         math.ceil(epochs / synthesis.regeneration_rate) * images
         + synthesis.sampling.calibration_batches() * synthesis.batch_size
     )
+
+
+def _pool(config: Config, size: DataSize) -> float:
+    """Images of a checkpoint's pool (of several generators, of one each), and of the standing statistics; 0
+    without pools."""
+    synthesis = config.synthesis
+    calibration = synthesis.sampling.calibration_batches() * synthesis.batch_size
+    return float(_pooled(config, size) + (calibration if synthesis.pool_scale else 0))
+
+
+def _pooled(config: Config, size: DataSize) -> int:
+    synthesis = config.synthesis
+    return synthesis.pool_scale * size.train * len(synthesis.sampling.parts())
+
+
+def _pool_labelled(config: Config, size: DataSize) -> float:
+    """Images of a pool that the teacher answers for each student; with view: seen, see `_queries`."""
+    synthesis = config.synthesis
+    answered = _pooled(config, size) * synthesis.labellers
+    return float(answered) if synthesis.view == "clean" else 0.0
 
 
 def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
@@ -161,7 +197,8 @@ def _sweep(config: Config, size: DataSize, checkpoints: int) -> StageWork:
         generated += students * _generated(schedule, c.synthesis, images)
         batch = schedule.batch_size
     units = sum(students for _, students in rounds)
-    looked_at = float(units * size.validation) + _queries(config, trained)
+    generated += checkpoints * _pool(config, size)
+    looked_at = units * (size.validation + _pool_labelled(config, size)) + _queries(config, trained)
     waits = tuple((students, float(epochs)) for epochs, students in rounds)
     return StageWork("checkpoints", "trial", units, waits, trained, batch, generated, looked_at=looked_at)
 
@@ -184,11 +221,15 @@ def _tuning(config: Config, size: DataSize) -> StageWork:
             looks += count
             trained += ending * schedule.steps * schedule.batch_size * rung / tuning.rungs
             generated += ending * size.train * _mean_regenerated(config, tuning.epochs * rung / tuning.rungs)
-    again = tuning.confirmed_students
+    again, calibration = tuning.confirmed_students, synthesis.sampling.calibration_batches()
     trained += again * schedule.steps * schedule.batch_size
     generated += again * size.train * _mean_regenerated(config, float(tuning.epochs))
-    generated += (tuning.trials + again) * synthesis.sampling.calibration_batches() * synthesis.batch_size
+    generated += (tuning.trials + again) * calibration * synthesis.batch_size
     looked_at = float((looks + again) * size.validation) + _queries(config, trained)
+    if synthesis.pool_scale:  # the sweep's best checkpoint has one; another way of drawing needs its own
+        drawn_otherwise = bool(set(tuning.space) & set(type(synthesis.sampling).model_fields))
+        generated = (tuning.trials if drawn_otherwise else 0) * _pool(config, size)
+        looked_at += (tuning.trials + again) * _pool_labelled(config, size)
     rounds += [(again, float(tuning.rungs))] if again else []
     waits = (
         tuple(rounds) if tuning.brackets_in_flight == 1 else ()
@@ -224,10 +265,10 @@ def _student(config: Config, size: DataSize) -> StageWork:
     schedule = student_schedule(c.classifier, c.synthesis, c.student.epochs, size.train)
     images = size.train * c.synthesis.cardinality_scale
     work = _training("student", schedule, size)
-    looked_at = work.looked_at + _queries(config, work.trained)
+    looked_at = work.looked_at + _queries(config, work.trained) + _pool_labelled(config, size)
     return replace(work, generated=_generated(schedule, c.synthesis, images), looked_at=looked_at)
 
 
 def _queries(config: Config, trained: float) -> float:
     """Images that the teacher is asked about beside those it labels as they are generated."""
-    return trained if config.synthesis.view == "seen" else 0.0
+    return trained * config.synthesis.labellers if config.synthesis.view == "seen" else 0.0

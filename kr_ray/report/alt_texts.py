@@ -8,7 +8,7 @@ from kr_ray.report.figures import best_checkpoint, loss_name
 from kr_ray.report.frontier import alt_text as frontier_in_words
 from kr_ray.report.importance import parameter_words
 from kr_ray.report.repetition import repetition
-from kr_ray.report.schema import Report, Tuning
+from kr_ray.report.schema import Report, Scaling, Tuning
 from kr_ray.report.words import bind, count, percent
 from kr_ray.runs.figures import Attacked, ClassifierPoint, GeneratorPoint
 
@@ -20,6 +20,8 @@ def alt_texts(report: Report) -> dict[str, str]:
         texts["frontier"] = frontier_in_words(report.frontier)
     if checkpoints := _checkpoints(report):
         texts["checkpoints"] = checkpoints
+    if report.scaling:
+        texts["scaling"] = _scaling(report.scaling)
     for name in ("teacher", "student"):
         part = getattr(report, name)
         if part and part.confusion:
@@ -42,6 +44,15 @@ def _checkpoints(report: Report) -> str:
         tuned = percent(report.tuning.best.val_cas, 1)
         text += f" With tuned parameters the chosen checkpoint reaches {tuned} %."
     return text
+
+
+def _scaling(scaling: Scaling) -> str:
+    said = [
+        f"{size.scale} times: {percent(size.alone.mean, 1)} % alone, "
+        f"{percent(size.with_real.mean, 1)} % with the real images"
+        for size in scaling.sizes()
+    ]
+    return f"Test accuracy by number of synthetic images over real ones. {'; '.join(said)}."
 
 
 def _tuning(tuning: Tuning | None) -> dict[str, str]:

@@ -341,6 +341,8 @@ def draw_figures(report: Report) -> dict[str, str]:
         drawn |= {"tuning": figures.tuning_figure(tuning), "parameters": figures.parameters_figure(tuning)}
     if tuning and tuning.importance:
         drawn["importance"] = figures.importance_figure(tuning.importance)
+    if report.scaling:
+        drawn["scaling"] = figures.scaling_figure(report.scaling, teacher)
     if audit and any(part and part.roc for part in (audit.teacher, audit.student)):
         drawn["roc"] = figures.roc_figure(audit.teacher, audit.student)
     if report.audit and report.audit.copies:

@@ -26,6 +26,7 @@ from kr_ray.report.schema import (
     Generator,
     Released,
     Report,
+    Scaling,
     Stage,
     Student,
     Teacher,
@@ -42,6 +43,7 @@ from kr_ray.runs.results import (
     FRONTIER,
     GENERATOR,
     GUARANTEE,
+    SCALING,
     STUDENT,
     TEACHER,
     TUNING,
@@ -99,6 +101,7 @@ def collect_report(config: Config, results: Results, skipped: Mapping[str, bool]
         students=_further_students(config, results),
         released=released,
         internal=INTERNAL if released else [],
+        scaling=Scaling(rows=scaling.rows) if (scaling := results.get(SCALING)) else None,
         audit=_audit(results),
         frontier=frontier.frontier if frontier else None,
         stages={

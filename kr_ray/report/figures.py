@@ -11,12 +11,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kr_ray.report.schema import Teacher, Tuning
+from kr_ray.report.schema import Scaling, Teacher, Tuning
 from kr_ray.runs.figures import (
     Attacked,
     ClassifierPoint,
@@ -99,6 +100,18 @@ def _figure(
             done.append(stream.getvalue())
 
 
+@contextmanager
+def saved_png(path: Path) -> Iterator[Axes]:
+    """Axes to draw on; the finished figure is written to `path` as PNG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=WIDE)
+        yield figure.subplots()
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
 def _percent_axis(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -155,6 +168,34 @@ def checkpoints_figure(
 def best_checkpoint(checkpoints: Sequence[SweptCheckpoint]) -> SweptCheckpoint:
     """Under `halving` the shorter schedules are other measurements: only the longest can be best."""
     return max(checkpoints, key=lambda point: (point.epochs, point.val_cas))
+
+
+def scaling_figure(scaling: Scaling, teacher: Teacher | None) -> str:
+    """Test accuracy against the number of synthetic images, without and with the real ones; bars: one
+    standard deviation over seeds."""
+    sizes = scaling.sizes()
+    with _canvas(HALF) as ((ax,), uri):
+        for name, color, label in (("alone", STUDENT, "synthetic"), ("with_real", TUNED, "real + synthetic")):
+            found = [getattr(size, name) for size in sizes]
+            ax.errorbar(
+                [size.scale for size in sizes],
+                [one.mean for one in found],
+                yerr=[one.sd or 0.0 for one in found],
+                color=color,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=label,
+            )
+        if teacher:
+            ax.axhline(teacher.test_accuracy, color=TEACHER, linestyle="--", label="teacher")
+        ax.set_xlabel("synthetic over real images")
+        ax.set_ylabel("test accuracy (%)")
+        _percent_axis(ax.yaxis)
+        _whole_numbers(ax)
+        ax.margins(y=0.12)
+        ax.figure.legend(loc="outside upper left", ncols=3)
+    return uri[0]
 
 
 def tuning_figure(tuning: Tuning) -> str:

@@ -9,6 +9,7 @@ that are not finite numbers are written as null.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
@@ -33,6 +34,7 @@ from kr_ray.runs.figures import (
     KrAudit,
     LiraArm,
     OpenFigures,
+    ScalingRow,
     SweptCheckpoint,
     Trial,
     Work,
@@ -203,6 +205,39 @@ class Released(Figures):
     versions: dict[str, str]
 
 
+class Scaling(Figures):
+    """Students of more and more synthetic images, without and with the real ones (`kr scaling`)."""
+
+    rows: list[ScalingRow]
+
+    def sizes(self) -> list[ScalingSize]:
+        """Means over seeds, by rising size."""
+        return [
+            ScalingSize(scale=scale, alone=self._spread(scale, False), with_real=self._spread(scale, True))
+            for scale in sorted({row.scale for row in self.rows})
+        ]
+
+    def _spread(self, scale: int, with_real: bool) -> Spread:
+        found = [row.test_accuracy for row in self.rows if (row.scale, row.with_real) == (scale, with_real)]
+        sd = statistics.stdev(found) if len(found) > 1 else None
+        return Spread(mean=statistics.fmean(found), sd=sd, n=len(found))
+
+
+class Spread(Figures):
+    """Of test accuracies over seeds."""
+
+    mean: Fraction
+    sd: Annotated[float, Field(ge=0)] | None
+    """None of one."""
+    n: Count
+
+
+class ScalingSize(Figures):
+    scale: Count
+    alone: Spread
+    with_real: Spread
+
+
 class Stage(OpenFigures):
     wall_s: Annotated[float, Field(ge=0)]
     skipped: bool = False
@@ -231,6 +266,7 @@ class Report(Figures):
     """Of a private run: what may leave it."""
     internal: list[str] = []
     """Of a private run: the other sections, which must not."""
+    scaling: Scaling | None = None
     audit: Audit | None = None
     frontier: Frontier | None = None
     """Accuracy against leak of the methods that `kr frontier` compared."""

@@ -108,7 +108,14 @@ def labels(made: Generation) -> str:
     clean = made.view == "clean"
     images = "the clean generated images" if clean else "exactly what the student saw at each step"
     end = f", at temperature {made.temperature:g}" if made.temperature != 1 else ""
-    return f"labelled by the teacher's answers to {images}{end}"
+    return f"labelled by {_answers(made)} to {images}{end}"
+
+
+def _answers(made: Generation) -> str:
+    length = "" if made.labeller == "teacher" else " of as many steps as the student"
+    if made.labellers > 1:
+        return f"the mean answer of {made.labellers} teachers{length}"
+    return f"the answers of a teacher{length}" if length else "the teacher's answers"
 
 
 def checkpoints_apart(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 
-from kr_ray.runs.figures import Work
+from kr_ray.runs.figures import Fraction, Work
 from kr_ray.runs.results import Result
 
 
@@ -106,3 +106,61 @@ class SearchRow(Result):
 
 class SearchComparison(Result):
     rows: list[SearchRow]
+
+
+class CheckpointRow(Result):
+    """A student of a comparison of generators."""
+
+    generator: str
+    labelling: str
+    epoch: int
+    seed: int
+    val_cas: Fraction
+
+
+class CheckpointCurve(Result):
+    """Of one generator and labelling: validation CAS over its checkpoints, means over seeds."""
+
+    generator: str
+    labelling: str
+    epochs: list[int]
+    means: list[float]
+    sds: list[float]
+    """Over seeds; 0 with one."""
+    n: int
+    """Seeds."""
+
+    @property
+    def best(self) -> int:
+        """Position of the best mean; of equals, the earliest."""
+        return max(range(len(self.means)), key=lambda k: (self.means[k], -k))
+
+
+class GeneratorComparison(Result):
+    """Figure 3 and appendix D: CAS per checkpoint, generator and labelling, with one teacher."""
+
+    teacher: Fraction
+    """Its accuracy on the validation images."""
+    rows: list[CheckpointRow]
+
+    def curves(self) -> list[CheckpointCurve]:
+        """In the order of the rows."""
+        found: dict[tuple[str, str], dict[int, list[float]]] = {}
+        for row in self.rows:
+            by_epoch = found.setdefault((row.generator, row.labelling), {})
+            by_epoch.setdefault(row.epoch, []).append(row.val_cas)
+        return [
+            CheckpointCurve(
+                generator=generator,
+                labelling=labelling,
+                epochs=sorted(by_epoch),
+                means=[statistics.fmean(by_epoch[epoch]) for epoch in sorted(by_epoch)],
+                sds=[_sd(by_epoch[epoch]) for epoch in sorted(by_epoch)],
+                n=max(map(len, by_epoch.values())),
+            )
+            for (generator, labelling), by_epoch in found.items()
+        ]
+
+
+def _sd(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

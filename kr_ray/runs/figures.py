@@ -53,6 +53,21 @@ class Work(Figures):
     """Images that the teacher was asked about; filtering strategies count what they keep."""
 
 
+class ScalingRow(Figures):
+    """A student of a scaling curve."""
+
+    scale: Annotated[int, Field(ge=1)]
+    """Synthetic over real training images."""
+    with_real: bool
+    """Whether it was shown the real training images, too."""
+    seed: Count
+    """Which of the students of this size it is."""
+    test_accuracy: Fraction
+    val_accuracy: Fraction
+    steps: Count
+    work: Work | None = None
+
+
 class Bound(OpenFigures):
     """What a private method proves: (epsilon, delta)-differential
     privacy (see kr_ray.privacy.ledger.Guarantee)."""
@@ -92,6 +107,8 @@ class Generation(OpenFigures):
     labelling: str
     view: str = "clean"
     temperature: float = 1.0
+    labeller: str = "teacher"
+    labellers: int = 1
 
     @model_serializer(mode="wrap")
     def _as_it_came(self, dump: SerializerFunctionWrapHandler) -> Json:

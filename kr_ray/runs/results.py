@@ -3,6 +3,7 @@ report, and kept as JSON in the stage's done.json."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -27,6 +28,7 @@ from kr_ray.runs.figures import (
     LiraArm,
     Matched,
     PrivacyRecord,
+    ScalingRow,
     SweptCheckpoint,
     Trial,
     Work,
@@ -309,6 +311,21 @@ def _error(value: float | None) -> str:
     return "" if value is None else f" +- {value:.4f}"
 
 
+class ScalingResult(Result):
+    """What more synthetic images bring, without and with the real ones."""
+
+    rows: list[ScalingRow]
+
+    def headline(self) -> str:
+        largest = max(row.scale for row in self.rows)
+        found = {
+            kind: [row.test_accuracy for row in self.rows if (row.scale, row.with_real) == (largest, kind)]
+            for kind in (False, True)
+        }
+        alone, both = (statistics.fmean(values) for values in found.values())
+        return f"{largest} x the real images: {alone:.4f}, with the real ones {both:.4f}"
+
+
 class CopiesResult(Result):
     images: Count
     train: Count
@@ -410,4 +427,5 @@ GUARANTEE = Key("guarantee", GuaranteeResult)
 WORST_CASE = Key("worst_case", WorstCaseResult)
 MATCHING = Key("matching", MatchingResult)
 FRONTIER = Key("frontier", FrontierResult)
+SCALING = Key("scaling", ScalingResult)
 REPORT = Key("report", ReportResult)

@@ -29,8 +29,7 @@ class GaussianSection(GeneratorSection):
     def sampling(cls) -> type[SamplingSection]:
         return GaussianSampling
 
-    @classmethod
-    def space(cls) -> dict[str, tuple[float, float]]:
+    def space(self) -> dict[str, tuple[float, float]]:
         return {"spread": (0.5, 1.5), "regeneration_rate": (1, 4)}
 
     def member(self) -> GaussianPixels:
