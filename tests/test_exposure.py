@@ -184,7 +184,7 @@ def test_attacking_an_arm_leaves_the_list_beside_its_runs_and_only_counts_in_the
         reference = rng.normal(size=(len(plan.design.reference), 10)).astype(np.float32)
         scores, path = RunScores(samples, reference, 0.9, 1.0), plan.scores_file(run, "teacher")
         scores.save(path, plan._stamp(run, "teacher"))
-    found = worst_case._attack(plan, "teacher")
+    found = worst_case._attack(plan, "teacher", 8)
     images = member.shape[1]
     assert found.exposed == Exposed(file="most_exposed_teacher.csv", images=images, beyond_chance=1)
     with (tmp_path / "worst_case" / "most_exposed_teacher.csv").open(newline="") as file:

@@ -108,7 +108,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def test_all_stages_are_in_the_report(finished: tuple[str, Path]) -> None:
     report = read_json(finished[1] / "report" / "report.json")
     validate_report(report)
-    assert set(report["stages"]) == set(STAGES) - {"worst_case", "report"}
+    assert set(report["stages"]) == set(STAGES) - {"worst_case", "scaling", "report"}
     assert [row["epoch"] for row in report["checkpoints"]] == [2, 4]
     assert report["tuning"]["trials"] == 4
     assert {trial["state"] for trial in report["tuning"]["history"]} <= {"complete", "pruned"}

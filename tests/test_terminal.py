@@ -167,7 +167,9 @@ def test_the_last_lines_of_a_run_tell_the_worst_finding(
     results.keep(AUDIT.name, AuditResult.model_validate(raw["audit"]))
     results.keep(
         "worst_case",
-        WorstCaseResult.model_validate({"audit": {}, "excluded_copies": 0, "lira": raw["audit"]["lira"]}),
+        WorstCaseResult.model_validate(
+            {"audit": {"arms": ["kr"]}, "excluded_copies": 0, "lira": raw["audit"]["lira"]}
+        ),
     )
     print_summary(tiny_config(), "report", results, ReportResult(page=str(page)))
     text = " ".join(capsys.readouterr().out.split())
