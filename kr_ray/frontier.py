@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kr_ray.audit_stages import FrontierWork
 from kr_ray.config import Config, ConfigError, MainKey
 from kr_ray.config.file import with_overrides
 from kr_ray.config.kinds import METHODS
 from kr_ray.config.plugins import plugin_sections
 from kr_ray.config.run import OWN_ARMS
-from kr_ray.pipeline import FrontierWork, Pipeline
+from kr_ray.pipeline import Pipeline
 from kr_ray.runs.figures import Matched
 from kr_ray.runs.results import MATCHING, ClassifierResult, MatchingResult, Result
 from kr_ray.stages import Stage

@@ -9,25 +9,21 @@ the same command resumes, and a changed key runs again exactly what depends on i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kr_ray.audit_stages import AuditStages
 from kr_ray.compute.seeding import derive_seed
-from kr_ray.config import Config, ConfigError, Section, SynthesisConfig, TeacherConfig
+from kr_ray.config import Config, ConfigError, SynthesisConfig, TeacherConfig
 from kr_ray.config.file import with_overrides
 from kr_ray.config.privacy import asks_the_generator, fitted_to, selects
-from kr_ray.config.run import OWN_ARMS
+from kr_ray.promise_stages import PromiseStages
 from kr_ray.runs.artifacts import ArtifactError
 from kr_ray.runs.figures import (
-    AuditedKeys,
     CopySpace,
     Generation,
-    LiraArm,
-    Matched,
-    PrivacyRecord,
     SweptCheckpoint,
 )
 from kr_ray.runs.results import (
@@ -51,10 +47,7 @@ from kr_ray.runs.results import (
     CopiesResult,
     DataResult,
     DistillationResult,
-    FrontierResult,
-    GuaranteeResult,
     Key,
-    PrivateResult,
     R,
     ReportResult,
     Result,
@@ -64,17 +57,12 @@ from kr_ray.runs.results import (
     StudentResult,
     SweepResult,
     TuningResult,
-    WorstCaseResult,
 )
 from kr_ray.runs.storage import file_stamps, local_copies, storage_path
-from kr_ray.stages import Stage, StageRunner, Watcher
+from kr_ray.stages import Stage, Watcher
 
 if TYPE_CHECKING:
-    from kr_ray.audits.runs import AuditPlan
-    from kr_ray.dp.scores import NoisyScores
-    from kr_ray.methods.interface import Part, Site
-    from kr_ray.report.frontier import Trained
-    from kr_ray.synthesis.student_set import StudentSpec
+    from kr_ray.methods.interface import Part
 
 STAGES = tuple(
     key.name
@@ -87,27 +75,7 @@ STAGES = tuple(
 MIN_VALIDATION = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrontierWork:
-    """What a frontier that is being made is told beside the configuration.
-
-    Attributes:
-        settings: what it has changed there, as arguments of --set.
-        asked_models: runs of the audit before a budget cut them.
-        match: whose accuracy the methods were tuned to, in words.
-        matched: methods that were tuned; unmatched: those that were not, and why.
-        missing: numbers of the runs that a method lacks; {} where the audit is whole.
-    """
-
-    settings: list[str]
-    asked_models: int
-    match: str = ""
-    matched: dict[str, Matched] = field(default_factory=dict)
-    unmatched: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, list[int]] = field(default_factory=dict)
-
-
-class Pipeline(StageRunner):
+class Pipeline(PromiseStages, AuditStages):
     """One run: its stages, what they depend on, and their results.
 
     `with Pipeline(config, watcher) as pipeline: pipeline.run_until("report")`
@@ -128,9 +96,7 @@ class Pipeline(StageRunner):
                 "`storage` must not lie in data.path, or runs would be read as images, but got "
                 f"{config.storage!r} in {config.data.path!r}; use another storage"
             )
-        self.making: FrontierWork | None = None
         self.stages = self._stages()
-        self._checked = False
 
     # --- the paper, stage by stage ---
 
@@ -227,7 +193,7 @@ class Pipeline(StageRunner):
         Raises:
             ConfigError: `last` needs what a run of an exported set does not have.
         """
-        if self.config.student.from_parquet and last not in ("report", *self._ancestors("student")):
+        if self.config.student.from_parquet and last not in ("report", *self.ancestors("student")):
             raise ConfigError(
                 f"`student.from_parquet` must be empty for the stage {last}, which needs "
                 f"a teacher or a generator, but got {self.config.student.from_parquet!r}; "
@@ -238,7 +204,7 @@ class Pipeline(StageRunner):
                 f"`privacy.selection: noisy` must hold for the stage {last}, but got fixed; with fixed no "
                 "validation image decides anything, so there is nothing to find"
             )
-        needed = self._ancestors(last)
+        needed = self.ancestors(last)
         if last == "report":
             self._as_its_frontier(whole=True)
         if self.config.privacy and "student" in needed:
@@ -258,39 +224,10 @@ class Pipeline(StageRunner):
         )
         return not exported and self.stages[name].wanted()
 
-    def _ancestors(self, name: str) -> set[str]:
-        """The stage itself and all that it builds on, directly or not."""
-        return {name}.union(*(self._ancestors(before) for before in self.stages[name].after))
-
-    def worst_case(self, budget_hours: float | None = None) -> Result:
-        """The worst-case audit of `audit.worst_case.arms`, after or without the
-        other stages, and the report of what there is then.
-
-        Args:
-            budget_hours: device hours (GPU, or CPU cores where runs get no GPU) that all runs
-                may take; the number of runs is cut to fit.
-
-        Raises:
-            ConfigError: the budget is too small for any audit.
-            ArtifactError: an arm needs a checkpoint that is not there.
-        """
-        self.run_stage(self.stages["data"])
-        self._find_finished()
-        missing = [name for name in self.stages["worst_case"].after if name not in self.results]
-        if missing:
-            raise ArtifactError(
-                f"an arm of {', '.join(self._audited().arms)} needs this run's {missing[0]}, which has "
-                f"not been trained; run `kr {missing[0]}` first"
-            )
-        if budget_hours is not None:
-            self.cut_to(budget_hours)
-        self.run_stage(self.stages["worst_case"])
-        return self.run_stage(self.stages["report"])
-
     def report(self) -> Result:
         """Report on what has finished so far; runs no other stage."""
         self._as_its_frontier(whole=False)
-        self._find_finished()
+        self.find_finished()
         if "data" not in self.results:
             raise ArtifactError(
                 f"{self.run.path} holds no finished stage of this configuration; start it with `kr run`"
@@ -299,8 +236,8 @@ class Pipeline(StageRunner):
 
     def run_missing(self, names: Sequence[str]) -> None:
         """Run these stages and all that they build on, as far as they do not stand."""
-        self._find_finished()
-        needed = {before for name in names for before in self._ancestors(name)}
+        self.find_finished()
+        needed = {before for name in names for before in self.ancestors(name)}
         for name, stage in self.stages.items():
             if name in needed and name not in self.results:
                 self.run_stage(stage)
@@ -310,7 +247,7 @@ class Pipeline(StageRunner):
         self.config, self.results, self.prints, self.skipped = config, Results(), {}, {}
         self.stages, self._checked = self._stages(), False
         self.keep_config()
-        self._find_finished()
+        self.find_finished()
 
     def _as_its_frontier(self, whole: bool) -> None:
         """Where a frontier of this configuration was made, with the methods that it added.
@@ -323,12 +260,6 @@ class Pipeline(StageRunner):
         found = self.results[FRONTIER].frontier
         if not (whole and found.partial):
             self.change_config(with_overrides(self.config, found.settings))
-
-    def _find_finished(self) -> None:
-        """Take over the results of all stages that stand, running none."""
-        for name, stage in self.stages.items():
-            if name != "report" and name not in self.results:
-                self.take_over(stage)
 
     # --- data ---
 
@@ -356,15 +287,6 @@ class Pipeline(StageRunner):
         return found
 
     # --- teacher, generator, students ---
-
-    def site(self) -> Site:
-        """This run as a place where parts are trained."""
-        from kr_ray.cluster.stream import student_images
-        from kr_ray.methods.interface import Site
-
-        c = self.config
-        images = student_images(c.cluster, f"{c.name}_student")
-        return Site(path=self.run.path, config=c, seed=c.seed, student=self.final_spec(), open_set=images)
 
     def _train(self, part: Part[R], folder: Path) -> R:
         from kr_ray.cluster.train import train_part
@@ -538,20 +460,6 @@ class Pipeline(StageRunner):
             0
         ]
 
-    def final_spec(self) -> StudentSpec:
-        """Best checkpoint, tuned generation parameters, the whole schedule; what
-        is not known yet is the last and the default."""
-        from kr_ray.synthesis.student_set import StudentSpec
-
-        c, generator = self.config, self.results.get(GENERATOR)
-        sweep, tuned = self.results.get(CHECKPOINTS), self.results.get(TUNING)
-        last = generator.checkpoints[-1] if generator else c.generator.epochs
-        synthesis = c.synthesis.with_values(tuned.chosen) if tuned else c.synthesis
-        best = sweep.best_epoch if sweep else last
-        return StudentSpec(
-            c.generator, best, synthesis, c.student.epochs, derive_seed(c.seed, "final student")
-        )
-
     def _scaling(self, folder: Path) -> ScalingResult:
         """Students of the final student's checkpoint and parameters, of more and more images."""
         from kr_ray.cluster.scaling import measure_scaling
@@ -584,113 +492,6 @@ class Pipeline(StageRunner):
             run, folder, c.classifier, schedule, seed=c.seed, state=state, save=save
         )
         return self._train(replace(teacher_part(self.site(), "equal_compute_teacher"), work=work), folder)
-
-    # --- what is promised ---
-
-    def _check_privacy(self) -> None:
-        """Refuse private parts that the images cannot bear, and a private run whose promise cannot be kept,
-        before Ray is started for any of it; once, for fitting noise takes seconds.
-
-        Raises:
-            ConfigError: see `check_part` and `plan_private_run`.
-        """
-        from kr_ray.methods.private_run import check_part, fitted, plan_private_run
-
-        c, data = self.config, self.results[DATA]
-        if self._checked:
-            return
-        if c.privacy is not None:
-            plan_private_run(c, data.train, data.validation, sum(self._scores().values()))
-        for name, part in (("generator", c.generator), ("teacher", c.teacher)):
-            check_part(c, fitted(c, name, part, data.train), data)
-        self._checked = True
-
-    def _check_part(self, section: Section) -> None:
-        from kr_ray.methods.private_run import check_part
-
-        check_part(self.config, section, self.results[DATA])
-
-    def _scores(self) -> dict[str, int]:
-        """Validation scores that decide anything, by stage."""
-        from kr_ray.cluster.sweep import selection_scores
-
-        return selection_scores(self.config) if selects(self.config) else {}
-
-    def _noise_of_scores(self) -> list[Any]:
-        """What decides it, for fingerprints."""
-        if self.config.privacy is None:
-            return []
-        privacy = self.config.privacy
-        noise = [privacy.score_noise_multiplier, privacy.insecure_noise_key, sum(self._scores().values())]
-        return [*privacy.aims, *noise]
-
-    @contextmanager
-    def _noisy_scores(self, stage: str, folder: Path) -> Iterator[NoisyScores | None]:
-        """How the stage's students are judged in a private run; None: as they are. Within the block its key
-        lies in the folder, and stays there if the block is left by an error, to be taken up again."""
-        privacy = self.config.privacy
-        if privacy is None:
-            yield None
-            return
-        from kr_ray.dp.scores import NoisyScores
-        from kr_ray.methods.private_run import score_noise
-
-        data, scores = self.results[DATA], self._scores()
-        noise = score_noise(self.config, data.train, sum(scores.values()))
-        noisy = NoisyScores(folder, noise, data.validation, scores[stage], privacy.insecure_noise_key)
-        noisy.begin()
-        yield noisy
-        noisy.end()
-
-    def _of_scores(self, scores: NoisyScores | None) -> PrivacyRecord | None:
-        """What a stage's scores told of the validation images."""
-        if scores is None:
-            return None
-        from kr_ray.dp.release import privacy_record
-        from kr_ray.methods.private_run import run_delta
-        from kr_ray.privacy.accountants import gaussian
-
-        event = gaussian(scores.noise_multiplier, scores.scores)
-        delta = run_delta(self.config, self.results[DATA].train)
-        return privacy_record(
-            "validation scores",
-            event,
-            scores.images,
-            delta,
-            bool(scores.insecure_key),
-            noise_multiplier=scores.noise_multiplier,
-            scores=scores.scores,
-        )
-
-    def _guarantee(self, folder: Path) -> GuaranteeResult:
-        """One epsilon for all that leaves: the events of every stage that the student stands on. A stage that
-        reads real images and has none makes it infinite."""
-        from kr_ray.methods.private_run import run_delta
-        from kr_ray.privacy.whole_run import Reader, whole_run
-        from kr_ray.runs.figures import Bound
-
-        privacy, data = self.config.privacy, self.results[DATA]
-        assert privacy is not None
-        found, stages = dict(self.results.items()), []
-        insecure = False
-        for name in sorted(self._ancestors("student")):
-            result = found[name]
-            told = result.privacy if isinstance(result, PrivateResult) else None
-            insecure |= bool(told and told.guarantee.insecure_noise)
-            stages.append(Reader(name, self.stages[name].reads, told.release if told else None))
-        bounds = whole_run(
-            stages,
-            {"training": data.train, "validation": data.validation},
-            run_delta(self.config, data.train),
-            unit=privacy.unit,
-            group_size=privacy.images_per_unit,
-            insecure_noise=insecure,
-        )
-        told_of = {split: bound for split, bound in bounds.items() if bound.covers or bound.uncovered}
-        return GuaranteeResult(
-            bounds={split: Bound.model_validate(bound.record()) for split, bound in told_of.items()},
-            words={split: bound.words() for split, bound in told_of.items()},
-        )
 
     def _labeller_names(self) -> list[str]:
         """Stages of the labellers that are not the run's teacher."""
@@ -755,161 +556,6 @@ class Pipeline(StageRunner):
         }
         return AuditResult(
             kr=attack_models(self.run.path, accuracies, self.results[DATA].num_classes, self.config)
-        )
-
-    def _worst_case(self, folder: Path) -> WorstCaseResult:
-        """Zhao & Zhang 2025: whole pipelines trained again with and without canaries, and attacked."""
-        from kr_ray.cluster.worst_case import audit_worst_case
-
-        return audit_worst_case(self._audit_plan(folder), self.results, self.watcher.notice)
-
-    def _worst_case_after(self) -> Sequence[str]:
-        from kr_ray.methods.registry import method_of
-
-        taken = [stage for arm in self._audited().arms for stage in method_of(arm, self.config).takes_over]
-        return ("data", *dict.fromkeys(taken))
-
-    def _audited(self) -> AuditedKeys:
-        """The keys of the worst-case audit.
-
-        `kr audit --arms` is not in the file: without arms in the
-        configuration, those of the audit that was made are meant.
-        """
-        keys, done = self.config.audit.worst_case, self.run.latest("worst_case")
-        if not done or keys.arms or set(done["audit"]["arms"]) - {*OWN_ARMS, *self.config.students}:
-            return AuditedKeys.model_validate(keys.stamp())
-        return AuditedKeys.model_validate(done["audit"])
-
-    def _worst_case_inputs(self) -> list[Any]:
-        """What decides the arms' numbers beside the stages they build on."""
-        from kr_ray.privacy.scores import ATTACKS_VERSION
-
-        c, keys = self.config, self._audited()
-        sections: list[Any] = [c.seed, c.classifier, c.teacher, keys.model_dump(mode="json"), ATTACKS_VERSION]
-        if set(keys.arms) - {"teacher"}:
-            spec = self.final_spec()
-            sections += [spec.checkpoint_epoch, spec.synthesis, spec.epochs]
-        if "kr" in keys.arms:
-            sections += [c.generator, *([c.privacy] if c.privacy else [])]
-        return sections + [c.students[arm] for arm in keys.arms if arm in c.students]
-
-    def _audit_plan(self, folder: Path) -> AuditPlan:
-        from kr_ray.cluster.worst_case import plan_audit
-
-        return plan_audit(self.run.path, folder, self.config, self.final_spec(), self.results[DATA].digest)
-
-    def cut_to(self, budget_hours: float) -> None:
-        """Lower `audit.worst_case.models` to what the budget bears."""
-        from kr_ray.cluster.worst_case import models_within, run_seconds
-
-        stage = self.stages["worst_case"]
-        folder = self.run.begin(stage.name, stage.name)
-        self.connect()
-        with self.watched(stage, folder):
-            seconds, _ = run_seconds(self._audit_plan(folder), self.results)
-        keys = self.config.audit.worst_case
-        models = models_within(budget_hours, seconds, self.config)
-        if models < keys.models:
-            self.watcher.notice(f"--budget {budget_hours:g}: {models} runs instead of {keys.models}")
-        audit = self.config.audit.model_copy(
-            update={"worst_case": keys.model_copy(update={"models": models})}
-        )
-        self.config = self.config.model_copy(update={"audit": audit})
-
-    # --- the frontier ---
-
-    def method_stage(self, method: str) -> str:
-        """The stage that trains a method, named as an arm of the audit, on the whole training split."""
-        own = {"teacher": "teacher", "kr": "student", "fixed_generator": "student"}
-        return own.get(method, f"student_{method}")
-
-    def begin_worst_case(self) -> AuditPlan:
-        """The audit with the scores that its runs have left, whatever has become of it since."""
-        self.connect()
-        return self._audit_plan(self.run.begin("worst_case", "worst_case"))
-
-    def _frontier_config(self) -> Config | None:
-        """With all that the frontier has changed: the one that is being made, or the one that was made last;
-        None where there is none, or none that fits the configuration any more."""
-        if self.making is not None:
-            return self.config
-        kept = self.run.latest("frontier")
-        try:
-            return with_overrides(self.config, kept["frontier"]["settings"]) if kept else None
-        except ConfigError:
-            return None
-
-    def _frontier_inputs(self) -> list[Any]:
-        """All that decides its numbers; of a part of one also which runs there are."""
-        from kr_ray.privacy.scores import ATTACKS_VERSION
-
-        c = self._frontier_config()
-        if c is None:
-            return ["none"]
-        arms = c.audit.worst_case.arms
-        kept = self.run.latest("frontier")
-        rows = kept["frontier"]["rows"] if kept else []
-        state = {row["name"]: [row["missing"], row["accuracy"] is not None] for row in rows}
-        if (making := self.making) is not None:
-            state = {
-                arm: [making.missing.get(arm, []), self.method_stage(arm) in self.results] for arm in arms
-            }
-        base = [c.seed, c.classifier, c.teacher, c.generator, c.synthesis, c.checkpoints, c.tuning, c.student]
-        students = [c.students[arm] for arm in arms if arm in c.students]
-        return [*base, *students, c.audit.worst_case, c.frontier, state, ATTACKS_VERSION]
-
-    def _frontier(self, folder: Path) -> FrontierResult:
-        """Every method's accuracy, cost and guarantee beside what the worst-case audit found."""
-        from kr_ray.report.frontier import frontier_of
-
-        making, keys = self.making, self.config.audit.worst_case
-        if making is None:
-            raise ConfigError("`kr frontier` must make the frontier; give it the configuration")
-        return FrontierResult(
-            frontier=frontier_of(
-                trained=[self._trained(arm) for arm in keys.arms],
-                lira=self._attacked(making.missing),
-                missing=making.missing,
-                matched=making.matched,
-                unmatched=making.unmatched,
-                test_images=self.results[DATA].test,
-                models=keys.models,
-                asked_models=making.asked_models,
-                leak_limit=self.config.frontier.leak_limit,
-                match=making.match,
-                settings=making.settings,
-            )
-        )
-
-    def _attacked(self, missing: Mapping[str, Sequence[int]]) -> dict[str, LiraArm]:
-        """The whole audit, or what can be attacked of a part of one."""
-        from kr_ray.cluster.worst_case import attack_arms, whole_pairs
-
-        if not missing and (whole := self.results.get(WORST_CASE)):
-            return whole.lira
-        plan, keys = self.begin_worst_case(), self.config.audit.worst_case
-        models = {arm: whole_pairs(missing.get(arm, []), keys.models) for arm in keys.arms}
-        return attack_arms(plan, {arm: count for arm, count in models.items() if count})
-
-    def _trained(self, arm: str) -> Trained:
-        from kr_ray.methods.registry import method_of
-        from kr_ray.report.frontier import Trained
-
-        method, stage, found = method_of(arm, self.config), self.method_stage(arm), dict(self.results.items())
-        result = found.get(stage)
-        parts = method.parts(self.site(), stage) if arm not in OWN_ARMS else ()
-        own = [stage, "generator"] if stage == "student" else [stage]
-        promise = self.results.get(GUARANTEE)
-        return Trained(
-            name=arm,
-            kind=arm if arm in OWN_ARMS else self.config.students[arm].kind,
-            title=method.title if arm in OWN_ARMS else f"{method.title}: {arm}",
-            note=method.note,
-            result=result if isinstance(result, ClassifierResult) else None,
-            stages=[found[name] for name in sorted(self._ancestors(stage) - {"data"}) if name in found],
-            folders=[part.name for part in parts] or own,
-            on_gpu=self.config.cluster.train.gpu > 0,
-            promised=promise.bounds.get("training") if promise and arm == "kr" else None,
         )
 
     # --- report ---

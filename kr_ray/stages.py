@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -78,7 +78,13 @@ class Stage(Generic[R]):
 
 
 class StageRunner:
-    """Runs stages in a run's directory, which is locked within `with`, and keeps their results."""
+    """Runs stages in a run's directory, which is locked within `with`, and keeps their results.
+
+    Attributes:
+        stages: all of the run by name, each after those it builds on; whoever inherits fills them in.
+        results, prints, skipped: of the stages that stand: what was found, the fingerprint, and whether it
+            had finished before.
+    """
 
     def __init__(self, config: Config, watcher: Watcher) -> None:
         self.config, self.watcher = config, watcher
@@ -86,6 +92,7 @@ class StageRunner:
         self.results = Results()
         self.prints: dict[str, str] = {}
         self.skipped: dict[str, bool] = {}
+        self.stages: Mapping[str, Stage[Any]] = {}
         self._connected = False
 
     def __enter__(self) -> Self:
@@ -121,6 +128,16 @@ class StageRunner:
             self.watcher.notice(f"{stage.name}: {text}")
         self.watcher.stage_finished(stage.name, result, skipped)
         return result
+
+    def ancestors(self, name: str) -> set[str]:
+        """The stage itself and all that it builds on, directly or not."""
+        return {name}.union(*(self.ancestors(before) for before in self.stages[name].after))
+
+    def find_finished(self) -> None:
+        """Take over the results of all stages that stand, running none."""
+        for name, stage in self.stages.items():
+            if name != "report" and name not in self.results:
+                self.take_over(stage)
 
     def take_over(self, stage: Stage[R]) -> bool:
         """Take over the stage's result if it has finished on what its inputs are now; runs nothing."""

@@ -270,14 +270,14 @@ def made(config: Config, tmp_path: Path) -> Pipeline:
 
 def test_the_student_of_a_private_run_stands_on_nothing_that_it_need_not(tmp_path: Path) -> None:
     hard = made(private_config(), tmp_path)
-    assert hard._ancestors("student") == {"data", "generator", "student"}
+    assert hard.ancestors("student") == {"data", "generator", "student"}
     assert "checkpoints" not in hard.stages and "guarantee" in hard.stages
     teacher = SGD | {"noise_multiplier": 1.0}
     labelled = made(parse_config(soft(private_settings(teacher=teacher))), tmp_path)
-    assert labelled._ancestors("student") == {"data", "generator", "teacher", "student"}
+    assert labelled.ancestors("student") == {"data", "generator", "teacher", "student"}
     noisy = {"selection": "noisy", "score_noise_multiplier": 9.0}
     selected = made(private_config(privacy=noisy), tmp_path)
-    assert selected._ancestors("student") == {"data", "generator", "checkpoints", "tuning", "student"}
+    assert selected.ancestors("student") == {"data", "generator", "checkpoints", "tuning", "student"}
     votes = {"kind": "dpdfd", "answer": "votes", "noise_multiplier": 9.0}
     asked = made(parse_config(soft(private_settings(teacher=votes))), tmp_path)
     assert asked.stages["teacher"].after == ("data", "generator")
