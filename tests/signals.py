@@ -143,6 +143,8 @@ def in_stage(stage: str, share: float = 0.0) -> Callable[[Driver], bool]:
 
     def moment(driver: Driver) -> bool:
         folder = driver.run / stage
+        if driver.status().get("pid") != driver.process.pid:
+            return False  # what lies there is of an earlier start
         if not (folder / "started.json").exists() or (folder / "done.json").exists():
             return False
         return not share or sum(unit.share for unit in read_progress(folder)) >= share
