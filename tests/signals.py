@@ -103,7 +103,7 @@ class Driver:
         blow.strike(self.process.pid)
         try:
             output, _ = self.process.communicate(timeout=GONE_AFTER_S - (time.monotonic() - sent))
-            assert self.process.returncode == INTERRUPTED, output
+            assert self.process.returncode == INTERRUPTED, (self.process.returncode, output)
             while (left := self.left(before)) and time.monotonic() - sent < GONE_AFTER_S:
                 time.sleep(0.1)
             assert not left, [_command_line(process) for process in left]
